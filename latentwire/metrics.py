@@ -1,0 +1,102 @@
+"""Answer scores and their uncertainty.
+
+F1 and exact match follow the SQuAD v1.1 evaluation (Rajpurkar et al., 2016): answers are compared as bags of words
+after lower-casing and removing punctuation, articles and surplus space; the best reference counts.
+Intervals are 95% percentile bootstraps over *paragraphs*, because questions on one paragraph are not independent.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import bootstrap
+
+DRAWS = 10_000
+RATIO_KEPT = 0.9  # critical test 3: LatentWire must keep at least this share of the text's F1
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower-case; drop ASCII punctuation, then English articles, then surplus white space."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, references: Sequence[str]) -> float:
+    """1.0 if the normalised prediction equals any normalised reference, else 0.0."""
+    return float(any(normalize_answer(prediction) == normalize_answer(r) for r in references))
+
+
+def f1_score(prediction: str, references: Sequence[str]) -> float:
+    """Best token-overlap F1 (0 to 1) of the prediction against any of the references."""
+    return max(_f1(normalize_answer(prediction).split(), normalize_answer(r).split()) for r in references)
+
+
+def _f1(predicted: list[str], reference: list[str]) -> float:
+    overlap = sum((Counter(predicted) & Counter(reference)).values())
+    if overlap == 0:
+        return 0.0
+    precision, recall = overlap / len(predicted), overlap / len(reference)
+    return 2 * precision * recall / (precision + recall)
+
+
+def mean_ci(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> list[float] | None:
+    """95% interval of the mean of `values`, drawn by group (paragraph); None when there is only one group."""
+    sums, counts = _per_group(groups, values, np.ones(len(values)))
+    return _interval((sums, counts), seed)
+
+
+def difference_ci(a: Sequence[float], b: Sequence[float], groups: Sequence[str], seed: int = 0) -> list[float] | None:
+    """95% interval of mean(a) - mean(b), paired by question and drawn by group; None with only one group."""
+    sums, counts = _per_group(groups, np.subtract(a, b), np.ones(len(a)))
+    return _interval((sums, counts), seed)
+
+
+def ratio_ci(a: Sequence[float], b: Sequence[float], groups: Sequence[str], seed: int = 0) -> list[float] | None:
+    """95% interval of mean(a) / mean(b), paired by question and drawn by group; None where it is undefined."""
+    return _interval(_per_group(groups, a, b), seed)
+
+
+def difference_verdict(ci: list[float] | None) -> str:
+    """PASS when the whole interval lies above 0, FAIL when it lies below, else "not decided"."""
+    return _verdict(ci, 0.0)
+
+
+def ratio_verdict(ci: list[float] | None) -> str:
+    """PASS when the lower bound is at least RATIO_KEPT, FAIL when the upper bound is below it, else "not decided"."""
+    return _verdict(ci, RATIO_KEPT, inclusive=True)
+
+
+def _verdict(ci: list[float] | None, bar: float, inclusive: bool = False) -> str:
+    if ci is None:
+        return "not decided"
+    if ci[0] > bar or (inclusive and ci[0] == bar):
+        return "PASS"
+    return "FAIL" if ci[1] < bar else "not decided"
+
+
+def _per_group(groups: Sequence[str], *columns: Sequence[float]) -> tuple[np.ndarray, ...]:
+    """Sums of each column over the questions of each group, in order of first appearance."""
+    index = {g: i for i, g in enumerate(dict.fromkeys(groups))}
+    rows = [index[g] for g in groups]
+    return tuple(np.bincount(rows, weights=np.asarray(c, float), minlength=len(index)) for c in columns)
+
+
+def _interval(columns: tuple[np.ndarray, ...], seed: int) -> list[float] | None:
+    numerator, denominator = columns
+    if len(numerator) < 2 or denominator.sum() == 0:
+        return None
+
+    def ratio_of_sums(n: np.ndarray, d: np.ndarray, axis: int = -1) -> np.ndarray:
+        return n.sum(axis=axis) / d.sum(axis=axis)
+
+    with np.errstate(divide="ignore", invalid="ignore"):  # a draw of only zero denominators gives nan, handled below
+        result = bootstrap(
+            columns, ratio_of_sums, paired=True, vectorized=True, n_resamples=DRAWS, batch=1000,
+            method="percentile", rng=np.random.default_rng(seed),
+        )  # fmt: skip
+    low, high = result.confidence_interval
+    return [float(low), float(high)] if np.isfinite([low, high]).all() else None
