@@ -7,11 +7,12 @@ Intervals are 95% percentile bootstraps over *paragraphs*, because questions on 
 
 import re
 import string
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 DRAWS = 10_000
 RATIO_KEPT = 0.9  # critical test 3: LatentWire must keep at least this share of the text's F1
@@ -93,7 +94,8 @@ def _interval(columns: tuple[np.ndarray, ...], seed: int) -> list[float] | None:
     def ratio_of_sums(n: np.ndarray, d: np.ndarray, axis: int = -1) -> np.ndarray:
         return n.sum(axis=axis) / d.sum(axis=axis)
 
-    with np.errstate(divide="ignore", invalid="ignore"):  # a draw of only zero denominators gives nan, handled below
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # a draw of only zero denominators: nan, handled below
         result = bootstrap(
             columns, ratio_of_sums, paired=True, vectorized=True, n_resamples=DRAWS, batch=1000,
             method="percentile", rng=np.random.default_rng(seed),

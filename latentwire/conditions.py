@@ -1,0 +1,265 @@
+"""What the LLM finds in the content slot: LatentWire, its rivals and its controls, one function each.
+
+A condition turns questions into slots. Everything around the slot is the same for all of them (see `prompts`), and
+whatever consists of latents, PCA coefficients included, is packed to bytes and decoded again on its way.
+Shapes: P positions, d LLM width, k coefficients a position.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentwire import wire
+from latentwire.adapter import Adapter
+from latentwire.data import Question
+from latentwire.encoder import CodebookEncoder
+from latentwire.interface import principal_directions, token_counts
+from latentwire.llm import FrozenLLM
+from latentwire.prompts import PromptBuilder
+from latentwire.relevance import relevance, sentences
+
+
+@dataclass
+class Slot:
+    """embeds: [P, d] for one LLM; sent: bytes that would have to be transmitted for them."""
+
+    embeds: Tensor
+    sent: int
+
+
+class Sender:
+    """Encodes each question once and keeps the packed bytes, so that all LLMs decode the same ones."""
+
+    def __init__(self, encoder: CodebookEncoder, source: str, codec: str):
+        self.encoder, self.source, self.codec = encoder, source, codec
+        self._packed: dict[tuple[str, int], bytes] = {}
+
+    def send(self, questions: Sequence[Question], m: int) -> list[bytes]:
+        """The packed Z of each question."""
+        missing = [q for q in questions if (q.id, m) not in self._packed]
+        for question, z in zip(missing, self.encoder.encode(missing, self.source, m), strict=True):
+            self._packed[question.id, m] = wire.pack(z[None].cpu().numpy(), self.codec)
+        return [self._packed[q.id, m] for q in questions]
+
+
+class Pca:
+    """Principal directions of one LLM's input embeddings, fitted on the tokens of train text."""
+
+    def __init__(self, llm: FrozenLLM, train_texts: Sequence[str]):
+        counts = token_counts(llm.tokenizer, train_texts)
+        table = llm.embedding_table()[: len(counts)]
+        weights = (counts / counts.sum()).float()[:, None]
+        self.mean = (weights * table).sum(dim=0)
+        self.directions, self.variances = principal_directions(table - self.mean, weights, table.shape[1])
+
+    def explained_variance(self, k: int) -> float:
+        """Share of the variance that the first k directions hold."""
+        return float(self.variances[:k].sum() / self.variances.sum())
+
+    def project(self, embeds: Tensor, k: int) -> Tensor:
+        """Coefficients [P, k] of embeddings [P, d]."""
+        return (embeds.float().cpu() - self.mean) @ self.directions[:, :k]
+
+    def restore(self, coefficients: Tensor) -> Tensor:
+        """Embeddings [P, d] of coefficients [P, k]."""
+        return coefficients @ self.directions[:, : coefficients.shape[1]].T + self.mean
+
+
+@dataclass
+class Setting:
+    """What the conditions of one LLM need. `pool`: the evaluated questions, from which shuffled_z draws."""
+
+    llm: FrozenLLM
+    prompts: PromptBuilder
+    sender: Sender
+    adapter: Adapter
+    d_z: int
+    train_texts: Sequence[str]
+    pool: Sequence[Question]
+    seed: int
+    _partners: dict[str, Question] = field(default_factory=dict)
+
+    @cached_property
+    def pca(self) -> Pca:
+        """Fitted when first asked for."""
+        return Pca(self.llm, self.train_texts)
+
+    def text_slot(self, ids: list[int]) -> Slot:
+        """A slot of token ids; what is sent is their text."""
+        return Slot(self.llm.embed(ids), len(self.llm.tokenizer.decode(ids).encode()))
+
+    def latent_slot(self, z: Tensor, restore: Callable[[Tensor], Tensor]) -> Slot:
+        """A slot of latents [P, k] after the wire; `restore` maps them to embeddings [P, d]."""
+        packed = wire.pack(z[None].numpy(), self.sender.codec)
+        return self.received_slot(packed, restore)
+
+    def received_slot(self, packed: bytes, restore: Callable[[Tensor], Tensor]) -> Slot:
+        """A slot of what the packed bytes hold."""
+        with torch.no_grad():
+            return Slot(restore(torch.from_numpy(wire.unpack(packed)[0])), len(packed))
+
+    def partner(self, question: Question) -> Question:
+        """A question on another article, always the same one for the same seed."""
+        if question.id not in self._partners:
+            others = [q for q in self.pool if q.title != question.title]
+            if not others:
+                raise ValueError("shuffled_z needs questions on two articles or more; raise --samples")
+            self._partners[question.id] = random.Random(f"{self.seed} {question.id}").choice(others)
+        return self._partners[question.id]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """build(setting, questions, m) gives one slot a question; `uses` names what of M and d_z it depends on."""
+
+    name: str
+    build: Callable[[Setting, Sequence[Question], int], list[Slot]]
+    uses: tuple[str, ...]
+    sources: tuple[str, ...]
+    by_default: bool
+    help: str
+
+
+CONDITIONS: dict[str, Condition] = {}
+
+
+def _condition(
+    uses: tuple[str, ...] = (), sources: tuple[str, ...] = ("prompt", "context"), by_default: bool = True
+) -> Callable:
+    def register(build: Callable) -> Callable:
+        name = build.__name__
+        CONDITIONS[name] = Condition(name, build, uses, sources, by_default, " ".join(build.__doc__.split()))
+        return build
+
+    return register
+
+
+def parse_conditions(text: str, source: str, m: int) -> list[tuple[Condition, int]]:
+    """ "NAME,NAME@M,..." to conditions with their M; empty text means all that belong to the source by default."""
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    names = names or [c.name for c in CONDITIONS.values() if c.by_default and source in c.sources]
+    chosen = []
+    for name in names:
+        base, _, own = name.partition("@")
+        if base not in CONDITIONS:
+            raise ValueError(f"conditions={base!r}: unknown; choose among {', '.join(CONDITIONS)}")
+        if source not in CONDITIONS[base].sources:
+            raise ValueError(
+                f"conditions={base!r}: needs source {' or '.join(CONDITIONS[base].sources)}, not {source!r}"
+            )
+        if own and not (own.isdigit() and int(own) > 0):
+            raise ValueError(f"conditions={name!r}: M after @ must be a whole number of at least 1")
+        chosen.append((CONDITIONS[base], int(own or m)))
+    return list(dict.fromkeys(chosen))
+
+
+@_condition()
+def text(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """The whole content as text: the upper bound."""
+    return [setting.text_slot(_content_ids(setting, q)) for q in questions]
+
+
+@_condition(uses=("m",))
+def token_budget(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """The first M tokens of question and context, in that order, so that the question survives."""
+    return [setting.text_slot(_question_first_ids(setting, q)[:m]) for q in questions]
+
+
+@_condition(uses=("m",), sources=("prompt",))
+def token_budget_context(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """The first M tokens of the context, and the whole question on top."""
+    ids = setting.prompts.ids
+    return [
+        setting.text_slot(ids("Context:") + ids(f" {q.context}")[:m] + ids(f"\nQuestion: {q.question}"))
+        for q in questions
+    ]
+
+
+@_condition(uses=("m",), sources=("prompt",))
+def token_select(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """The first M tokens of the question and the context's sentences, the most relevant sentence first."""
+    slots = []
+    for q in questions:
+        parts = sentences(q.context)
+        order = np.argsort(-relevance(q.question, parts), kind="stable")
+        chosen = " ".join(parts[i] for i in order)
+        slots.append(setting.text_slot(setting.prompts.ids(f"Question: {q.question}\nContext: {chosen}")[:m]))
+    return slots
+
+
+@_condition(uses=("m", "d_z"))
+def pca(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """token_budget's M embeddings, projected on d_z principal directions and back."""
+    embeds = [setting.llm.embed(_question_first_ids(setting, q)[:m]) for q in questions]
+    return [setting.latent_slot(setting.pca.project(e, setting.d_z), setting.pca.restore) for e in embeds]
+
+
+@_condition(uses=("m", "d_z"))
+def pca_pool(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """The whole content in M contiguous windows, averaged, projected on d_z directions and back."""
+    slots = []
+    for q in questions:
+        windows = setting.llm.embed(_content_ids(setting, q)).tensor_split(m)
+        pooled = torch.stack([window.mean(dim=0) for window in windows if len(window)])
+        slots.append(setting.latent_slot(setting.pca.project(pooled, setting.d_z), setting.pca.restore))
+    return slots
+
+
+@_condition(uses=("m",))
+def pca_rank(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """Every position kept, each embedding projected on M directions and back: positions not matched."""
+    embeds = [setting.llm.embed(_content_ids(setting, q)) for q in questions]
+    return [setting.latent_slot(setting.pca.project(e, m), setting.pca.restore) for e in embeds]
+
+
+@_condition(uses=("m", "d_z"))
+def latentwire(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """Z through the adapter, after the wire."""
+    return [setting.received_slot(packed, setting.adapter) for packed in setting.sender.send(questions, m)]
+
+
+@_condition()
+def no_context(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """An empty slot: the question alone if the tail holds it, else nothing."""
+    return [setting.text_slot([]) for _ in questions]
+
+
+@_condition(uses=("m", "d_z"))
+def shuffled_z(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """Z of a question on another article: must fall to no_context, or Z is not what carries the answer."""
+    return latentwire(setting, [setting.partner(q) for q in questions], m)
+
+
+@_condition(uses=("m",), sources=("context",), by_default=False)
+def oracle_text(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """The M wire tokens around the reference answer, as text: a perfect selection, read as text."""
+    windows = [setting.sender.encoder.window(q, m)[1] for q in questions]
+    return [setting.text_slot(setting.prompts.ids(f" {window}")) for window in windows]
+
+
+@_condition(uses=("m", "d_z"), sources=("context",), by_default=False)
+def oracle_wire(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """The same window as codes through wire and adapter: the reading ceiling of the interface."""
+    encoder = setting.sender.encoder
+    with torch.no_grad():
+        codes = [encoder.codebook(torch.tensor(encoder.window(q, m)[0])) for q in questions]
+    return [setting.latent_slot(z, setting.adapter) for z in codes]
+
+
+def explained_variance(condition: Condition, setting: Setting, m: int) -> float | None:
+    """Share of embedding variance that a PCA condition keeps; None for the others."""
+    kept: Mapping[str, int] = {"pca": setting.d_z, "pca_pool": setting.d_z, "pca_rank": m}
+    return setting.pca.explained_variance(kept[condition.name]) if condition.name in kept else None
+
+
+def _content_ids(setting: Setting, question: Question) -> list[int]:
+    return setting.prompts.ids(setting.prompts.content_text(question.context, question.question))
+
+
+def _question_first_ids(setting: Setting, question: Question) -> list[int]:
+    return setting.prompts.ids(setting.prompts.question_first_text(question.context, question.question))

@@ -1,0 +1,101 @@
+"""Settings: dataclasses, turned into flags once. Checks here run before anything is loaded."""
+
+import argparse
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
+
+DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2.5-coder-0.5b-instruct"}
+# Chosen on 100 train questions as text (LOG.md); a model that is not named here gets "chat".
+CHOSEN_WORDINGS = {"offline:smollm2-135m-instruct": "plain", "offline:qwen2.5-coder-0.5b-instruct": "chat"}
+
+T = TypeVar("T")
+
+
+def option(default: object, help: str) -> dataclasses.Field:
+    """A setting with its default and its line in --help."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass
+class EvalConfig:
+    """One evaluation: which questions, which conditions, which LLMs."""
+
+    ckpt: str = option("", "checkpoint folder; without it, the untrained wire (stage 0) is built")
+    dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path")
+    split: str = option("dev", "dev, or train (for choosing things: never choose on dev)")
+    source: str = option("prompt", "prompt: Z stands for context and question; context: for the context alone")
+    conditions: str = option("", "comma-separated; NAME@M gives one another M; default: all that fit the source")
+    llms: str = option("llama,qwen", "names of the LLMs; NAME's model is read from NAME_ID, upper case")
+    samples: int = option(1000, "number of questions; more than exist means all")
+    seed: int = option(0, "seed of the choice of questions, of shuffled_z and of the bootstrap")
+    latent_len: int = option(32, "M, latents (or tokens) a question")
+    d_z: int = option(256, "width of a latent")
+    codec: str = option("fp16", "wire codec: fp16, int8 or int4")
+    wordings: str = option("", "LLM=WORDING,...; default: the wording chosen for the model on train questions")
+    max_new_tokens: int = option(12, "longest answer, in tokens")
+    batch_size: int = option(32, "questions a batch")
+    device: str = option("", "cpu, cuda, cuda:1, ...; default: cuda where there is one")
+    dtype: str = option("", "float32, bfloat16 or float16; default: float32 on a CPU, bfloat16 on a GPU")
+    save_dir: str = option("", "output folder; default: beside the checkpoint, named by dataset, source, n and seed")
+    fresh_eval: bool = option(False, "recompute everything, also over a folder of another configuration")
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "latent_len", "d_z", "max_new_tokens", "batch_size"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require(self.split in ("dev", "train"), "split", self.split, "choose dev or train")
+        require(self.source in ("prompt", "context"), "source", self.source, "choose prompt or context")
+        require(self.codec in ("fp16", "int8", "int4"), "codec", self.codec, "choose fp16, int8 or int4")
+        known = ("", "float32", "bfloat16", "float16")
+        require(self.dtype in known, "dtype", self.dtype, f"choose one of {', '.join(known[1:])}")
+        require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
+
+    @property
+    def llm_names(self) -> list[str]:
+        return [name.strip() for name in self.llms.split(",") if name.strip()]
+
+    @property
+    def llm_ids(self) -> dict[str, str]:
+        """Model id of each LLM by name, from NAME_ID in the environment or the offline defaults."""
+        return {name: llm_id(name) for name in self.llm_names}
+
+    @property
+    def llm_wordings(self) -> dict[str, str]:
+        """Wording of each LLM's prompt by name."""
+        given = dict(part.strip().partition("=")[::2] for part in self.wordings.split(",") if part.strip())
+        for name in given:
+            require(name in self.llm_names, "wordings", name, f"not among --llms {self.llms}; write LLM=WORDING,...")
+        return {name: given.get(name) or CHOSEN_WORDINGS.get(llm, "chat") for name, llm in self.llm_ids.items()}
+
+
+def llm_id(name: str) -> str:
+    """Hub id, folder or offline id of the LLM called `name`; ValueError when nothing says which it is."""
+    found = os.environ.get(f"{name.upper()}_ID") or DEFAULT_LLMS.get(name)
+    require(bool(found), "llms", name, f"set {name.upper()}_ID to a hub id or a model folder")
+    return found
+
+
+def require(holds: bool, name: str, value: object, remedy: str) -> None:
+    """Raise a ValueError that names the setting, its value and the remedy unless `holds`."""
+    if not holds:
+        raise ValueError(f"{name}={value!r}: {remedy}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def parse(cls: type[T], argv: list[str] | None = None) -> T:
+    """Read a settings dataclass from command-line flags, one --flag per field."""
+    parser = _Parser(
+        description=cls.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    for field in dataclasses.fields(cls):
+        flag, text = f"--{field.name}", field.metadata["help"]
+        if field.type is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+        else:
+            parser.add_argument(flag, type=field.type, default=field.default, help=text)
+    return cls(**vars(parser.parse_args(argv)))

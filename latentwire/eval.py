@@ -1,0 +1,237 @@
+"""Evaluate conditions on questions with frozen LLMs.
+
+    python latentwire/eval.py --ckpt FOLDER --samples 1000
+    python latentwire/eval.py --dataset sample --conditions text,token_budget,token_budget@64,latentwire
+
+Writes config.json, manifest.json, predictions.jsonl (as it goes) and results.json. Run again, it keeps what is finished
+and computes the rest; --fresh_eval starts over.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from latentwire.adapter import Adapter
+from latentwire.checkpoint import load_checkpoint, save_checkpoint
+from latentwire.conditions import Condition, Sender, Setting, explained_variance, parse_conditions
+from latentwire.config import EvalConfig, parse, require
+from latentwire.data import Question, load_questions, subset
+from latentwire.encoder import CodebookEncoder
+from latentwire.interface import build_interface, token_counts, wire_table
+from latentwire.llm import FrozenLLM, load_llm
+from latentwire.metrics import exact_match, f1_score
+from latentwire.prompts import PromptBuilder
+from latentwire.results import compare, critical_lines, row_key, summarise
+from latentwire.run import SCHEMA, RunFolder, cli, default_device, git_sha, machine, set_seed, write_json
+
+FIT_QUESTIONS = 5000  # train questions whose text weights the codebook and fits the PCA
+
+
+def main() -> None:
+    evaluate(parse(EvalConfig))
+
+
+def evaluate(config: EvalConfig) -> dict:
+    """Run one evaluation and return what it wrote to results.json."""
+    conditions = parse_conditions(config.conditions, config.source, config.latent_len)
+    set_seed(config.seed)
+    dataset, questions = load_questions(config.dataset, config.split)
+    chosen = subset(questions, config.samples, config.seed)
+    few = f" (all there are; {config.samples} asked for)" if len(chosen) < config.samples else ""
+    print(f"data: {dataset} {config.split}, {len(chosen)} questions{few}", flush=True)
+    config = _resolved(config, dataset, len(chosen))
+    with RunFolder(config.save_dir, _identity(config, dataset), fresh=config.fresh_eval) as run:
+        manifest = {"dataset": dataset, "split": config.split, "seed": config.seed, "ids": [q.id for q in chosen]}
+        write_json(run.path / "manifest.json", manifest)
+        results = _evaluate(config, conditions, dataset, chosen, run.path)
+        write_json(run.path / "results.json", results)
+    print(*critical_lines(results["comparisons"]), sep="\n")
+    print(f"wrote {run.path / 'results.json'}")
+    return results
+
+
+def _resolved(config: EvalConfig, dataset: str, n: int) -> EvalConfig:
+    """Fill in what was left to the machine or to the data."""
+    device = config.device or default_device()
+    name = f"{Path(dataset).stem}_{config.source}_n{n}_seed{config.seed}"
+    return dataclasses.replace(
+        config,
+        device=device,
+        dtype=config.dtype or ("float32" if device == "cpu" else "bfloat16"),
+        save_dir=config.save_dir or str(Path(config.ckpt or "runs/eval/untrained") / f"eval_{name}"),
+    )
+
+
+def _identity(config: EvalConfig, dataset: str) -> dict:
+    """What makes two evaluations the same one. Conditions are left out: more of them extend a run."""
+    identity = dataclasses.asdict(config) | {
+        "dataset": dataset, "llm_ids": config.llm_ids, "wordings": config.llm_wordings,
+    }  # fmt: skip
+    for name in ("save_dir", "fresh_eval", "conditions", "llms"):
+        del identity[name]
+    return identity
+
+
+def _evaluate(
+    config: EvalConfig, conditions: Sequence[tuple[Condition, int]], dataset: str, chosen: list[Question], folder: Path
+) -> dict:
+    train_texts = _train_texts(config.dataset)
+    llms = {name: load_llm(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
+    encoder, adapters, made = _latentwire(config, llms, train_texts, folder)
+    sender = Sender(encoder, config.source, config.codec)
+    predictions = Predictions(folder / "predictions.jsonl")
+    rows, scores = [], {}
+    for name, llm in llms.items():
+        prompts = PromptBuilder(llm.tokenizer, config.source, config.llm_wordings[name])
+        setting = Setting(
+            llm, prompts, sender, adapters[name], made["d_z"], train_texts, pool=chosen, seed=config.seed
+        )  # fmt: skip
+        for condition, m in conditions:
+            row = {
+                "condition": condition.name, "llm": name, "llm_id": llm.id,
+                "m": m if "m" in condition.uses else None, "d_z": made["d_z"] if "d_z" in condition.uses else None,
+            }  # fmt: skip
+            lines = predictions.of(row)
+            _complete(predictions, lines, row, condition, setting, chosen, m, config)
+            row |= summarise(lines, chosen, config.seed)
+            row["explained_variance"] = explained_variance(condition, setting, m)
+            rows.append(row)
+            scores[row_key(row)] = [lines[q.id]["f1"] for q in chosen]
+            print(_line(row), flush=True)
+    return {
+        "schema": SCHEMA, "dataset": dataset, "split": config.split, "n": len(chosen), "seed": config.seed,
+        "train_seed": made["train_seed"], "source": config.source, "codec": config.codec, "dtype": config.dtype,
+        "wordings": config.llm_wordings, "checkpoint": config.ckpt or "untrained", "git": git_sha(), "machine": machine(),
+        "results": rows, "comparisons": compare(rows, scores, [q.paragraph for q in chosen], config.seed),
+    }  # fmt: skip
+
+
+def _train_texts(dataset: str) -> list[str]:
+    """Contexts and questions of train, for what is fitted in closed form."""
+    some = subset(load_questions(dataset, "train")[1], FIT_QUESTIONS, seed=0)
+    return sorted({q.context for q in some}) + [q.question for q in some]
+
+
+def _latentwire(
+    config: EvalConfig, llms: dict[str, FrozenLLM], train_texts: list[str], folder: Path
+) -> tuple[CodebookEncoder, dict[str, Adapter], dict]:
+    """Encoder and adapters of the checkpoint, or of stage 0, which is saved beside the results."""
+    if config.ckpt:
+        encoder, adapters, made = load_checkpoint(Path(config.ckpt), config.llm_ids)
+        require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.ckpt} has d_z={made['d_z']}; set that")
+        return encoder, {name: adapter.to("cpu") for name, adapter in adapters.items()}, made
+    tokenizer = next(iter(llms.values())).tokenizer  # the wire's vocabulary is that of the first LLM
+    tables = {name: wire_table(llm, tokenizer) for name, llm in llms.items()}
+    interface = build_interface(tables, token_counts(tokenizer, train_texts), config.d_z)
+    encoder = CodebookEncoder.from_codebook(tokenizer, interface.codebook)
+    adapters = {name: Adapter.from_closed_form(*parts) for name, parts in interface.adapters.items()}
+    made = {"schema": SCHEMA, "stage": "codebook", "d_z": config.d_z, "llms": config.llm_ids, "train_seed": None}
+    save_checkpoint(folder / "checkpoint_stage0", encoder, adapters, made)
+    return encoder, adapters, made
+
+
+def _complete(
+    predictions: "Predictions",
+    lines: dict[str, dict],
+    row: dict,
+    condition: Condition,
+    setting: Setting,
+    chosen: list[Question],
+    m: int,
+    config: EvalConfig,
+) -> None:
+    """Compute the missing questions of one condition. The batches are always the same, so a continued run is too."""
+    title = f"{setting.llm.name} {condition.name}" + (f" M={m}" if "m" in condition.uses else "")
+    with tqdm(total=len(chosen), desc=title, unit="q", mininterval=1) as bar:
+        for batch in _batches(chosen, config.batch_size):
+            missing = {q.id for q in batch} - lines.keys()
+            if missing:
+                new = [line for line in _answer(condition, setting, batch, m, config) if line["id"] in missing]
+                predictions.append([{"id": line["id"]} | _label(row) | line for line in new])
+                lines.update({line["id"]: line for line in new})
+            bar.update(len(batch))
+
+
+def _label(row: dict) -> dict:
+    return {key: row[key] for key in ("condition", "m", "llm")}
+
+
+def _batches(questions: list[Question], size: int) -> Iterator[list[Question]]:
+    """Batches of similar length, longest first: little padding, and too little memory shows at once."""
+    ordered = sorted(questions, key=lambda q: (-len(q.context) - len(q.question), q.id))
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def _answer(condition: Condition, setting: Setting, batch: list[Question], m: int, config: EvalConfig) -> list[dict]:
+    """Prediction lines of one batch."""
+    llm, prompts = setting.llm, setting.prompts
+    started = time.perf_counter()
+    slots = condition.build(setting, batch, m)
+    answers = [prompts.answer_ids(q.answers[0]) for q in batch]
+    prefill = llm.prefill(prompts.head, [slot.embeds for slot in slots], [prompts.tail(q.question) for q in batch])
+    first = prefill.logits.argmax(-1).tolist()
+    nll = llm.answer_nll(prefill, answers).tolist()
+    texts = llm.generate(prefill, config.max_new_tokens)
+    seconds = (time.perf_counter() - started) / len(batch)
+    return [
+        {
+            "id": q.id, "prediction": texts[i], "references": list(q.answers),
+            "f1": f1_score(texts[i], q.answers), "em": exact_match(texts[i], q.answers),
+            "first_token_correct": first[i] in prompts.first_token_ids(q.answers),
+            "answer_nll": nll[i], "answer_tokens": len(answers[i]), "answer_bytes": len(q.answers[0].encode()),
+            "llm_positions": len(slots[i].embeds), "wire_bytes": slots[i].sent,
+            "text_bytes": len(q.context.encode()) + (len(q.question.encode()) if config.source == "prompt" else 0),
+            "seconds": seconds,
+        }
+        for i, q in enumerate(batch)
+    ]  # fmt: skip
+
+
+class Predictions:
+    """predictions.jsonl: appended batch by batch; a line cut off by a kill is dropped and computed again."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        kept = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        if kept and not kept[-1].endswith("\n"):
+            kept.pop()
+            path.write_text("".join(kept), encoding="utf-8")
+        self._lines: dict[tuple, dict[str, dict]] = {}
+        for number, text in enumerate(kept, start=1):
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number} is damaged ({error}); use --fresh_eval to start over") from error
+            self.of(line)[line["id"]] = line
+
+    def of(self, row: dict) -> dict[str, dict]:
+        """Finished lines, by question id, of the condition, M and LLM that `row` names."""
+        return self._lines.setdefault(row_key(row), {})
+
+    def append(self, lines: list[dict]) -> None:
+        """Write lines so that they survive a crash of the machine."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _line(row: dict) -> str:
+    interval = "[{:.3f}, {:.3f}]".format(*row["f1_ci95"]) if row["f1_ci95"] else "(no interval)"
+    m = f" M={row['m']}" if row["m"] else ""
+    return (
+        f"{row['llm']:>8}  {row['condition'] + m:<26} F1 {row['f1']:.3f} {interval}  EM {row['em']:.3f}  "
+        f"first token {row['first_token_acc']:.3f}  positions {row['llm_positions']:.0f}  {row['examples_per_s']:.1f} q/s"
+    )
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    cli(main)

@@ -1,0 +1,87 @@
+"""Stage 0, in closed form: one codebook that every LLM can already read.
+
+Each token v of a wire vocabulary has an input embedding in every LLM: its own where the LLM's vocabulary holds the same
+token, else the mean of its pieces' embeddings. The LLMs' tables are standardised and stacked side by side; the top d_z
+principal directions P give the codebook (codes C = X P), and their column blocks are ready-made linear adapters:
+
+    X = [(E_1 - mean_1) / scale_1 | (E_2 - mean_2) / scale_2 | ...]          [V, d_1 + d_2 + ...]
+    E_l ~ C @ weight_l.T + bias_l   with   weight_l = scale_l * P_l,  bias_l = mean_l
+
+Because C's columns are uncorrelated, weight_l is also the least-squares map from C to E_l. Rows are weighted by how
+often a token occurs in train text: a code is spent on what will be sent.
+Shapes: V wire vocabulary, d_l width of LLM l, d_z width of a latent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from latentwire.llm import FrozenLLM
+
+_SMOOTHING = 1.0  # added to every token's count, so that none is left out
+
+
+@dataclass
+class Interface:
+    """codebook: float32 [V, d_z]; adapters: per LLM, (weight [d_l, d_z], bias [d_l])."""
+
+    codebook: Tensor
+    adapters: dict[str, tuple[Tensor, Tensor]]
+
+
+def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+    """Occurrences of each token id in the texts: float64 [V]."""
+    ids = [i for text in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in text]
+    return torch.bincount(torch.tensor(ids), minlength=len(tokenizer)).double()
+
+
+def wire_table(llm: FrozenLLM, wire_tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The LLM's input embedding of every token of the wire vocabulary: float32 [V, d]."""
+    table = llm.embedding_table()
+    vocabulary = llm.tokenizer.get_vocab()
+    tokens = wire_tokenizer.convert_ids_to_tokens(range(len(wire_tokenizer)))
+    same = {i: vocabulary[token] for i, token in enumerate(tokens) if token in vocabulary}
+    others = [i for i in range(len(tokens)) if i not in same]
+    texts = [wire_tokenizer.decode([i]) for i in others]
+    pieces = llm.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    out = torch.empty(len(tokens), table.shape[1])
+    out[list(same)] = table[list(same.values())]
+    for i, text, ids in zip(others, texts, pieces, strict=True):
+        if "\ufffd" in text:  # part of a character: its bytes are tokens of their own in a byte-level vocabulary
+            ids = [vocabulary[sign] for sign in tokens[i] if sign in vocabulary]
+        out[i] = table[ids].mean(dim=0) if ids else table.mean(dim=0)
+    return out
+
+
+def build_interface(tables: Mapping[str, Tensor], counts: Tensor, d_z: int) -> Interface:
+    """Joint codebook and adapters of LLMs given their wire tables [V, d_l] and the tokens' counts [V]."""
+    width = sum(table.shape[1] for table in tables.values())
+    if not 1 <= d_z <= width:
+        raise ValueError(f"d_z={d_z}: the LLMs' embeddings span {width} dimensions together; choose 1 to {width}")
+    weights = ((counts + _SMOOTHING) / (counts + _SMOOTHING).sum()).float()[:, None]
+    means = {name: (weights * table).sum(dim=0) for name, table in tables.items()}
+    centred = {name: table - means[name] for name, table in tables.items()}
+    # One scale per LLM: dimensions keep their relative size, and every LLM has the same total variance.
+    scales = {name: (weights * table.square()).sum().sqrt() for name, table in centred.items()}
+    stacked = torch.cat([centred[name] / scales[name] for name in tables], dim=1)
+    directions, _ = principal_directions(stacked, weights, d_z)
+    blocks = directions.split([table.shape[1] for table in tables.values()])
+    adapters = {
+        name: ((scales[name] * block).contiguous(), means[name]) for name, block in zip(tables, blocks, strict=True)
+    }
+    return Interface(stacked @ directions, adapters)
+
+
+def principal_directions(centred: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Top k principal directions [d, k] and all d variances, largest first, of rows [V, d] with weights [V, 1].
+
+    The sign of each direction is fixed, so that the same input gives the same directions.
+    """
+    covariance = (centred * weights).double().T @ centred.double()
+    variances, directions = torch.linalg.eigh(covariance)
+    directions = directions.flip(1)[:, :k]
+    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    return (directions * largest.sign()).float(), variances.flip(0).float()

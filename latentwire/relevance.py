@@ -1,0 +1,44 @@
+"""Which part of a context a question is about, without any training: TF-IDF over its passages."""
+
+import re
+
+import numpy as np
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
+
+STRIDE = 2  # step between candidate stretches, in tokens
+_SMOOTHING = np.bartlett(19)[1:-1] / np.bartlett(19).sum()  # an answer stands near the question's words, not on them
+_SENTENCE = re.compile(r".+?(?:[.!?]+[\"'\u201d\u2019)\]]*(?=\s)|$)", re.DOTALL)
+
+
+def sentences(context: str) -> list[str]:
+    """Split a text into sentences at closing punctuation; no character but outer white space is lost."""
+    return [found.strip() for found in _SENTENCE.findall(context.strip())]
+
+
+def relevance(question: str, passages: list[str]) -> np.ndarray:
+    """Cosine similarity [len(passages)] of the question to each passage, in TF-IDF of word stems."""
+    vectorizer = TfidfVectorizer(analyzer=_stems, sublinear_tf=True)
+    if not any(_stems(passage) for passage in passages):
+        return np.zeros(len(passages))
+    return (vectorizer.fit_transform(passages) @ vectorizer.transform([question]).T).toarray()[:, 0]
+
+
+def relevant_stretch(question: str, context: str, offsets: list[tuple[int, int]], length: int) -> slice:
+    """The run of `length` tokens of the context (all, if it is shorter) that best fits the question.
+
+    offsets: the tokens' character spans in `context`. Scores of neighbouring stretches are averaged, since overlap of
+    words says where the answer is only roughly; among equals the middle one wins.
+    """
+    last = max(0, len(offsets) - length)
+    starts = [*range(0, last, STRIDE), last]
+    passages = [context[offsets[s][0] : offsets[min(s + length, len(offsets)) - 1][1]] for s in starts]
+    reach = len(_SMOOTHING) // 2
+    scores = np.convolve(np.pad(relevance(question, passages), reach, mode="edge"), _SMOOTHING, mode="valid")
+    best = np.flatnonzero(scores >= scores.max() - 1e-9)
+    start = starts[best[len(best) // 2]]
+    return slice(start, start + length)
+
+
+def _stems(text: str) -> list[str]:
+    """Lower-case words without stop words, cut to five letters so that inflected forms meet."""
+    return [word[:5] for word in re.findall(r"\w+", text.lower()) if word not in ENGLISH_STOP_WORDS]

@@ -1,0 +1,152 @@
+"""What every run shares: its folder, its record, its seeds, and how errors reach the user."""
+
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+SCHEMA = 1
+
+
+class RunFolder:
+    """A folder that belongs to one configuration and, while it is open, to one process.
+
+    An existing folder of the same configuration is continued. Raises ValueError if it holds another configuration (the
+    differing keys are named) or is in use by a live process; `fresh` starts over instead of continuing.
+    """
+
+    def __init__(self, path: str | Path, config: dict, fresh: bool = False):
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock", timeout=0)
+            self._lock.acquire()
+        except Timeout as error:
+            raise ValueError(
+                f"{self.path} is in use by a running process; wait for it or choose another folder"
+            ) from error
+        except OSError as error:
+            raise PermissionError(
+                f"cannot write the run folder {self.path} ({error.strerror}); choose another one"
+            ) from error
+        try:
+            self._claim(config, fresh)
+        except ValueError:
+            self.close()
+            raise
+
+    def _claim(self, config: dict, fresh: bool) -> None:
+        record = self.path / "config.json"
+        config = json.loads(json.dumps(config))  # as it will be read back
+        if record.is_file() and not fresh:
+            before = read_json(record).get("config", {})
+            differing = sorted(k for k in config.keys() | before.keys() if config.get(k) != before.get(k))
+            if differing:
+                changes = "; ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} now" for k in differing)
+                raise ValueError(
+                    f"{self.path} holds a run of another configuration ({changes}); "
+                    "choose another folder, or start over with --fresh_eval (FRESH_EVAL=1 for the scripts)"
+                )
+            return
+        for name in ("predictions.jsonl", "results.json"):
+            (self.path / name).unlink(missing_ok=True)
+        write_json(record, {"schema": SCHEMA, "config": config, "git": git_sha(), "machine": machine()})
+
+    def close(self) -> None:
+        """Let other processes use the folder."""
+        self._lock.release()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file's content; ValueError naming the file when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}); remove it or restore it") from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON under a temporary name and rename it, so that a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def git_sha() -> str | None:
+    """Commit of this checkout, with "-dirty" if tracked files differ from it; None outside a checkout."""
+    root = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=root, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def machine() -> dict:
+    """Processor or accelerators and library versions: what timings and last digits depend on."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "numpy")},
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def default_device() -> str:
+    """ "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def cli(main: Callable[[], None]) -> None:
+    """Run a program; a user's mistake ends it with one line and status 2. LATENTWIRE_TRACEBACK=1 shows where."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if os.environ.get("LATENTWIRE_TRACEBACK"):
+            raise
+        sys.exit(_fail(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted; what was finished is kept, run the same command to continue", status=130))
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
