@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Makes .venv with everything that requirements.txt names. Run again, it does nothing unless requirements.txt changed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+base=${BASE_PYTHON:-python3}
+if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "error: $base is not Python 3.11 or newer; set BASE_PYTHON to one that is" >&2
+    exit 2
+fi
+
+stamp=.venv/.installed-requirements
+if ! cmp -s <(cat requirements.txt pyproject.toml) "$stamp"; then
+    echo "setting up .venv (a few minutes the first time) ..."
+    "$base" -m venv .venv || { echo "error: cannot make .venv; install Python's venv module" >&2; exit 2; }
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+    cat requirements.txt pyproject.toml >"$stamp"
+fi
