@@ -34,8 +34,8 @@ def load_questions(dataset: str, split: str) -> tuple[str, list[Question]]:
     """Questions of one split, with the name of the data they really come from.
 
     dataset: "squad" (SQUAD_DIR, else the hub, else the sample set), "sample", or the path of a file or folder in
-    SQuAD v1.1 form. A folder holds train*.json and dev*.json, plain or .gz. A file is read as "dev"; its "train" is that
-    of "squad". split: "train" or "dev". Raises FileNotFoundError or ValueError naming what is missing or malformed.
+    SQuAD v1.1 form. A folder holds train*.json and dev*.json, plain or .gz. A file is read as "dev"; its "train" is
+    that of "squad". split: "train" or "dev". Raises FileNotFoundError or ValueError naming what is missing or malformed.
     """
     if split not in ("train", "dev"):
         raise ValueError(f"unknown split {split!r}; choose train or dev")
@@ -52,7 +52,7 @@ def load_questions(dataset: str, split: str) -> tuple[str, list[Question]]:
 
 
 def subset(questions: list[Question], n: int, seed: int) -> list[Question]:
-    """A seeded choice of n questions (all of them, shuffled, if there are fewer); a smaller n is a prefix of a larger."""
+    """A seeded choice of n questions, or all if there are fewer; a smaller choice is a prefix of a larger."""
     if n < 1:
         raise ValueError(f"samples must be at least 1, got {n}")
     chosen = sorted(questions, key=lambda q: q.id)

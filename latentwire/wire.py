@@ -45,7 +45,7 @@ def pack(z: np.ndarray, codec: str) -> bytes:
 
 
 def unpack(data: bytes) -> np.ndarray:
-    """Decode the bytes of `pack` into float32 latents [count, M, d_z]; ValueError on short, altered or foreign bytes."""
+    """Decode what `pack` made: float32 [count, M, d_z]. Raises ValueError on short, altered or foreign bytes."""
     if len(data) < _HEADER.size + _CRC.size:
         raise ValueError(f"wire too short: {len(data)} bytes, the header alone takes {_HEADER.size + _CRC.size}")
     body, (crc,) = data[: -_CRC.size], _CRC.unpack(data[-_CRC.size :])
