@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from latentwire.adapter import Adapter
 from latentwire.encoder import CodebookEncoder
-from latentwire.run import read_json, write_json
+from latentwire.run import read_json, reason, write_json
 
 
 def save_checkpoint(folder: Path, encoder: CodebookEncoder, adapters: Mapping[str, Adapter], config: dict) -> None:
@@ -70,7 +70,7 @@ def load_checkpoint(folder: Path, llms: Mapping[str, str]) -> tuple[CodebookEnco
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder / "wire_tokenizer")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / 'wire_tokenizer'} cannot be read ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{folder / 'wire_tokenizer'} cannot be read ({reason(error)})") from error
     encoder = CodebookEncoder(tokenizer, vocabulary, d_z)
     _load_strict(encoder, folder / "encoder.pt")
     adapters = {name: Adapter(d_z, widths[name]) for name in llms}
@@ -85,9 +85,7 @@ def _load_strict(module: nn.Module, path: Path) -> None:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the checkpoint lacks {path}") from error
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise ValueError(
-            f"{path} is cut or damaged ({str(error).splitlines()[0]}); restore it or train again"
-        ) from error
+        raise ValueError(f"{path} is cut or damaged ({reason(error)}); restore it or train again") from error
     try:
         module.load_state_dict(state, strict=True)
     except (RuntimeError, TypeError) as error:

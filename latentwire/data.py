@@ -35,7 +35,7 @@ def load_questions(dataset: str, split: str) -> tuple[str, list[Question]]:
 
     dataset: "squad" (SQUAD_DIR, else the hub, else the sample set), "sample", or the path of a file or folder in
     SQuAD v1.1 form. A folder holds train*.json and dev*.json, plain or .gz. A file is read as "dev"; its "train" is
-    that of "squad". split: "train" or "dev". Raises FileNotFoundError or ValueError naming what is missing or malformed.
+    that of "squad". split: "train" or "dev". Raises FileNotFoundError or ValueError naming what is amiss.
     """
     if split not in ("train", "dev"):
         raise ValueError(f"unknown split {split!r}; choose train or dev")

@@ -23,7 +23,7 @@ from latentwire.conditions import Condition, Sender, Setting, explained_variance
 from latentwire.config import EvalConfig, parse, require
 from latentwire.data import Question, load_questions, subset
 from latentwire.encoder import CodebookEncoder
-from latentwire.interface import build_interface, token_counts, wire_table
+from latentwire.interface import build_interface, interface_report, token_counts, wire_table
 from latentwire.llm import FrozenLLM, load_llm
 from latentwire.metrics import exact_match, f1_score
 from latentwire.prompts import PromptBuilder
@@ -128,7 +128,9 @@ def _latentwire(
         return encoder, {name: adapter.to("cpu") for name, adapter in adapters.items()}, made
     tokenizer = next(iter(llms.values())).tokenizer  # the wire's vocabulary is that of the first LLM
     tables = {name: wire_table(llm, tokenizer) for name, llm in llms.items()}
-    interface = build_interface(tables, token_counts(tokenizer, train_texts), config.d_z)
+    counts = token_counts(tokenizer, train_texts)
+    interface = build_interface(tables, counts, config.d_z)
+    write_json(folder / "interface.json", interface_report(interface, tables, counts))
     encoder = CodebookEncoder.from_codebook(tokenizer, interface.codebook)
     adapters = {name: Adapter.from_closed_form(*parts) for name, parts in interface.adapters.items()}
     made = {"schema": SCHEMA, "stage": "codebook", "d_z": config.d_z, "llms": config.llm_ids, "train_seed": None}

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
 from latentwire.llm import FrozenLLM
 
+_REPORT_TOKENS = 1000
 _SMOOTHING = 1.0  # added to every token's count, so that none is left out
 
 
@@ -73,6 +75,32 @@ def build_interface(tables: Mapping[str, Tensor], counts: Tensor, d_z: int) -> I
         name: ((scales[name] * block).contiguous(), means[name]) for name, block in zip(tables, blocks, strict=True)
     }
     return Interface(stacked @ directions, adapters)
+
+
+def interface_report(interface: Interface, tables: Mapping[str, Tensor], counts: Tensor) -> dict[str, dict[str, float]]:
+    """Per LLM, how well the codes stand for its own embeddings.
+
+    explained_variance: share of the embeddings' variance over the counted text. nearest_token_recall: how often the
+    vocabulary entry with the largest cosine to the restored embedding is the right token, for tokens drawn as in the
+    text and (`_uniform`) for tokens drawn evenly from the vocabulary.
+    """
+    drawing = torch.Generator().manual_seed(0)
+    draws = {
+        "nearest_token_recall": torch.multinomial(counts, _REPORT_TOKENS, replacement=True, generator=drawing),
+        "nearest_token_recall_uniform": torch.randint(len(counts), (_REPORT_TOKENS,), generator=drawing),
+    }
+    weights = (counts / counts.sum()).float()[:, None]
+    report = {}
+    for name, table in tables.items():
+        weight, bias = interface.adapters[name]
+        restored = interface.codebook @ weight.T + bias
+        variance = (weights * (table - (weights * table).sum(dim=0)).square()).sum()
+        report[name] = {"explained_variance": float(1 - (weights * (table - restored).square()).sum() / variance)}
+        for key, ids in draws.items():
+            found = (normalize(restored[ids], dim=1) @ normalize(table, dim=1).T).argmax(dim=1)
+            # Tokens that this LLM splits alike share one embedding: finding its twin is finding it.
+            report[name][key] = float(torch.isclose(table[found], table[ids]).all(dim=1).float().mean())
+    return report
 
 
 def principal_directions(centred: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.models_cache import OFFLINE_LLMS, ensure_offline_model
+from latentwire.run import reason
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 IGNORE = -100  # label of every position that is not an answer token
@@ -204,6 +205,5 @@ def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
         tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(source))
         model = AutoModelForCausalLM.from_pretrained(os.path.expanduser(source), dtype=DTYPES[dtype])
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot load the model {llm_id!r} ({reason}); {remedy}") from error
+        raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
     return FrozenLLM(name, model.to(device), tokenizer, llm_id)

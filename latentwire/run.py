@@ -134,6 +134,11 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def reason(error: Exception) -> str:
+    """The first line of what a library says, or at least the error's type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def default_device() -> str:
     """ "cuda" where there is one, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"

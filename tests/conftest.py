@@ -1,0 +1,83 @@
+"""Random two-layer models with tokenizers of their own, made in process: fast enough to test on every save."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from latentwire.data import load_questions
+from latentwire.llm import FrozenLLM
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHAPES = {"llama": (LlamaConfig, LlamaForCausalLM, 700, 48), "qwen": (Qwen2Config, Qwen2ForCausalLM, 900, 64)}
+
+
+def make_tokenizer(size, texts, chat=True):
+    """Byte-level BPE of about `size` tokens, trained on the texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    fast.chat_template = CHAT_TEMPLATE if chat else None
+    return fast
+
+
+def make_llm(name, texts):
+    """A random frozen LLM of the family and shape that SHAPES gives to `name`."""
+    config_class, model_class, vocabulary, width = SHAPES[name]
+    tokenizer = make_tokenizer(vocabulary, texts)
+    torch.manual_seed(len(name))
+    config = config_class(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=False,
+        initializer_range=0.3, bos_token_id=0, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    return FrozenLLM(name, model_class(config), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def questions():
+    """The sample set's train questions."""
+    return load_questions("sample", "train")[1]
+
+
+@pytest.fixture(scope="session")
+def texts(questions):
+    return sorted({q.context for q in questions}) + [q.question for q in questions]
+
+
+@pytest.fixture(scope="session")
+def llms(texts):
+    """{"llama": ..., "qwen": ...}, random and small."""
+    return {name: make_llm(name, texts) for name in SHAPES}
+
+
+@pytest.fixture(scope="session")
+def llm_folders(llms, tmp_path_factory):
+    """The same models saved as Hugging Face folders: {"LLAMA_ID": path, "QWEN_ID": path}."""
+    folders = {}
+    for name, llm in llms.items():
+        folder = tmp_path_factory.mktemp("models") / name
+        llm.model.save_pretrained(folder)
+        llm.tokenizer.save_pretrained(folder)
+        folders[f"{name.upper()}_ID"] = str(folder)
+    return folders
+
+
+@pytest.fixture
+def tiny_models(llm_folders, monkeypatch):
+    """Let every program of this test use the small random models."""
+    for name, folder in llm_folders.items():
+        monkeypatch.setenv(name, folder)

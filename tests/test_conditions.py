@@ -1,0 +1,193 @@
+"""Every condition fills the same slot under the same budget, and latents really travel as bytes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from latentwire import wire
+from latentwire.adapter import Adapter
+from latentwire.conditions import CONDITIONS, Sender, Setting, explained_variance, parse_conditions
+from latentwire.encoder import CodebookEncoder
+from latentwire.interface import build_interface, token_counts, wire_table
+from latentwire.prompts import PromptBuilder
+
+M, D_Z = 16, 24
+
+
+@pytest.fixture(scope="module")
+def interface(llms, texts):
+    tokenizer = llms["llama"].tokenizer
+    tables = {name: wire_table(llm, tokenizer) for name, llm in llms.items()}
+    return build_interface(tables, token_counts(tokenizer, texts), D_Z)
+
+
+@pytest.fixture
+def setting_of(llms, texts, questions, interface):
+    def make(name="llama", source="prompt", codec="fp16", seed=0, pool=questions):
+        encoder = CodebookEncoder.from_codebook(llms["llama"].tokenizer, interface.codebook)
+        return Setting(
+            llms[name], PromptBuilder(llms[name].tokenizer, source, "zero_shot"), Sender(encoder, source, codec),
+            Adapter.from_closed_form(*interface.adapters[name]), D_Z, texts, pool, seed,
+        )  # fmt: skip
+
+    return make
+
+
+def slots(setting, name, questions, m=M):
+    return CONDITIONS[name].build(setting, questions, m)
+
+
+def text_of(setting, slot):
+    """The token text of a slot that holds real embeddings."""
+    return setting.llm.tokenizer.decode(torch.cdist(slot.embeds, setting.llm.embedding_table()).argmin(dim=1).tolist())
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+@pytest.mark.parametrize("llm", ["llama", "qwen"])
+def test_every_condition_gives_each_question_a_slot_of_the_llms_width(setting_of, questions, name, llm):
+    source = CONDITIONS[name].sources[0]
+    setting = setting_of(llm, source)
+    for q, slot in zip(questions[:5], slots(setting, name, questions[:5]), strict=True):
+        assert slot.embeds.shape[1] == setting.llm.width and torch.isfinite(slot.embeds).all()
+        whole = len(setting.prompts.ids(setting.prompts.content_text(q.context, q.question)))
+        budget = {"text": whole, "pca_rank": whole, "no_context": 0}.get(name, M)
+        if name == "token_budget_context":  # M tokens of context, labels and question on top
+            budget += len(setting.prompts.ids("Context:")) + len(setting.prompts.ids(f"\nQuestion: {q.question}"))
+        if name == "oracle_text":  # M tokens of the wire's tokenizer, which the LLM may cut otherwise
+            budget = 2 * M
+        assert len(slot.embeds) == budget or (name in ("latentwire", "oracle_text") and 0 < len(slot.embeds) <= budget)
+
+
+def test_text_is_the_whole_content_and_its_bytes_are_counted(setting_of, questions):
+    setting = setting_of()
+    slot = slots(setting, "text", questions[:1])[0]
+    expected = setting.prompts.content_text(questions[0].context, questions[0].question)
+    assert text_of(setting, slot) == expected and slot.sent == len(expected.encode())
+
+
+def test_the_budget_spends_on_the_question_first(setting_of, questions):
+    setting = setting_of()
+    q = min(questions, key=lambda q: len(q.question))
+    text = text_of(setting, slots(setting, "token_budget", [q], 48)[0])
+    assert text.startswith(f"Question: {q.question}\nContext:")
+
+
+def test_the_context_budget_adds_the_question_on_top(setting_of, questions):
+    setting = setting_of()
+    text = text_of(setting, slots(setting, "token_budget_context", questions[:1])[0])
+    assert text.endswith(f"\nQuestion: {questions[0].question}")
+    cut = text.removeprefix("Context:").removesuffix(f"\nQuestion: {questions[0].question}")
+    assert f" {questions[0].context}".startswith(cut) and cut.strip()
+
+
+def test_selection_puts_the_most_relevant_sentence_first(setting_of, questions):
+    setting = setting_of()
+    target = "The copper kettle belonged to Osric."
+    q = dataclasses.replace(
+        questions[0], context=f"Rain fell. Nobody came. {target} It snowed.", question="Whose kettle was it?"
+    )
+    assert f"Context: {target}" in text_of(setting, slots(setting, "token_select", [q], 64)[0])
+
+
+def test_pca_with_all_directions_is_the_token_budget(setting_of, questions):
+    setting = setting_of()
+    setting.d_z = setting.llm.width
+    for a, b in zip(slots(setting, "pca", questions[:3]), slots(setting, "token_budget", questions[:3]), strict=True):
+        torch.testing.assert_close(a.embeds, b.embeds, atol=5e-3, rtol=5e-3)  # fp16 on the wire
+
+
+def test_pca_keeps_only_the_principal_part(setting_of, questions):
+    setting = setting_of()
+    a, b = slots(setting, "pca", questions[:1])[0].embeds, slots(setting, "token_budget", questions[:1])[0].embeds
+    assert (a - b).abs().max() > 0.05
+    kept = setting.pca.explained_variance(D_Z)
+    assert 0 < kept < 1 and explained_variance(CONDITIONS["pca"], setting, M) == kept
+    assert explained_variance(CONDITIONS["pca_rank"], setting, M) == setting.pca.explained_variance(M) < kept
+    assert explained_variance(CONDITIONS["latentwire"], setting, M) is None
+
+
+def test_pooling_averages_contiguous_windows(setting_of, questions):
+    setting = setting_of()
+    setting.d_z = setting.llm.width
+    whole = slots(setting, "text", questions[:1])[0].embeds
+    pooled = slots(setting, "pca_pool", questions[:1])[0].embeds
+    expected = torch.stack([part.mean(dim=0) for part in whole.tensor_split(M)])
+    torch.testing.assert_close(pooled, expected, atol=5e-3, rtol=5e-3)
+
+
+def test_the_latents_are_those_of_the_decoded_bytes_and_the_same_for_both_llms(setting_of, questions):
+    first, second = setting_of("llama", codec="int4"), setting_of("qwen", codec="int4")
+    packed = first.sender.send(questions[:3], M)
+    assert packed == second.sender.send(questions[:3], M)
+    for data, slot in zip(packed, slots(first, "latentwire", questions[:3]), strict=True):
+        assert slot.sent == len(data)
+        torch.testing.assert_close(slot.embeds, first.adapter(torch.from_numpy(wire.unpack(data)[0])))
+
+
+def test_a_damaged_wire_gives_an_error_and_no_slot(setting_of, questions):
+    setting = setting_of()
+    data = bytearray(setting.sender.send(questions[:1], M)[0])
+    data[len(data) // 2] ^= 1
+    with pytest.raises(ValueError, match="checksum"):
+        setting.received_slot(bytes(data), setting.adapter)
+
+
+def test_smaller_codecs_send_fewer_bytes_and_lose_little(setting_of, questions):
+    sizes, errors = [], []
+    exact = slots(setting_of(), "latentwire", questions[:1])[0].embeds
+    for codec in ("fp16", "int8", "int4"):
+        slot = slots(setting_of(codec=codec), "latentwire", questions[:1])[0]
+        sizes.append(slot.sent)
+        errors.append((slot.embeds - exact).square().mean().item())
+    assert sizes[0] > sizes[1] > sizes[2] and errors[0] == 0 < errors[1] < errors[2]
+    assert errors[2] < 0.05 * exact.square().mean().item()
+
+
+def test_shuffled_z_comes_from_another_article_and_stays_the_same(setting_of, questions):
+    setting, again, other = setting_of(), setting_of(), setting_of(seed=1)
+    partners = [setting.partner(q) for q in questions[:20]]
+    assert all(p.title != q.title for p, q in zip(partners, questions, strict=False))
+    assert partners == [again.partner(q) for q in questions[:20]] != [other.partner(q) for q in questions[:20]]
+    for slot, p in zip(slots(setting, "shuffled_z", questions[:3]), partners, strict=False):
+        assert torch.equal(slot.embeds, slots(setting, "latentwire", [p])[0].embeds)
+
+
+def test_shuffled_z_needs_a_second_article(setting_of, questions):
+    setting = setting_of(pool=[q for q in questions if q.title == questions[0].title])
+    with pytest.raises(ValueError, match=r"shuffled_z.*samples"):
+        setting.partner(questions[0])
+
+
+def test_the_oracle_sends_the_same_window_as_text_and_as_codes(setting_of, questions):
+    setting = setting_of(source="context")
+    ids, text = setting.sender.encoder.window(questions[0], M)
+    assert text_of(setting, slots(setting, "oracle_text", questions[:1])[0]) == f" {text}"
+    assert len(slots(setting, "oracle_wire", questions[:1])[0].embeds) == len(ids)
+
+
+def test_conditions_are_named_with_an_own_m_if_wanted_and_without_doubles():
+    chosen = parse_conditions("text, token_budget,token_budget@64,token_budget@32", "prompt", 32)
+    assert [(c.name, m) for c, m in chosen] == [("text", 32), ("token_budget", 32), ("token_budget", 64)]
+
+
+def test_the_default_is_all_that_fit_the_source_but_the_oracles():
+    for source in ("prompt", "context"):
+        names = [c.name for c, _ in parse_conditions("", source, 32)]
+        assert {"text", "token_budget", "pca", "latentwire", "no_context", "shuffled_z"} <= set(names)
+        assert not any(name.startswith("oracle") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "match"),
+    [
+        ("text,magic", "prompt", "'magic'.*token_budget"),
+        ("token_budget@0", "prompt", "'token_budget@0'.*at least 1"),
+        ("token_budget@x", "prompt", "'token_budget@x'"),
+        ("oracle_wire", "prompt", "'oracle_wire'.*context"),
+        ("token_select", "context", "'token_select'.*prompt"),
+    ],
+)
+def test_a_wrong_condition_is_named_with_the_remedy(text, source, match):
+    with pytest.raises(ValueError, match=match):
+        parse_conditions(text, source, 32)

@@ -1,0 +1,219 @@
+"""Evaluation from end to end with small random models: its files, and that nothing finished is lost."""
+
+import json
+import shutil
+
+import pytest
+
+from latentwire.config import EvalConfig, parse
+from latentwire.eval import evaluate
+from latentwire.run import RunFolder
+
+pytestmark = pytest.mark.usefixtures("tiny_models")
+TIMES = ("seconds", "examples_per_s")
+ROW_KEYS = {
+    "condition", "llm", "llm_id", "m", "d_z", "n", "f1", "f1_ci95", "em", "em_ci95", "first_token_acc", "nll_per_token",
+    "bits_per_answer_byte", "llm_positions", "wire_bytes", "text_bytes", "explained_variance", "seconds", "examples_per_s",
+}  # fmt: skip
+TOP_KEYS = {
+    "schema", "dataset", "split", "n", "seed", "train_seed", "source", "codec", "git", "results", "comparisons",
+}  # fmt: skip
+
+
+def config(folder, **changes):
+    defaults = {
+        "dataset": "sample", "samples": 9, "batch_size": 4, "latent_len": 16, "d_z": 24, "max_new_tokens": 4,
+        "conditions": "text,token_budget,pca,latentwire,no_context", "device": "cpu", "save_dir": str(folder),
+    }  # fmt: skip
+    return EvalConfig(**(defaults | changes))
+
+
+def timeless(value):
+    """The same without times and rates."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in TIMES}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def predictions(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(llm_folders, tmp_path_factory):
+    """A finished run and its results."""
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, model in llm_folders.items():
+            patch.setenv(name, model)
+        return folder, evaluate(config(folder))
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run that a test may change."""
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def test_the_results_keep_the_contract(finished):
+    folder, results = finished
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert TOP_KEYS <= results.keys() and results["schema"] == 1
+    assert results["dataset"] == "sample" and results["n"] == 9
+    assert len(results["results"]) == 2 * 5
+    for row in results["results"]:
+        assert ROW_KEYS <= row.keys()
+        assert 0 <= row["f1_ci95"][0] <= row["f1"] <= row["f1_ci95"][1] <= 1
+    m = {row["condition"]: (row["m"], row["d_z"]) for row in results["results"]}
+    assert m["text"] == (None, None) and m["token_budget"] == (16, None) and m["latentwire"] == (16, 24)
+    variance = {row["condition"]: row["explained_variance"] for row in results["results"]}
+    assert 0 < variance["pca"] < 1 and variance["latentwire"] is None
+
+
+def test_every_question_has_a_line_in_every_condition_and_the_manifest_names_it(finished):
+    folder, _ = finished
+    ids = json.loads((folder / "manifest.json").read_text())["ids"]
+    lines = predictions(folder)
+    assert len(lines) == 2 * 5 * len(ids) == len({(x["id"], x["condition"], x["llm"]) for x in lines})
+    assert {x["id"] for x in lines} == set(ids)
+    assert {"id", "condition", "llm", "prediction", "references", "f1", "em"} <= lines[0].keys()
+
+
+def test_the_wires_bytes_are_those_of_its_header_and_payload(finished):
+    sizes = {row["wire_bytes"] for row in finished[1]["results"] if row["condition"] == "latentwire"}
+    assert sizes == {14 + 2 * 16 * 24 + 4}  # header, fp16 values, checksum; the same for both LLMs
+
+
+def test_the_critical_tests_are_there_for_both_llms_with_positions_and_bytes(finished):
+    tests = [c for c in finished[1]["comparisons"] if "critical" in c]
+    assert sorted((c["llm"], c["critical"]) for c in tests) == [(n, i) for n in ("llama", "qwen") for i in (1, 2, 3)]
+    for c in tests:
+        assert c["verdict"] in ("PASS", "FAIL", "not decided")
+        assert c["a_positions"] == 16 and c["a_bytes"] > 0 and c["b_positions"] > 0
+
+
+def test_the_same_seed_gives_the_same_files(finished, tmp_path):
+    again = evaluate(config(tmp_path / "again"))
+    assert timeless(again) == timeless(finished[1])
+    assert timeless(predictions(tmp_path / "again")) == timeless(predictions(finished[0]))
+
+
+def test_a_second_call_computes_nothing(run, monkeypatch):
+    monkeypatch.setattr("latentwire.eval._answer", lambda *a: pytest.fail("computed again"))
+    before = (run / "predictions.jsonl").read_bytes()
+    evaluate(config(run))
+    assert (run / "predictions.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.5, 0.93])
+def test_a_run_killed_while_writing_continues_to_the_same_end(finished, run, cut):
+    whole = (run / "predictions.jsonl").read_bytes()
+    (run / "predictions.jsonl").write_bytes(whole[: int(len(whole) * cut)])
+    (run / "results.json").unlink()
+    assert timeless(evaluate(config(run))) == timeless(finished[1])
+    key = ("condition", "llm", "id")
+    assert sorted(timeless(predictions(run)), key=lambda x: [x[k] for k in key]) == sorted(
+        timeless(predictions(finished[0])), key=lambda x: [x[k] for k in key]
+    )
+
+
+def test_more_conditions_extend_a_run(finished, run):
+    results = evaluate(config(run, conditions="text,token_budget@32,shuffled_z"))
+    rows = [(row["llm"], row["condition"], row["m"]) for row in results["results"]]
+    assert rows[:3] == [("llama", "text", None), ("llama", "token_budget", 32), ("llama", "shuffled_z", 16)]
+    assert len(predictions(run)) == len(predictions(finished[0])) + 2 * 2 * 9
+
+
+def test_a_damaged_line_is_named(run):
+    lines = (run / "predictions.jsonl").read_text().splitlines(keepends=True)
+    lines[3] = lines[3][:20] + "\n"
+    (run / "predictions.jsonl").write_text("".join(lines))
+    with pytest.raises(ValueError, match=r"predictions.jsonl:4.*--fresh_eval"):
+        evaluate(config(run))
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ_and_loses_nothing(run):
+    before = {p.name: p.read_bytes() for p in run.glob("*.json*")}
+    with pytest.raises(ValueError, match=r"latent_len: 16 there, 8 now.*--fresh_eval"):
+        evaluate(config(run, latent_len=8))
+    assert {p.name: p.read_bytes() for p in run.glob("*.json*")} == before
+
+
+def test_a_fresh_evaluation_starts_over(run):
+    results = evaluate(config(run, latent_len=8, conditions="latentwire", fresh_eval=True))
+    assert [row["m"] for row in results["results"]] == [8, 8]
+    assert len(predictions(run)) == 2 * 9
+
+
+def test_a_folder_in_use_is_refused(run):
+    settings = json.loads((run / "config.json").read_text())["config"]
+    with RunFolder(run, settings), pytest.raises(ValueError, match="in use"):
+        evaluate(config(run))
+
+
+def test_more_samples_than_exist_means_all_and_says_so(tmp_path, capsys):
+    results = evaluate(config(tmp_path / "r", samples=9999, conditions="no_context", max_new_tokens=1))
+    assert results["n"] == 120
+    assert "120 questions (all there are; 9999 asked for)" in capsys.readouterr().out
+
+
+def test_the_context_source_asks_the_question_as_text(tmp_path):
+    results = evaluate(config(tmp_path / "r", source="context", conditions="latentwire,oracle_text,oracle_wire,text"))
+    rows = {row["condition"]: row for row in results["results"] if row["llm"] == "qwen"}
+    assert rows["oracle_wire"]["wire_bytes"] == rows["latentwire"]["wire_bytes"]
+    assert rows["text"]["text_bytes"] < rows["text"]["wire_bytes"] + 2  # the context alone, and a space before it
+
+
+def test_stage_0_is_a_checkpoint_that_evaluates_to_the_same_scores(finished, tmp_path):
+    folder, untrained = finished
+    loaded = evaluate(config(tmp_path / "r", ckpt=str(folder / "checkpoint_stage0")))
+    assert timeless(loaded["results"]) == timeless(untrained["results"])
+    assert loaded["checkpoint"].endswith("checkpoint_stage0") and untrained["checkpoint"] == "untrained"
+
+
+def test_a_checkpoint_of_other_llms_or_another_width_is_refused(finished, tmp_path, monkeypatch):
+    ckpt = str(finished[0] / "checkpoint_stage0")
+    with pytest.raises(ValueError, match=r"d_z=32.*d_z=24"):
+        evaluate(config(tmp_path / "a", ckpt=ckpt, d_z=32))
+    made = json.loads((finished[0] / "checkpoint_stage0" / "config.json").read_text())["llms"]
+    monkeypatch.setenv("QWEN_ID", made["llama"])
+    with pytest.raises(ValueError, match=r"was made for qwen=.*QWEN_ID"):
+        evaluate(config(tmp_path / "b", ckpt=ckpt))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"latent_len": 0}, "latent_len=0"),
+        ({"samples": -5}, "samples=-5"),
+        ({"d_z": 0}, "d_z=0"),
+        ({"codec": "fp12"}, "codec='fp12'.*int8"),
+        ({"source": "book"}, "source='book'"),
+        ({"split": "test"}, "split='test'"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+        ({"llms": " , "}, "llms"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name_and_value(tmp_path, change, match):
+    with pytest.raises(ValueError, match=match):
+        config(tmp_path, **change)
+
+
+def test_an_llm_without_an_id_and_a_wording_of_nobody_are_named(tmp_path):
+    with pytest.raises(ValueError, match="GEMMA_ID"):
+        evaluate(config(tmp_path / "r", llms="gemma"))
+    with pytest.raises(ValueError, match="wordings='gemma'"):
+        evaluate(config(tmp_path / "r", wordings="gemma=chat"))
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="run folder"):
+        evaluate(config(tmp_path / "file" / "run"))
+
+
+def test_flags_follow_the_settings(capsys):
+    assert parse(EvalConfig, ["--samples", "7", "--fresh_eval"]) == EvalConfig(samples=7, fresh_eval=True)
+    with pytest.raises(SystemExit) as stop:
+        parse(EvalConfig, ["--output_dir", "x"])
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: unrecognized arguments: --output_dir")

@@ -1,0 +1,169 @@
+"""The frozen LLM: latents in, answers and gradients out, weights untouched."""
+
+import pytest
+import torch
+from torch import nn
+
+from latentwire.llm import IGNORE, load_llm
+from latentwire.prompts import PromptBuilder
+
+NAMES = ["llama", "qwen"]
+
+
+def prompts_of(llm, questions, source="prompt"):
+    """Head, slots of whole texts (lengths differ), tails and answers of some questions."""
+    builder = PromptBuilder(llm.tokenizer, source, "zero_shot")
+    ids = [builder.ids(builder.content_text(q.context, q.question)) for q in questions]
+    return builder.head, ids, [builder.tail(q.question) for q in questions], [
+        builder.answer_ids(q.answers[0]) for q in questions
+    ]  # fmt: skip
+
+
+def reference_answers(llm, head, slots, tails, max_new_tokens):
+    """What transformers' own generate says to the same prompts, one at a time, from token ids."""
+    answers = []
+    for slot, tail in zip(slots, tails, strict=True):
+        ids = torch.tensor([[*head, *slot, *tail]])
+        out = llm.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_new_tokens,
+            eos_token_id=llm.stop_ids.tolist(), pad_token_id=0,
+        )  # fmt: skip
+        answers.append(llm._text(out[0, ids.shape[1] :].tolist()))
+    return answers
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("source", ["prompt", "context"])
+def test_real_embeddings_through_the_latent_path_give_the_text_paths_answers(llms, questions, name, source):
+    llm = llms[name]
+    some = [questions[i] for i in (0, 7, 30, 61, 120)]
+    head, slots, tails, _ = prompts_of(llm, some, source)
+    assert len({len(s) for s in slots}) > 1
+    ours = llm.generate_with_prefix(head, [llm.embed(s) for s in slots], tails, 12)
+    assert ours == reference_answers(llm, head, slots, tails, 12)
+    assert any(ours)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_changes_no_answer(llms, questions, name):
+    llm = llms[name]
+    head, slots, tails, _ = prompts_of(llm, questions[:9:2])
+    slots[1] = slots[1][:3]  # a very short row beside long ones
+    together = llm.generate_with_prefix(head, [llm.embed(s) for s in slots], tails, 8)
+    alone = [llm.generate_with_prefix(head, [llm.embed(s)], [t], 8)[0] for s, t in zip(slots, tails, strict=True)]
+    assert together == alone
+
+
+def test_an_empty_slot_is_a_prompt_too(llms, questions):
+    llm = llms["qwen"]
+    head, slots, tails, _ = prompts_of(llm, questions[:2], "context")
+    slots = [[], slots[1]]
+    ours = llm.generate_with_prefix(head, [llm.embed(s) for s in slots], tails, 6)
+    assert ours == reference_answers(llm, head, slots, tails, 6)
+
+
+def test_the_head_is_read_once_and_its_cache_is_not_changed_by_use(llms, questions, monkeypatch):
+    llm = llms["llama"]
+    head, slots, tails, _ = prompts_of(llm, questions[:2])
+    head = (*head, 7)  # one that no other test has cached
+    lengths = []
+    forward = llm._forward
+    monkeypatch.setattr(llm, "_forward", lambda e, *a, **k: lengths.append(e.shape[1]) or forward(e, *a, **k))
+    embeds = [llm.embed(s) for s in slots]
+    first, second = (llm.generate_with_prefix(head, embeds, tails, 5) for _ in range(2))
+    assert first == second
+    assert lengths.count(len(head)) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_teacher_forcing_equals_the_models_own_loss_whatever_the_padding(llms, questions, name):
+    llm = llms[name]
+    head, slots, tails, answers = prompts_of(llm, [questions[i] for i in (0, 3, 50)])
+    assert len({len(a) for a in answers}) > 1 and len({len(s) for s in slots}) > 1
+    loss = llm.loss_with_prefix(head, [llm.embed(s) for s in slots], tails, answers)
+    assert loss.mask.sum(dim=1).tolist() == [len(a) for a in answers]
+    assert (loss.nll[~loss.mask] == 0).all()
+    for row, (slot, tail, answer) in enumerate(zip(slots, tails, answers, strict=True)):
+        ids = torch.tensor([[*head, *slot, *tail, *answer]])
+        labels = torch.full_like(ids, IGNORE)
+        labels[0, -len(answer) :] = torch.tensor(answer)
+        expected = llm.model(input_ids=ids, labels=labels).loss * len(answer)
+        torch.testing.assert_close(loss.nll[row].sum(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scoring_after_prefill_agrees_with_teacher_forcing_and_leaves_the_prefill_usable(llms, questions, name):
+    llm = llms[name]
+    head, slots, tails, answers = prompts_of(llm, [questions[i] for i in (0, 3, 50)])
+    embeds = [llm.embed(s) for s in slots]
+    prefill = llm.prefill(head, embeds, tails)
+    forced = llm.loss_with_prefix(head, embeds, tails, answers).nll.sum(dim=1)
+    torch.testing.assert_close(llm.answer_nll(prefill, answers), forced, rtol=1e-4, atol=1e-4)
+    assert llm.generate(prefill, 6) == llm.generate_with_prefix(head, embeds, tails, 6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_the_latents_and_the_weights_stay_bit_identical(llms, questions, name):
+    llm = llms[name]
+    before = {key: value.clone() for key, value in llm.model.state_dict().items()}
+    head, _, tails, answers = prompts_of(llm, questions[:4])
+    adapter = nn.Linear(8, llm.width)
+    optimizer = torch.optim.SGD([*adapter.parameters(), *llm.model.parameters()], lr=1.0)
+    loss = llm.loss_with_prefix(head, list(adapter(torch.randn(4, 5, 8))), tails, answers)
+    (loss.nll.sum() / loss.mask.sum()).backward()
+    assert adapter.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in llm.model.parameters())
+    optimizer.step()
+    assert all(torch.equal(value, before[key]) for key, value in llm.model.state_dict().items())
+
+
+def test_only_the_answers_own_slot_gets_its_gradient(llms, questions):
+    llm = llms["llama"]
+    head, slots, tails, answers = prompts_of(llm, questions[:3])
+    embeds = [llm.embed(s).clone().requires_grad_() for s in slots]
+    llm.loss_with_prefix(head, embeds, tails, answers).nll[1].sum().backward()
+    assert embeds[1].grad.abs().sum() > 0
+    assert all(e.grad is None or not e.grad.any() for e in (embeds[0], embeds[2]))
+
+
+def test_logits_are_computed_only_where_they_are_needed_and_from_contiguous_states(llms, questions):
+    llm = llms["qwen"]
+    head, slots, tails, answers = prompts_of(llm, questions[:3])
+    seen = []
+    hook = llm.model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: seen.append((inputs[0].shape[1], inputs[0].is_contiguous()))
+    )
+    llm.loss_with_prefix(head, [llm.embed(s) for s in slots], tails, answers)
+    llm.prefill(head, [llm.embed(s) for s in slots], tails)
+    hook.remove()
+    assert (max(map(len, answers)) + 1, True) in seen and (1, True) in seen
+    assert max(length for length, _ in seen) <= max(map(len, answers)) + 1
+    assert all(contiguous for _, contiguous in seen)
+
+
+def test_an_answer_ends_at_a_newline_an_end_of_turn_or_an_end_of_sequence(llms):
+    llm = llms["llama"]
+    word, newline = llm.tokenizer(" Paris", add_special_tokens=False)["input_ids"], llm.tokenizer("\n")["input_ids"]
+    end = llm.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert llm._text([*word, *newline, *word]) == "Paris"
+    assert llm._text([*word, end, *word]) == "Paris"
+    assert {*newline, end} <= set(llm.stop_ids.tolist())
+    assert not set(word) & set(llm.stop_ids.tolist())
+
+
+@pytest.mark.parametrize(
+    ("llm_id", "error", "match"),
+    [
+        ("offline:gpt-9", ValueError, "offline:gpt-9.*LLAMA_ID"),
+        ("/no/such/model", FileNotFoundError, "/no/such/model.*LLAMA_ID"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named_with_the_remedy(llm_id, error, match):
+    with pytest.raises(error, match=match):
+        load_llm("llama", llm_id, "cpu", "float32")
+
+
+def test_an_unreadable_model_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
+    with pytest.raises(ValueError, match=r"cannot load.*LLAMA_ID"):
+        load_llm("llama", str(tmp_path), "cpu", "float32")
