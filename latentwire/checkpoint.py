@@ -52,9 +52,7 @@ def load_checkpoint(folder: Path, llms: Mapping[str, str]) -> tuple[CodebookEnco
 
     Raises FileNotFoundError or ValueError if a file is missing, unreadable, of other shapes, or made for other LLMs.
     """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no checkpoint in {folder} (no config.json); train one, or leave out --ckpt")
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     try:
         trained, vocabulary, d_z, widths = (config[key] for key in ("llms", "vocabulary", "d_z", "widths"))
     except KeyError as error:
@@ -77,6 +75,13 @@ def load_checkpoint(folder: Path, llms: Mapping[str, str]) -> tuple[CodebookEnco
     for name, adapter in adapters.items():
         _load_strict(adapter, folder / f"adapter_{name}.pt")
     return encoder, adapters, config
+
+
+def read_config(folder: Path) -> dict:
+    """A checkpoint's config.json; FileNotFoundError if there is none."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no checkpoint in {folder} (no config.json); train one, or leave out --ckpt")
+    return read_json(folder / "config.json")
 
 
 def _load_strict(module: nn.Module, path: Path) -> None:

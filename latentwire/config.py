@@ -9,6 +9,7 @@ from typing import NoReturn, TypeVar
 DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2.5-coder-0.5b-instruct"}
 # Chosen on 100 train questions as text (LOG.md); a model that is not named here gets "chat".
 CHOSEN_WORDINGS = {"offline:smollm2-135m-instruct": "plain", "offline:qwen2.5-coder-0.5b-instruct": "chat"}
+DEFAULT_LATENT_LEN, DEFAULT_D_Z = 32, 256
 
 T = TypeVar("T")
 
@@ -30,8 +31,8 @@ class EvalConfig:
     llms: str = option("llama,qwen", "names of the LLMs; NAME's model is read from NAME_ID, upper case")
     samples: int = option(1000, "number of questions; more than exist means all")
     seed: int = option(0, "seed of the choice of questions, of shuffled_z and of the bootstrap")
-    latent_len: int = option(32, "M, latents (or tokens) a question")
-    d_z: int = option(256, "width of a latent")
+    latent_len: int | None = option(None, "M, latents (or tokens) a question; default: the checkpoint's, else 32")
+    d_z: int | None = option(None, "width of a latent; default: the checkpoint's, else 256")
     codec: str = option("fp16", "wire codec: fp16, int8 or int4")
     wordings: str = option("", "LLM=WORDING,...; default: the wording chosen for the model on train questions")
     max_new_tokens: int = option(12, "longest answer, in tokens")
@@ -43,7 +44,8 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         for name in ("samples", "latent_len", "d_z", "max_new_tokens", "batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "must be at least 1")
         require(self.split in ("dev", "train"), "split", self.split, "choose dev or train")
         require(self.source in ("prompt", "context"), "source", self.source, "choose prompt or context")
         require(self.codec in ("fp16", "int8", "int4"), "codec", self.codec, "choose fp16, int8 or int4")
@@ -97,5 +99,6 @@ def parse(cls: type[T], argv: list[str] | None = None) -> T:
         if field.type is bool:
             parser.add_argument(flag, action="store_true", help=text)
         else:
-            parser.add_argument(flag, type=field.type, default=field.default, help=text)
+            kind = int if field.type == int | None else field.type
+            parser.add_argument(flag, type=kind, default=field.default, help=text)
     return cls(**vars(parser.parse_args(argv)))

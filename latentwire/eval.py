@@ -18,9 +18,9 @@ import torch
 from tqdm import tqdm
 
 from latentwire.adapter import Adapter
-from latentwire.checkpoint import load_checkpoint, save_checkpoint
+from latentwire.checkpoint import load_checkpoint, read_config, save_checkpoint
 from latentwire.conditions import Condition, Sender, Setting, explained_variance, parse_conditions
-from latentwire.config import EvalConfig, parse, require
+from latentwire.config import DEFAULT_D_Z, DEFAULT_LATENT_LEN, EvalConfig, parse, require
 from latentwire.data import Question, load_questions, subset
 from latentwire.encoder import CodebookEncoder
 from latentwire.interface import build_interface, interface_report, token_counts, wire_table
@@ -39,13 +39,13 @@ def main() -> None:
 
 def evaluate(config: EvalConfig) -> dict:
     """Run one evaluation and return what it wrote to results.json."""
-    conditions = parse_conditions(config.conditions, config.source, config.latent_len)
     set_seed(config.seed)
     dataset, questions = load_questions(config.dataset, config.split)
     chosen = subset(questions, config.samples, config.seed)
     few = f" (all there are; {config.samples} asked for)" if len(chosen) < config.samples else ""
     print(f"data: {dataset} {config.split}, {len(chosen)} questions{few}", flush=True)
     config = _resolved(config, dataset, len(chosen))
+    conditions = parse_conditions(config.conditions, config.source, config.latent_len)
     with RunFolder(config.save_dir, _identity(config, dataset), fresh=config.fresh_eval) as run:
         manifest = {"dataset": dataset, "split": config.split, "seed": config.seed, "ids": [q.id for q in chosen]}
         write_json(run.path / "manifest.json", manifest)
@@ -57,11 +57,14 @@ def evaluate(config: EvalConfig) -> dict:
 
 
 def _resolved(config: EvalConfig, dataset: str, n: int) -> EvalConfig:
-    """Fill in what was left to the machine or to the data."""
+    """Fill in what was left to the machine, the checkpoint or the data."""
     device = config.device or default_device()
+    made = read_config(Path(config.ckpt)) if config.ckpt else {}
     name = f"{Path(dataset).stem}_{config.source}_n{n}_seed{config.seed}"
     return dataclasses.replace(
         config,
+        latent_len=config.latent_len or made.get("latent_len", DEFAULT_LATENT_LEN),
+        d_z=config.d_z or made.get("d_z", DEFAULT_D_Z),
         device=device,
         dtype=config.dtype or ("float32" if device == "cpu" else "bfloat16"),
         save_dir=config.save_dir or str(Path(config.ckpt or "runs/eval/untrained") / f"eval_{name}"),
@@ -97,8 +100,7 @@ def _evaluate(
                 "condition": condition.name, "llm": name, "llm_id": llm.id,
                 "m": m if "m" in condition.uses else None, "d_z": made["d_z"] if "d_z" in condition.uses else None,
             }  # fmt: skip
-            lines = predictions.of(row)
-            _complete(predictions, lines, row, condition, setting, chosen, m, config)
+            lines = _complete(predictions, row, condition, setting, chosen, m, config)
             row |= summarise(lines, chosen, config.seed)
             row["explained_variance"] = explained_variance(condition, setting, m)
             rows.append(row)
@@ -108,6 +110,7 @@ def _evaluate(
         "schema": SCHEMA, "dataset": dataset, "split": config.split, "n": len(chosen), "seed": config.seed,
         "train_seed": made["train_seed"], "source": config.source, "codec": config.codec, "dtype": config.dtype,
         "wordings": config.llm_wordings, "checkpoint": config.ckpt or "untrained",
+        "interface": made.get("interface"),
         "results": rows, "comparisons": compare(rows, scores, [q.paragraph for q in chosen], config.seed),
     }  # fmt: skip
 
@@ -130,25 +133,30 @@ def _latentwire(
     tables = {name: wire_table(llm, tokenizer) for name, llm in llms.items()}
     counts = token_counts(tokenizer, train_texts)
     interface = build_interface(tables, counts, config.d_z)
-    write_json(folder / "interface.json", interface_report(interface, tables, counts))
     encoder = CodebookEncoder.from_codebook(tokenizer, interface.codebook)
     adapters = {name: Adapter.from_closed_form(*parts) for name, parts in interface.adapters.items()}
-    made = {"schema": SCHEMA, "stage": "codebook", "d_z": config.d_z, "llms": config.llm_ids, "train_seed": None}
+    made = {
+        "schema": SCHEMA, "stage": "codebook", "latent_len": config.latent_len, "d_z": config.d_z,
+        "llms": config.llm_ids, "train_seed": None, "interface": interface_report(interface, tables, counts),
+    }  # fmt: skip
     save_checkpoint(folder / "checkpoint_stage0", encoder, adapters, made)
     return encoder, adapters, made
 
 
 def _complete(
     predictions: "Predictions",
-    lines: dict[str, dict],
     row: dict,
     condition: Condition,
     setting: Setting,
     chosen: list[Question],
     m: int,
     config: EvalConfig,
-) -> None:
-    """Compute the missing questions of one condition. The batches are always the same, so a continued run is too."""
+) -> dict[str, dict]:
+    """Lines by question id of one condition, the missing ones computed.
+
+    The batches are always the same, so that a continued run gives the same numbers as an uninterrupted one.
+    """
+    lines = predictions.of(row)
     title = f"{setting.llm.name} {condition.name}" + (f" M={m}" if "m" in condition.uses else "")
     with tqdm(total=len(chosen), desc=title, unit="q", mininterval=1) as bar:
         for batch in _batches(chosen, config.batch_size):
@@ -158,6 +166,7 @@ def _complete(
                 predictions.append([{"id": line["id"]} | _label(row) | line for line in new])
                 lines.update({line["id"]: line for line in new})
             bar.update(len(batch))
+    return lines
 
 
 def _label(row: dict) -> dict:

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latentwire.llm import FrozenLLM
 
+_CHUNK = 16384
 _REPORT_TOKENS = 1000
 _SMOOTHING = 1.0  # added to every token's count, so that none is left out
 
@@ -108,7 +109,9 @@ def principal_directions(centred: Tensor, weights: Tensor, k: int) -> tuple[Tens
 
     The sign of each direction is fixed, so that the same input gives the same directions.
     """
-    covariance = (centred * weights).double().T @ centred.double()
+    covariance = torch.zeros(centred.shape[1], centred.shape[1], dtype=torch.float64)
+    for rows, share in zip(centred.split(_CHUNK), weights.split(_CHUNK), strict=True):  # bounds the float64 copies
+        covariance += (rows * share).double().T @ rows.double()
     variances, directions = torch.linalg.eigh(covariance)
     directions = directions.flip(1)[:, :k]
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))

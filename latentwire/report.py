@@ -67,6 +67,7 @@ def table_markdown(results: Mapping) -> str:
         )
     names = {row["llm"]: row["llm_id"] for row in results["results"]}
     lines += ["", "; ".join(f"{name}: {describe_llm(llm_id)}" for name, llm_id in names.items()) + "."]
+    lines += _interface_lines(results)
     critical = critical_lines(results["comparisons"])
     if critical:
         lines += ["", "```text", *critical, "```"]
@@ -113,6 +114,23 @@ def renew_readme(readme: Path, table: str) -> None:
     before, after = text.split(START)[0], text.split(END)[1]
     readme.write_text(f"{before}{START}\n{table}{END}{after}", encoding="utf-8")
     print(f"renewed the result table in {readme}")
+
+
+def _interface_lines(results: Mapping) -> list[str]:
+    """What the untrained codes carry, per LLM; the reading ceiling only where the oracle window was evaluated."""
+    f1 = {(row["llm"], row["condition"]): row["f1"] for row in results["results"]}
+    lines = [""]
+    for llm, found in (results.get("interface") or {}).items():
+        line = (
+            f"- Untrained interface, {llm}: nearest-token recall {found['nearest_token_recall']:.3f} on tokens as they "
+            f"occur, {found['nearest_token_recall_uniform']:.3f} over the vocabulary; explained variance "
+            f"{found['explained_variance']:.3f}"
+        )
+        ceiling, as_text = f1.get((llm, "oracle_wire")), f1.get((llm, "oracle_text"))
+        if ceiling is not None and as_text:
+            line += f"; reading ceiling F1 {ceiling:.3f}, {ceiling / as_text:.2f} of the same window as text"
+        lines.append(line + ".")
+    return lines
 
 
 def _name(row: Mapping) -> str:

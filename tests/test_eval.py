@@ -1,7 +1,11 @@
 """Evaluation from end to end with small random models: its files, and that nothing finished is lost."""
 
+import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -13,7 +17,8 @@ pytestmark = pytest.mark.usefixtures("tiny_models")
 TIMES = ("seconds", "examples_per_s")
 ROW_KEYS = {
     "condition", "llm", "llm_id", "m", "d_z", "n", "f1", "f1_ci95", "em", "em_ci95", "first_token_acc", "nll_per_token",
-    "bits_per_answer_byte", "llm_positions", "wire_bytes", "text_bytes", "explained_variance", "seconds", "examples_per_s",
+    "bits_per_answer_byte", "llm_positions", "wire_bytes", "text_bytes", "explained_variance", "seconds",
+    "examples_per_s",
 }  # fmt: skip
 TOP_KEYS = {
     "schema", "dataset", "split", "n", "seed", "train_seed", "source", "codec", "git", "results", "comparisons",
@@ -58,11 +63,11 @@ def run(finished, tmp_path):
 def test_the_results_keep_the_contract(finished):
     folder, results = finished
     assert json.loads((folder / "results.json").read_text()) == results
-    assert TOP_KEYS <= results.keys() and results["schema"] == 1
+    assert results.keys() >= TOP_KEYS and results["schema"] == 1
     assert results["dataset"] == "sample" and results["n"] == 9
     assert len(results["results"]) == 2 * 5
     for row in results["results"]:
-        assert ROW_KEYS <= row.keys()
+        assert row.keys() >= ROW_KEYS
         assert 0 <= row["f1_ci95"][0] <= row["f1"] <= row["f1_ci95"][1] <= 1
     m = {row["condition"]: (row["m"], row["d_z"]) for row in results["results"]}
     assert m["text"] == (None, None) and m["token_budget"] == (16, None) and m["latentwire"] == (16, 24)
@@ -82,6 +87,11 @@ def test_every_question_has_a_line_in_every_condition_and_the_manifest_names_it(
 def test_the_wires_bytes_are_those_of_its_header_and_payload(finished):
     sizes = {row["wire_bytes"] for row in finished[1]["results"] if row["condition"] == "latentwire"}
     assert sizes == {14 + 2 * 16 * 24 + 4}  # header, fp16 values, checksum; the same for both LLMs
+
+
+def test_the_interface_report_tells_what_the_codes_carry(finished):
+    for report in finished[1]["interface"].values():
+        assert 0 < report["explained_variance"] < 1 and 0 < report["nearest_token_recall"] <= 1
 
 
 def test_the_critical_tests_are_there_for_both_llms_with_positions_and_bytes(finished):
@@ -175,6 +185,7 @@ def test_a_checkpoint_of_other_llms_or_another_width_is_refused(finished, tmp_pa
     ckpt = str(finished[0] / "checkpoint_stage0")
     with pytest.raises(ValueError, match=r"d_z=32.*d_z=24"):
         evaluate(config(tmp_path / "a", ckpt=ckpt, d_z=32))
+    assert evaluate(config(tmp_path / "a2", ckpt=ckpt, d_z=None, conditions="no_context"))["results"]
     made = json.loads((finished[0] / "checkpoint_stage0" / "config.json").read_text())["llms"]
     monkeypatch.setenv("QWEN_ID", made["llama"])
     with pytest.raises(ValueError, match=r"was made for qwen=.*QWEN_ID"):
@@ -197,6 +208,27 @@ def test_a_checkpoint_of_other_llms_or_another_width_is_refused(finished, tmp_pa
 def test_a_wrong_setting_is_refused_by_name_and_value(tmp_path, change, match):
     with pytest.raises(ValueError, match=match):
         config(tmp_path, **change)
+
+
+def test_any_number_of_llms_read_the_same_wire(tmp_path, llm_folders, monkeypatch):
+    monkeypatch.setenv("THIRD_ID", llm_folders["QWEN_ID"])
+    results = evaluate(config(tmp_path / "r", llms="third,llama,qwen", conditions="latentwire", samples=3))
+    assert [row["llm"] for row in results["results"]] == ["third", "llama", "qwen"]
+    assert len({row["wire_bytes"] for row in results["results"]}) == 1
+
+
+def test_a_process_killed_in_the_middle_loses_no_finished_question(finished, tmp_path):
+    folder = tmp_path / "killed"
+    flags = [f"--{k}={v}" for k, v in dataclasses.asdict(config(folder)).items() if v and k != "fresh_eval"]
+    process = subprocess.Popen([sys.executable, "-m", "latentwire.eval", *flags], stderr=subprocess.DEVNULL)
+    while not (folder / "predictions.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = (folder / "predictions.jsonl").read_text()
+    assert kept and not (folder / "results.json").exists()
+    assert timeless(evaluate(config(folder))) == timeless(finished[1])
+    assert (folder / "predictions.jsonl").read_text().startswith(kept[: kept.rfind("\n") + 1])
 
 
 def test_an_llm_without_an_id_and_a_wording_of_nobody_are_named(tmp_path):

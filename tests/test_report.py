@@ -1,0 +1,87 @@
+"""Tables and charts say what results.json says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from latentwire.report import END, README, START, draw_hierarchy, load_results, renew_readme, table_markdown
+from latentwire.results import compare, critical_lines, row_key
+
+ROOT = Path(__file__).parents[1]
+
+
+def row(condition, f1, m=None, llm="qwen"):
+    return {
+        "condition": condition, "llm": llm, "llm_id": "offline:some-model", "m": m, "f1": f1, "f1_ci95": [f1 - 0.1, f1],
+        "em": f1, "first_token_acc": 0.5, "bits_per_answer_byte": 1.25, "llm_positions": 32.0, "wire_bytes": 100,
+    }  # fmt: skip
+
+
+ROWS = [
+    row("text", 0.6), row("token_budget", 0.2, 32), row("token_budget", 0.5, 64), row("pca", 0.3, 32),
+    row("pca_pool", 0.1, 32), row("latentwire", 0.4, 32), row("no_context", 0.0), row("shuffled_z", 0.0, 32),
+]  # fmt: skip
+PARAGRAPHS = ["a", "b", "c", "d"]
+RESULTS = {
+    "dataset": "sample", "split": "dev", "n": 4, "seed": 0, "source": "prompt", "codec": "fp16", "dtype": "float32",
+    "checkpoint": "untrained", "git": "abc", "results": ROWS,
+    "machine": {"gpus": [], "processor": "P", "threads": 2, "torch": "1", "transformers": "2"},
+    "comparisons": compare(ROWS, {row_key(r): [r["f1"]] * 4 for r in ROWS}, PARAGRAPHS, 0),
+}  # fmt: skip
+
+
+def test_latentwire_meets_each_rival_once_at_its_own_m():
+    pairs = [(c["a"], c["b"], c["m"]) for c in RESULTS["comparisons"] if "critical" not in c]
+    assert sorted(pairs) == [
+        ("latentwire", "no_context", 32), ("latentwire", "pca", 32), ("latentwire", "pca_pool", 32),
+        ("latentwire", "shuffled_z", 32), ("latentwire", "text", 32), ("latentwire", "token_budget", 32),
+        ("shuffled_z", "no_context", 32),
+    ]  # fmt: skip
+
+
+def test_the_critical_tests_take_the_better_pca_and_the_ratio_to_text():
+    tests = {c["critical"]: c for c in RESULTS["comparisons"] if "critical" in c}
+    assert tests[1]["b"] == "token_budget" and tests[1]["diff"] == pytest.approx(0.2) and tests[1]["verdict"] == "PASS"
+    assert tests[2]["b"] == "pca" and tests[2]["diff"] == pytest.approx(0.1)
+    assert tests[3]["metric"] == "f1_ratio" and tests[3]["ratio"] == pytest.approx(2 / 3)
+    assert tests[3]["verdict"] == "FAIL" and tests[3]["ci95"] == pytest.approx([2 / 3, 2 / 3])
+    lines = critical_lines(RESULTS["comparisons"])
+    assert len(lines) == 3 and all("positions 32 / 32" in line and "bytes 100 / 100" in line for line in lines)
+
+
+def test_the_table_holds_every_row_and_what_is_needed_to_believe_it():
+    table = table_markdown(RESULTS)
+    assert "| qwen | token_budget | 64 | 0.500 [0.400, 0.500] |" in table
+    assert sum(line.startswith("| qwen") for line in table.splitlines()) == len(ROWS)
+    for fact in ("sample dev", "n=4", "seed 0", "untrained", "abc", "P, 2 threads", "dequantised Q4", "no claim"):
+        assert fact in table
+    assert "no claim" not in table_markdown(RESULTS | {"dataset": "squad"})
+
+
+def test_the_chart_is_drawn_also_without_intervals(tmp_path):
+    draw_hierarchy(
+        RESULTS | {"results": [*ROWS, row("text", 0.5, llm="llama") | {"f1_ci95": None}]}, tmp_path / "c.png"
+    )
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_readmes_table_is_replaced_between_its_marks(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    renew_readme(readme, "new\n")
+    assert readme.read_text() == f"before\n{START}\nnew\n{END}\nafter\n"
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="marks"):
+        renew_readme(readme, "new\n")
+
+
+def test_a_run_without_results_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"results\.json"):
+        load_results(tmp_path)
+
+
+def test_the_readmes_figures_are_those_of_the_committed_results():
+    shown = README.read_text(encoding="utf-8").split(START)[1].split(END)[0].strip()
+    committed = json.loads((ROOT / "results" / "squad_dev" / "results.json").read_text())
+    assert shown == table_markdown(committed).strip()
