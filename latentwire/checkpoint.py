@@ -8,6 +8,7 @@
 Loading is strict: a mismatch is an error that names the file and the keys, never a score from half a checkpoint.
 """
 
+import hashlib
 import pickle
 import shutil
 from collections.abc import Mapping
@@ -82,6 +83,14 @@ def read_config(folder: Path) -> dict:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no checkpoint in {folder} (no config.json); train one, or leave out --ckpt")
     return read_json(folder / "config.json")
+
+
+def checkpoint_sha256(folder: Path) -> str:
+    """One hash of a checkpoint's weights, so that an evaluation is not continued with other ones."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.pt")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _load_strict(module: nn.Module, path: Path) -> None:

@@ -72,12 +72,16 @@ class Pca:
 
 @dataclass
 class Setting:
-    """What the conditions of one LLM need. `pool`: the evaluated questions, from which shuffled_z draws."""
+    """What the conditions of one LLM need.
+
+    sender and adapter: only for conditions that read the wire; pool: the evaluated questions, of which shuffled_z draws.
+    """
 
     llm: FrozenLLM
     prompts: PromptBuilder
-    sender: Sender
-    adapter: Adapter
+    sender: Sender | None
+    adapter: Adapter | None
+    codec: str
     d_z: int
     train_texts: Sequence[str]
     pool: Sequence[Question]
@@ -95,7 +99,7 @@ class Setting:
 
     def latent_slot(self, z: Tensor, restore: Callable[[Tensor], Tensor]) -> Slot:
         """A slot of latents [P, k] after the wire; `restore` maps them to embeddings [P, d]."""
-        packed = wire.pack(z[None].numpy(), self.sender.codec)
+        packed = wire.pack(z[None].numpy(), self.codec)
         return self.received_slot(packed, restore)
 
     def received_slot(self, packed: bytes, restore: Callable[[Tensor], Tensor]) -> Slot:
@@ -115,7 +119,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Condition:
-    """build(setting, questions, m) gives one slot a question; `uses` names what of M and d_z it depends on."""
+    """build(setting, questions, m) gives one slot a question.
+
+    uses: what it depends on, of "m", "d_z" and "wire" (the encoder's Z and the adapters).
+    """
 
     name: str
     build: Callable[[Setting, Sequence[Question], int], list[Slot]]
@@ -217,7 +224,7 @@ def pca_rank(setting: Setting, questions: Sequence[Question], m: int) -> list[Sl
     return [setting.latent_slot(setting.pca.project(e, m), setting.pca.restore) for e in embeds]
 
 
-@_condition(uses=("m", "d_z"))
+@_condition(uses=("m", "d_z", "wire"))
 def latentwire(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
     """Z through the adapter, after the wire."""
     return [setting.received_slot(packed, setting.adapter) for packed in setting.sender.send(questions, m)]
@@ -229,20 +236,20 @@ def no_context(setting: Setting, questions: Sequence[Question], m: int) -> list[
     return [setting.text_slot([]) for _ in questions]
 
 
-@_condition(uses=("m", "d_z"))
+@_condition(uses=("m", "d_z", "wire"))
 def shuffled_z(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
     """Z of a question on another article: must fall to no_context, or Z is not what carries the answer."""
     return latentwire(setting, [setting.partner(q) for q in questions], m)
 
 
-@_condition(uses=("m",), sources=("context",), by_default=False)
+@_condition(uses=("m", "wire"), sources=("context",), by_default=False)
 def oracle_text(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
     """The M wire tokens around the reference answer, as text: a perfect selection, read as text."""
     windows = [setting.sender.encoder.window(q, m)[1] for q in questions]
     return [setting.text_slot(setting.prompts.ids(f" {window}")) for window in windows]
 
 
-@_condition(uses=("m", "d_z"), sources=("context",), by_default=False)
+@_condition(uses=("m", "d_z", "wire"), sources=("context",), by_default=False)
 def oracle_wire(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
     """The same window as codes through wire and adapter: the reading ceiling of the interface."""
     encoder = setting.sender.encoder

@@ -8,6 +8,7 @@ and computes the rest; --fresh_eval starts over.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -18,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from latentwire.adapter import Adapter
-from latentwire.checkpoint import load_checkpoint, read_config, save_checkpoint
+from latentwire.checkpoint import checkpoint_sha256, load_checkpoint, read_config, save_checkpoint
 from latentwire.conditions import Condition, Sender, Setting, explained_variance, parse_conditions
 from latentwire.config import DEFAULT_D_Z, DEFAULT_LATENT_LEN, EvalConfig, parse, require
 from latentwire.data import Question, load_questions, subset
@@ -46,7 +47,7 @@ def evaluate(config: EvalConfig) -> dict:
     print(f"data: {dataset} {config.split}, {len(chosen)} questions{few}", flush=True)
     config = _resolved(config, dataset, len(chosen))
     conditions = parse_conditions(config.conditions, config.source, config.latent_len)
-    with RunFolder(config.save_dir, _identity(config, dataset), fresh=config.fresh_eval) as run:
+    with RunFolder(config.save_dir, _identity(config, dataset, chosen), fresh=config.fresh_eval) as run:
         manifest = {"dataset": dataset, "split": config.split, "seed": config.seed, "ids": [q.id for q in chosen]}
         write_json(run.path / "manifest.json", manifest)
         results = _evaluate(config, conditions, dataset, chosen, run.path) | run.origin
@@ -71,11 +72,15 @@ def _resolved(config: EvalConfig, dataset: str, n: int) -> EvalConfig:
     )
 
 
-def _identity(config: EvalConfig, dataset: str) -> dict:
+def _identity(config: EvalConfig, dataset: str, chosen: list[Question]) -> dict:
     """What makes two evaluations the same one. Conditions are left out: more of them extend a run."""
     identity = dataclasses.asdict(config) | {
-        "dataset": dataset, "llm_ids": config.llm_ids, "wordings": config.llm_wordings,
-    }  # fmt: skip
+        "dataset": dataset,
+        "llm_ids": config.llm_ids,
+        "wordings": config.llm_wordings,
+        "questions_sha256": hashlib.sha256(repr(chosen).encode()).hexdigest()[:16],
+        "checkpoint_sha256": checkpoint_sha256(Path(config.ckpt))[:16] if config.ckpt else None,
+    }
     for name in ("save_dir", "fresh_eval", "conditions", "llms"):
         del identity[name]
     return identity
@@ -85,20 +90,20 @@ def _evaluate(
     config: EvalConfig, conditions: Sequence[tuple[Condition, int]], dataset: str, chosen: list[Question], folder: Path
 ) -> dict:
     train_texts = _train_texts(config.dataset)
+    reads_wire = any("wire" in condition.uses for condition, _ in conditions)
     llms = {name: load_llm(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
-    encoder, adapters, made = _latentwire(config, llms, train_texts, folder)
-    sender = Sender(encoder, config.source, config.codec)
+    sender, adapters, made = _latentwire(config, llms, train_texts, folder) if reads_wire else (None, {}, {})
     predictions = Predictions(folder / "predictions.jsonl")
     rows, scores = [], {}
     for name, llm in llms.items():
         prompts = PromptBuilder(llm.tokenizer, config.source, config.llm_wordings[name])
         setting = Setting(
-            llm, prompts, sender, adapters[name], made["d_z"], train_texts, pool=chosen, seed=config.seed
-        )  # fmt: skip
+            llm, prompts, sender, adapters.get(name), config.codec, config.d_z, train_texts, chosen, config.seed
+        )
         for condition, m in conditions:
             row = {
                 "condition": condition.name, "llm": name, "llm_id": llm.id,
-                "m": m if "m" in condition.uses else None, "d_z": made["d_z"] if "d_z" in condition.uses else None,
+                "m": m if "m" in condition.uses else None, "d_z": config.d_z if "d_z" in condition.uses else None,
             }  # fmt: skip
             lines = _complete(predictions, row, condition, setting, chosen, m, config)
             row |= summarise(lines, chosen, config.seed)
@@ -108,7 +113,7 @@ def _evaluate(
             print(_line(row), flush=True)
     return {
         "schema": SCHEMA, "dataset": dataset, "split": config.split, "n": len(chosen), "seed": config.seed,
-        "train_seed": made["train_seed"], "source": config.source, "codec": config.codec, "dtype": config.dtype,
+        "train_seed": made.get("train_seed"), "source": config.source, "codec": config.codec, "dtype": config.dtype,
         "wordings": config.llm_wordings, "checkpoint": config.ckpt or "untrained",
         "interface": made.get("interface"),
         "results": rows, "comparisons": compare(rows, scores, [q.paragraph for q in chosen], config.seed),
@@ -123,12 +128,12 @@ def _train_texts(dataset: str) -> list[str]:
 
 def _latentwire(
     config: EvalConfig, llms: dict[str, FrozenLLM], train_texts: list[str], folder: Path
-) -> tuple[CodebookEncoder, dict[str, Adapter], dict]:
-    """Encoder and adapters of the checkpoint, or of stage 0, which is saved beside the results."""
+) -> tuple[Sender, dict[str, Adapter], dict]:
+    """Sender and adapters of the checkpoint, or of stage 0, which is saved beside the results; and how it was made."""
     if config.ckpt:
         encoder, adapters, made = load_checkpoint(Path(config.ckpt), config.llm_ids)
         require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.ckpt} has d_z={made['d_z']}; set that")
-        return encoder, {name: adapter.to("cpu") for name, adapter in adapters.items()}, made
+        return Sender(encoder, config.source, config.codec), adapters, made
     tokenizer = next(iter(llms.values())).tokenizer  # the wire's vocabulary is that of the first LLM
     tables = {name: wire_table(llm, tokenizer) for name, llm in llms.items()}
     counts = token_counts(tokenizer, train_texts)
@@ -140,7 +145,7 @@ def _latentwire(
         "llms": config.llm_ids, "train_seed": None, "interface": interface_report(interface, tables, counts),
     }  # fmt: skip
     save_checkpoint(folder / "checkpoint_stage0", encoder, adapters, made)
-    return encoder, adapters, made
+    return Sender(encoder, config.source, config.codec), adapters, made
 
 
 def _complete(

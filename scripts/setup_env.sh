@@ -13,7 +13,8 @@ stamp=.venv/.installed-requirements
 if ! cmp -s <(cat requirements.txt pyproject.toml) "$stamp"; then
     echo "setting up .venv (a few minutes the first time) ..."
     "$base" -m venv .venv || { echo "error: cannot make .venv; install Python's venv module" >&2; exit 2; }
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+    .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
+    .venv/bin/python -m pip install --disable-pip-version-check --no-deps --editable .
+    # Written last: an interrupted set-up is done again.
     cat requirements.txt pyproject.toml >"$stamp"
 fi

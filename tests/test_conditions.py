@@ -28,7 +28,7 @@ def setting_of(llms, texts, questions, interface):
         encoder = CodebookEncoder.from_codebook(llms["llama"].tokenizer, interface.codebook)
         return Setting(
             llms[name], PromptBuilder(llms[name].tokenizer, source, "zero_shot"), Sender(encoder, source, codec),
-            Adapter.from_closed_form(*interface.adapters[name]), D_Z, texts, pool, seed,
+            Adapter.from_closed_form(*interface.adapters[name]), codec, D_Z, texts, pool, seed,
         )  # fmt: skip
 
     return make

@@ -8,8 +8,10 @@ import sys
 import time
 
 import pytest
+import torch
 
 from latentwire.config import EvalConfig, parse
+from latentwire.data import SAMPLE_DIR
 from latentwire.eval import evaluate
 from latentwire.run import RunFolder
 
@@ -208,6 +210,26 @@ def test_a_checkpoint_of_other_llms_or_another_width_is_refused(finished, tmp_pa
 def test_a_wrong_setting_is_refused_by_name_and_value(tmp_path, change, match):
     with pytest.raises(ValueError, match=match):
         config(tmp_path, **change)
+
+
+def test_a_run_is_not_continued_with_other_weights_or_other_questions(finished, tmp_path):
+    ckpt = shutil.copytree(finished[0] / "checkpoint_stage0", tmp_path / "ckpt")
+    evaluate(config(tmp_path / "r", ckpt=str(ckpt), conditions="latentwire"))
+    state = torch.load(ckpt / "encoder.pt", weights_only=True)
+    torch.save({key: value + 1 for key, value in state.items()}, ckpt / "encoder.pt")
+    with pytest.raises(ValueError, match="checkpoint_sha256"):
+        evaluate(config(tmp_path / "r", ckpt=str(ckpt), conditions="latentwire"))
+    data = tmp_path / "data.json"
+    data.write_text((SAMPLE_DIR / "dev.json").read_text())
+    evaluate(config(tmp_path / "d", dataset=str(data), conditions="no_context"))
+    data.write_text((SAMPLE_DIR / "train.json").read_text())
+    with pytest.raises(ValueError, match="questions_sha256"):
+        evaluate(config(tmp_path / "d", dataset=str(data), conditions="no_context"))
+
+
+def test_a_text_baseline_builds_no_wire(tmp_path):
+    results = evaluate(config(tmp_path / "r", conditions="text,pca"))
+    assert results["interface"] is None and not (tmp_path / "r" / "checkpoint_stage0").exists()
 
 
 def test_any_number_of_llms_read_the_same_wire(tmp_path, llm_folders, monkeypatch):
