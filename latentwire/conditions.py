@@ -74,7 +74,7 @@ class Pca:
 class Setting:
     """What the conditions of one LLM need.
 
-    sender and adapter: only for conditions that read the wire; pool: the evaluated questions, of which shuffled_z draws.
+    sender, adapter: only where a condition reads the wire; pool: the evaluated questions, for shuffled_z to draw from.
     """
 
     llm: FrozenLLM
