@@ -24,7 +24,7 @@ from latentwire.run import read_json, reason, write_json
 
 
 def save_checkpoint(folder: Path, encoder: CodebookEncoder, adapters: Mapping[str, Adapter], config: dict) -> None:
-    """Write a checkpoint under a temporary name and rename it, so that `folder` is always whole.
+    """Write a checkpoint under a temporary name and rename it: what is read back is whole, the new one or the old.
 
     config needs "d_z" and "llms" (name to id); the shapes are added here.
     """
@@ -79,16 +79,23 @@ def load_checkpoint(folder: Path, llms: Mapping[str, str]) -> tuple[CodebookEnco
 
 
 def read_config(folder: Path) -> dict:
-    """A checkpoint's config.json; FileNotFoundError if there is none."""
+    """A checkpoint's config.json; FileNotFoundError if there is none.
+
+    A save that was killed between its two renames is undone first.
+    """
+    old = folder.with_name(f".{folder.name}.old")
+    if not folder.exists() and old.is_dir():
+        old.rename(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no checkpoint in {folder} (no config.json); train one, or leave out --ckpt")
     return read_json(folder / "config.json")
 
 
 def checkpoint_sha256(folder: Path) -> str:
-    """One hash of a checkpoint's weights, so that an evaluation is not continued with other ones."""
+    """One hash of a checkpoint's files, so that an evaluation is not continued with other ones."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.pt")):
+    files = (folder / "config.json", *folder.glob("*.pt"), *folder.glob("wire_tokenizer/*"))
+    for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

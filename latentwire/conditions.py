@@ -51,8 +51,9 @@ class Pca:
     """Principal directions of one LLM's input embeddings, fitted on the tokens of train text."""
 
     def __init__(self, llm: FrozenLLM, train_texts: Sequence[str]):
-        counts = token_counts(llm.tokenizer, train_texts)
-        table = llm.embedding_table()[: len(counts)]
+        table = llm.embedding_table()
+        counts = token_counts(llm.tokenizer, train_texts)[: len(table)]
+        table = table[: len(counts)]
         weights = (counts / counts.sum()).float()[:, None]
         self.mean = (weights * table).sum(dim=0)
         self.directions, self.variances = principal_directions(table - self.mean, weights, table.shape[1])
@@ -129,7 +130,6 @@ class Condition:
     uses: tuple[str, ...]
     sources: tuple[str, ...]
     by_default: bool
-    help: str
 
 
 CONDITIONS: dict[str, Condition] = {}
@@ -140,7 +140,7 @@ def _condition(
 ) -> Callable:
     def register(build: Callable) -> Callable:
         name = build.__name__
-        CONDITIONS[name] = Condition(name, build, uses, sources, by_default, " ".join(build.__doc__.split()))
+        CONDITIONS[name] = Condition(name, build, uses, sources, by_default)
         return build
 
     return register
@@ -246,7 +246,7 @@ def shuffled_z(setting: Setting, questions: Sequence[Question], m: int) -> list[
 def oracle_text(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
     """The M wire tokens around the reference answer, as text: a perfect selection, read as text."""
     windows = [setting.sender.encoder.window(q, m)[1] for q in questions]
-    return [setting.text_slot(setting.prompts.ids(f" {window}")) for window in windows]
+    return [setting.text_slot(setting.prompts.ids(f" {window.strip()}")) for window in windows]
 
 
 @_condition(uses=("m", "d_z", "wire"), sources=("context",), by_default=False)
@@ -259,7 +259,7 @@ def oracle_wire(setting: Setting, questions: Sequence[Question], m: int) -> list
 
 
 def explained_variance(condition: Condition, setting: Setting, m: int) -> float | None:
-    """Share of embedding variance that a PCA condition keeps; None for the others."""
+    """Share of the train tokens' embedding variance that a PCA condition's directions hold; None for the others."""
     kept: Mapping[str, int] = {"pca": setting.d_z, "pca_pool": setting.d_z, "pca_rank": m}
     return setting.pca.explained_variance(kept[condition.name]) if condition.name in kept else None
 

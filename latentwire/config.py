@@ -6,10 +6,14 @@ import os
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
+from latentwire.wire import CODECS
+
 DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2.5-coder-0.5b-instruct"}
 # Chosen on 100 train questions as text (LOG.md); a model that is not named here gets "chat".
 CHOSEN_WORDINGS = {"offline:smollm2-135m-instruct": "plain", "offline:qwen2.5-coder-0.5b-instruct": "chat"}
-DEFAULT_LATENT_LEN, DEFAULT_D_Z = 32, 256
+DEFAULT_SAMPLES, DEFAULT_LATENT_LEN, DEFAULT_D_Z = 1000, 32, 256
+SOURCES = ("prompt", "context")
+DTYPES = ("float32", "bfloat16", "float16")
 
 T = TypeVar("T")
 
@@ -29,7 +33,7 @@ class EvalConfig:
     source: str = option("prompt", "prompt: Z stands for context and question; context: for the context alone")
     conditions: str = option("", "comma-separated; NAME@M gives one another M; default: all that fit the source")
     llms: str = option("llama,qwen", "names of the LLMs; NAME's model is read from NAME_ID, upper case")
-    samples: int = option(1000, "number of questions; more than exist means all")
+    samples: int | None = option(None, "number of questions; more than exist means all; default: 1000")
     seed: int = option(0, "seed of the choice of questions, of shuffled_z and of the bootstrap")
     latent_len: int | None = option(None, "M, latents (or tokens) a question; default: the checkpoint's, else 32")
     d_z: int | None = option(None, "width of a latent; default: the checkpoint's, else 256")
@@ -47,10 +51,9 @@ class EvalConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
         require(self.split in ("dev", "train"), "split", self.split, "choose dev or train")
-        require(self.source in ("prompt", "context"), "source", self.source, "choose prompt or context")
-        require(self.codec in ("fp16", "int8", "int4"), "codec", self.codec, "choose fp16, int8 or int4")
-        known = ("", "float32", "bfloat16", "float16")
-        require(self.dtype in known, "dtype", self.dtype, f"choose one of {', '.join(known[1:])}")
+        require(self.source in SOURCES, "source", self.source, f"choose {' or '.join(SOURCES)}")
+        require(self.codec in CODECS, "codec", self.codec, f"choose one of {', '.join(CODECS)}")
+        require(self.dtype in ("", *DTYPES), "dtype", self.dtype, f"choose one of {', '.join(DTYPES)}")
         require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
 
     @property

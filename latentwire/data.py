@@ -8,11 +8,12 @@ import json
 import os
 import random
 import sys
-import urllib.request
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from latentwire.run import hub_answers
 
 SAMPLE_DIR = Path(__file__).with_name("sample_data")
 HUB_ID = "rajpurkar/squad"
@@ -146,11 +147,8 @@ def _find_split(folder: Path, split: str) -> Path:
 def _load_from_hub(split: str) -> list[Question] | None:
     """SQuAD through `datasets`; None where neither the hub answers nor its cache holds the data."""
     import datasets  # kept here: only this function needs it
-    from huggingface_hub import constants
 
-    try:
-        urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()  # `datasets` alone retries for half a minute
-    except OSError:
+    if not hub_answers():
         datasets.config.HF_HUB_OFFLINE = True  # the local cache may still hold it
     try:
         rows = datasets.load_dataset(HUB_ID, split="validation" if split == "dev" else "train")

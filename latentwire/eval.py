@@ -20,16 +20,16 @@ from tqdm import tqdm
 
 from latentwire.adapter import Adapter
 from latentwire.checkpoint import checkpoint_sha256, load_checkpoint, read_config, save_checkpoint
-from latentwire.conditions import Condition, Sender, Setting, explained_variance, parse_conditions
-from latentwire.config import DEFAULT_D_Z, DEFAULT_LATENT_LEN, EvalConfig, parse, require
+from latentwire.conditions import CONDITIONS, Condition, Sender, Setting, explained_variance, parse_conditions
+from latentwire.config import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalConfig, parse, require
 from latentwire.data import Question, load_questions, subset
 from latentwire.encoder import CodebookEncoder
 from latentwire.interface import build_interface, interface_report, token_counts, wire_table
 from latentwire.llm import FrozenLLM, load_llm
 from latentwire.metrics import exact_match, f1_score
-from latentwire.prompts import PromptBuilder
+from latentwire.prompts import WORDINGS, PromptBuilder
 from latentwire.results import compare, critical_lines, row_key, summarise
-from latentwire.run import SCHEMA, RunFolder, cli, default_device, set_seed, write_json
+from latentwire.run import SCHEMA, RunFolder, cli, default_device, reason, set_seed, write_json
 
 FIT_QUESTIONS = 5000  # train questions whose text weights the codebook and fits the PCA
 
@@ -42,15 +42,18 @@ def evaluate(config: EvalConfig) -> dict:
     """Run one evaluation and return what it wrote to results.json."""
     set_seed(config.seed)
     dataset, questions = load_questions(config.dataset, config.split)
-    chosen = subset(questions, config.samples, config.seed)
-    few = f" (all there are; {config.samples} asked for)" if len(chosen) < config.samples else ""
+    chosen = subset(questions, config.samples or DEFAULT_SAMPLES, config.seed)
+    few = f" (all there are; {config.samples} asked for)" if len(chosen) < (config.samples or 0) else ""
     print(f"data: {dataset} {config.split}, {len(chosen)} questions{few}", flush=True)
     config = _resolved(config, dataset, len(chosen))
     conditions = parse_conditions(config.conditions, config.source, config.latent_len)
-    with RunFolder(config.save_dir, _identity(config, dataset, chosen), fresh=config.fresh_eval) as run:
+    _check(config, conditions, chosen)
+    train_texts = _train_texts(config.dataset)
+    identity = _identity(config, dataset, chosen, train_texts)
+    with RunFolder(config.save_dir, identity, fresh=config.fresh_eval) as run:
         manifest = {"dataset": dataset, "split": config.split, "seed": config.seed, "ids": [q.id for q in chosen]}
         write_json(run.path / "manifest.json", manifest)
-        results = _evaluate(config, conditions, dataset, chosen, run.path) | run.origin
+        results = _evaluate(config, conditions, dataset, chosen, train_texts, run.path) | run.origin
         write_json(run.path / "results.json", results)
     print(*critical_lines(results["comparisons"]), sep="\n")
     print(f"wrote {run.path / 'results.json'}")
@@ -72,28 +75,52 @@ def _resolved(config: EvalConfig, dataset: str, n: int) -> EvalConfig:
     )
 
 
-def _identity(config: EvalConfig, dataset: str, chosen: list[Question]) -> dict:
+def _check(config: EvalConfig, conditions: Sequence[tuple[Condition, int]], chosen: list[Question]) -> None:
+    """Refuse, before anything slow, what would fail later."""
+    for name, wording in config.llm_wordings.items():
+        require(wording in WORDINGS, "wordings", f"{name}={wording}", f"choose among {', '.join(WORDINGS)}")
+    if any(condition.name == "shuffled_z" for condition, _ in conditions):
+        titles = len({q.title for q in chosen})
+        require(titles > 1, "conditions", "shuffled_z", "needs questions on two articles or more; raise --samples")
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise ValueError(f"device={config.device!r}: {reason(error)}") from error
+    usable = device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+    require(usable, "device", config.device, f"this machine has {torch.cuda.device_count()} CUDA devices; try cpu")
+
+
+def _identity(config: EvalConfig, dataset: str, chosen: list[Question], train_texts: list[str]) -> dict:
     """What makes two evaluations the same one. Conditions are left out: more of them extend a run."""
-    identity = dataclasses.asdict(config) | {
-        "dataset": dataset,
-        "llm_ids": config.llm_ids,
-        "wordings": config.llm_wordings,
-        "questions_sha256": hashlib.sha256(repr(chosen).encode()).hexdigest()[:16],
-        "checkpoint_sha256": checkpoint_sha256(Path(config.ckpt))[:16] if config.ckpt else None,
-    }
+    identity = (
+        dataclasses.asdict(config)
+        | {
+            "dataset": dataset,
+            "llm_ids": list(config.llm_ids.items()),  # in order: the first one's vocabulary is the wire's
+            "wordings": config.llm_wordings,
+            "questions_sha256": hashlib.sha256(repr(chosen).encode()).hexdigest()[:16],
+            "train_sha256": hashlib.sha256(repr(train_texts).encode()).hexdigest()[:16],
+            "checkpoint_sha256": checkpoint_sha256(Path(config.ckpt))[:16] if config.ckpt else None,
+        }
+    )
     for name in ("save_dir", "fresh_eval", "conditions", "llms"):
         del identity[name]
     return identity
 
 
 def _evaluate(
-    config: EvalConfig, conditions: Sequence[tuple[Condition, int]], dataset: str, chosen: list[Question], folder: Path
+    config: EvalConfig,
+    conditions: Sequence[tuple[Condition, int]],
+    dataset: str,
+    chosen: list[Question],
+    train_texts: list[str],
+    folder: Path,
 ) -> dict:
-    train_texts = _train_texts(config.dataset)
+    predictions = Predictions(folder / "predictions.jsonl")
+    conditions = [*conditions, *predictions.finished(conditions, config, {q.id for q in chosen})]
     reads_wire = any("wire" in condition.uses for condition, _ in conditions)
     llms = {name: load_llm(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
     sender, adapters, made = _latentwire(config, llms, train_texts, folder) if reads_wire else (None, {}, {})
-    predictions = Predictions(folder / "predictions.jsonl")
     rows, scores = [], {}
     for name, llm in llms.items():
         prompts = PromptBuilder(llm.tokenizer, config.source, config.llm_wordings[name])
@@ -103,7 +130,7 @@ def _evaluate(
         for condition, m in conditions:
             row = {
                 "condition": condition.name, "llm": name, "llm_id": llm.id,
-                "m": m if "m" in condition.uses else None, "d_z": config.d_z if "d_z" in condition.uses else None,
+                "m": m if "m" in condition.uses else None, "d_z": _d_z(condition, config.d_z, llm.width),
             }  # fmt: skip
             lines = _complete(predictions, row, condition, setting, chosen, m, config)
             row |= summarise(lines, chosen, config.seed)
@@ -118,6 +145,13 @@ def _evaluate(
         "interface": made.get("interface"),
         "results": rows, "comparisons": compare(rows, scores, [q.paragraph for q in chosen], config.seed),
     }  # fmt: skip
+
+
+def _d_z(condition: Condition, d_z: int, width: int) -> int | None:
+    """Coefficients a position: PCA has no more directions than the LLM's embeddings have dimensions."""
+    if "d_z" not in condition.uses:
+        return None
+    return d_z if "wire" in condition.uses else min(d_z, width)
 
 
 def _train_texts(dataset: str) -> list[str]:
@@ -215,21 +249,34 @@ class Predictions:
 
     def __init__(self, path: Path):
         self.path = path
-        kept = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        if kept and not kept[-1].endswith("\n"):
-            kept.pop()
-            path.write_text("".join(kept), encoding="utf-8")
+        written = path.read_bytes() if path.is_file() else b""
+        whole = written[: written.rfind(b"\n") + 1]
+        if len(whole) < len(written):
+            os.truncate(path, len(whole))
         self._lines: dict[tuple, dict[str, dict]] = {}
-        for number, text in enumerate(kept, start=1):
+        for number, text in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
                 line = json.loads(text)
-            except json.JSONDecodeError as error:
+            except ValueError as error:  # not JSON, or not UTF-8
                 raise ValueError(f"{path}:{number} is damaged ({error}); use --fresh_eval to start over") from error
             self.of(line)[line["id"]] = line
 
     def of(self, row: dict) -> dict[str, dict]:
         """Finished lines, by question id, of the condition, M and LLM that `row` names."""
         return self._lines.setdefault(row_key(row), {})
+
+    def finished(
+        self, conditions: Sequence[tuple[Condition, int]], config: EvalConfig, ids: set[str]
+    ) -> list[tuple[Condition, int]]:
+        """Conditions beyond the given ones that hold all questions for all LLMs: a later call keeps their rows."""
+        wanted = {(c.name, m if "m" in c.uses else None) for c, m in conditions}
+        found = dict.fromkeys((name, m) for name, m, _ in self._lines)
+        return [
+            (CONDITIONS[name], m or config.latent_len)
+            for name, m in found
+            if (name, m) not in wanted
+            and all(ids <= self.of({"condition": name, "m": m, "llm": llm}).keys() for llm in config.llm_names)
+        ]
 
     def append(self, lines: list[dict]) -> None:
         """Write lines so that they survive a crash of the machine."""

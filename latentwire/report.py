@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from latentwire.results import critical_lines
-from latentwire.run import cli, read_json
+from latentwire.run import cli, read_json, write_text
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- results: start -->", "<!-- results: end -->"
@@ -24,6 +24,7 @@ _SAMPLE_WARNING = "\n**The sample set shows that everything runs; its numbers su
 
 
 def main() -> None:
+    """Command line: tables and charts of the given runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that hold a results.json")
     parser.add_argument("--readme", action="store_true", help="put the table of the (one) run into README.md")
@@ -33,7 +34,7 @@ def main() -> None:
     for run in args.runs:
         results = load_results(run)
         table = table_markdown(results)
-        (run / "table.md").write_text(table, encoding="utf-8")
+        write_text(run / "table.md", table)
         draw_hierarchy(results, run / "hierarchy.png")
         print(table, f"wrote {run / 'table.md'} and {run / 'hierarchy.png'}", sep="\n")
     if args.readme:
@@ -112,7 +113,7 @@ def renew_readme(readme: Path, table: str) -> None:
     if START not in text or END not in text:
         raise ValueError(f"{readme} lacks the marks {START} and {END}")
     before, after = text.split(START)[0], text.split(END)[1]
-    readme.write_text(f"{before}{START}\n{table}{END}{after}", encoding="utf-8")
+    write_text(readme, f"{before}{START}\n{table}{END}{after}")
     print(f"renewed the result table in {readme}")
 
 

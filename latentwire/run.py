@@ -6,6 +6,7 @@ import platform
 import random
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from huggingface_hub import constants
 
 SCHEMA = 1
+OUTPUTS = (
+    "manifest.json",
+    "predictions.jsonl",
+    "results.json",
+    "table.md",
+    "hierarchy.png",
+)  # what a fresh start clears
 
 
 class RunFolder:
@@ -48,10 +57,15 @@ class RunFolder:
     def _claim(self, config: dict, fresh: bool) -> None:
         record = self.path / "config.json"
         config = json.loads(json.dumps(config))  # as it will be read back
-        if record.is_file() and not fresh:
-            found = read_json(record)
+        found = read_json(record) if record.is_file() else None
+        if found is not None and "config" not in found:
+            raise ValueError(
+                f"{self.path} is not a run folder (its config.json is of something else); choose another one"
+            )
+        done = self.path / "predictions.jsonl"
+        if found and not fresh and done.is_file() and done.stat().st_size:  # a start that failed at once binds nobody
             self.origin = {key: found.get(key) for key in ("git", "machine")}
-            before = found.get("config", {})
+            before = found["config"]
             differing = sorted(k for k in config.keys() | before.keys() if config.get(k) != before.get(k))
             if differing:
                 changes = "; ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} now" for k in differing)
@@ -60,8 +74,9 @@ class RunFolder:
                     "choose another folder, or start over with --fresh_eval (FRESH_EVAL=1 for the scripts)"
                 )
             return
-        for name in ("predictions.jsonl", "results.json"):
-            (self.path / name).unlink(missing_ok=True)
+        if found:
+            for name in OUTPUTS:
+                (self.path / name).unlink(missing_ok=True)
         self.origin = {"git": git_sha(), "machine": machine()}
         write_json(record, {"schema": SCHEMA, "config": config} | self.origin)
 
@@ -85,11 +100,15 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON under a temporary name and rename it, so that a reader never sees half a file."""
+    """Write JSON so that a reader never sees half a file."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text under a temporary name and rename it."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -144,10 +163,21 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def hub_answers() -> bool:
+    """Whether the model hub can be reached; asked once, because the hub's own client retries for most of a minute."""
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()
+    except OSError:
+        return False
+    return not constants.HF_HUB_OFFLINE
+
+
 def cli(main: Callable[[], None]) -> None:
     """Run a program; a user's mistake ends it with one line and status 2. LATENTWIRE_TRACEBACK=1 shows where."""
     try:
         main()
+    except torch.OutOfMemoryError as error:
+        sys.exit(_fail(f"out of memory ({reason(error)}); lower BATCH_SIZE (--batch_size); what was finished is kept"))
     except (ValueError, OSError) as error:
         if os.environ.get("LATENTWIRE_TRACEBACK"):
             raise

@@ -2,7 +2,8 @@
 # From a fresh clone to a table: environment, offline models, evaluation of both LLMs, table and chart.
 # Safe to interrupt and to run again. SAMPLES, DATASET, LLAMA_ID, ... as in the other scripts.
 set -euo pipefail
-bash "$(dirname "$0")/setup_env.sh"
+# The small models also on a GPU: they need no hub and no licence.
+export LLAMA_ID=${LLAMA_ID:-offline:smollm2-135m-instruct} QWEN_ID=${QWEN_ID:-offline:qwen2.5-coder-0.5b-instruct}
 source "$(dirname "$0")/common.sh"
 OUTPUT_DIR=${OUTPUT_DIR:-runs/quickstart}
 SAMPLES=${SAMPLES:-80}

@@ -93,3 +93,9 @@ def test_no_checkpoint_and_foreign_folders_are_named(tmp_path, folder):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="widths"):
         load_checkpoint(folder, LLMS)
+
+
+def test_a_save_killed_between_its_two_renames_is_undone(folder):
+    folder.rename(folder.with_name(f".{folder.name}.old"))
+    assert load_checkpoint(folder, LLMS)[2]["d_z"] == 8
+    assert [p.name for p in folder.parent.iterdir()] == ["best"]

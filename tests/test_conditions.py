@@ -162,7 +162,7 @@ def test_shuffled_z_needs_a_second_article(setting_of, questions):
 def test_the_oracle_sends_the_same_window_as_text_and_as_codes(setting_of, questions):
     setting = setting_of(source="context")
     ids, text = setting.sender.encoder.window(questions[0], M)
-    assert text_of(setting, slots(setting, "oracle_text", questions[:1])[0]) == f" {text}"
+    assert text_of(setting, slots(setting, "oracle_text", questions[:1])[0]) == f" {text.strip()}"
     assert len(slots(setting, "oracle_wire", questions[:1])[0].embeds) == len(ids)
 
 

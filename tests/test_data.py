@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latentwire import data
-from latentwire.data import SAMPLE_DIR, Question, load_questions, read_squad_file, subset
+from latentwire.data import SAMPLE_DIR, Question, _load_from_hub, load_questions, read_squad_file, subset
 
 CONTEXT = "Łódź lies 120 km from Warsaw. Łódź grew around 1823."
 
@@ -348,3 +348,22 @@ def test_subset_leaves_its_questions_in_place():
 def test_an_empty_subset_is_refused_with_its_number(n):
     with pytest.raises(ValueError, match=f"at least 1, got {n}"):
         subset(numbered(3), n, seed=0)
+
+
+def test_the_hubs_rows_become_questions_and_paragraphs_are_kept_apart(monkeypatch):
+    import datasets
+
+    rows = [
+        {"id": f"h{i}", "title": "T", "context": context, "question": "Which?",
+         "answers": {"text": ["tins"], "answer_start": [context.index("tins")]}}
+        for i, context in enumerate(["Two tins.", "Two tins.", "Nine tins."])
+    ]  # fmt: skip
+    asked = []
+    monkeypatch.delenv("SQUAD_DIR", raising=False)
+    monkeypatch.setattr(data, "_load_from_hub", _load_from_hub)
+    monkeypatch.setattr(data, "hub_answers", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or rows)
+    name, questions = load_questions("squad", "dev")
+    assert name == "squad" and asked == [("rajpurkar/squad", "validation")]
+    assert [q.id for q in questions] == ["h0", "h1", "h2"] and questions[2].starts == (5,)
+    assert questions[0].paragraph == questions[1].paragraph != questions[2].paragraph

@@ -46,6 +46,10 @@ def predictions(folder):
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 
+def predictions_bytes(folder):
+    return (folder / "predictions.jsonl").read_bytes()
+
+
 @pytest.fixture(scope="module")
 def finished(llm_folders, tmp_path_factory):
     """A finished run and its results."""
@@ -129,10 +133,24 @@ def test_a_run_killed_while_writing_continues_to_the_same_end(finished, run, cut
     )
 
 
+def test_a_cut_inside_a_letter_and_odd_line_ends_in_an_answer_are_no_damage(finished, run):
+    lines = (run / "predictions.jsonl").read_bytes().split(b"\n")
+    first = json.loads(lines[0])
+    lines[0] = json.dumps(first | {"prediction": "a\u2028b\u0085c"}, ensure_ascii=False).encode()
+    broken = json.dumps({"prediction": "é"}, ensure_ascii=False).encode()
+    (run / "predictions.jsonl").write_bytes(b"\n".join(lines[:-1]) + b"\n" + broken[: broken.index(b"\xc3") + 1])
+    assert evaluate(config(run))["n"] == 9
+    assert predictions_bytes(run) == b"\n".join(lines[:-1]) + b"\n"
+
+
 def test_more_conditions_extend_a_run(finished, run):
     results = evaluate(config(run, conditions="text,token_budget@32,shuffled_z"))
     rows = [(row["llm"], row["condition"], row["m"]) for row in results["results"]]
     assert rows[:3] == [("llama", "text", None), ("llama", "token_budget", 32), ("llama", "shuffled_z", 16)]
+    assert {row["condition"] for row in results["results"]} == {
+        "text", "token_budget", "pca", "latentwire", "no_context", "shuffled_z",
+    }  # fmt: skip
+    assert len(results["results"]) == 2 * 7, "what was finished before keeps its rows"
     assert len(predictions(run)) == len(predictions(finished[0])) + 2 * 2 * 9
 
 
@@ -149,6 +167,40 @@ def test_another_configuration_is_refused_with_the_keys_that_differ_and_loses_no
     with pytest.raises(ValueError, match=r"latent_len: 16 there, 8 now.*--fresh_eval"):
         evaluate(config(run, latent_len=8))
     assert {p.name: p.read_bytes() for p in run.glob("*.json*")} == before
+
+
+def test_a_start_that_failed_binds_nobody(tmp_path):
+    with pytest.raises(ValueError, match="d_z=5000"):
+        evaluate(config(tmp_path / "r", d_z=5000))
+    assert evaluate(config(tmp_path / "r", conditions="no_context"))["n"] == 9
+
+
+def test_other_folders_are_never_taken_for_runs(finished, tmp_path):
+    ckpt = shutil.copytree(finished[0] / "checkpoint_stage0", tmp_path / "ckpt")
+    before = (ckpt / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="not a run folder"):
+        evaluate(config(ckpt, ckpt=str(ckpt), fresh_eval=True))
+    assert (ckpt / "config.json").read_bytes() == before
+
+
+def test_the_order_of_the_llms_is_part_of_the_wire(run):
+    with pytest.raises(ValueError, match="llm_ids"):
+        evaluate(config(run, llms="qwen,llama"))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"wordings": "qwen=loud"}, "qwen=loud.*plain"),
+        ({"samples": 1, "conditions": "text,shuffled_z"}, "shuffled_z.*raise --samples"),
+        ({"device": "banana"}, "device='banana'"),
+        ({"device": "cuda:63"}, "device='cuda:63'"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_any_model_is_loaded(tmp_path, monkeypatch, change, match):
+    monkeypatch.setattr("latentwire.eval.load_llm", lambda *a: pytest.fail("loaded a model"))
+    with pytest.raises(ValueError, match=match):
+        evaluate(config(tmp_path / "r", **change))
 
 
 def test_a_fresh_evaluation_starts_over(run):

@@ -1,5 +1,7 @@
 """The closed form: codes that every LLM can read, without training."""
 
+import copy
+
 import pytest
 import torch
 
@@ -94,3 +96,12 @@ def test_principal_directions_find_a_planted_subspace():
     directions, variances = principal_directions(rows - rows.mean(dim=0), torch.full((500, 1), 1 / 500), k=2)
     torch.testing.assert_close(directions @ directions.T, basis @ basis.T, atol=1e-4, rtol=1e-4)
     assert variances[0] > variances[1] > 0.5 and variances[2:].abs().max() < 1e-5
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_read_as_far_as_it_goes(llms, texts):
+    llm = llms["llama"]
+    short = copy.copy(llm)
+    short.embedding_table = lambda: llm.embedding_table()[:-5]
+    table = wire_table(short, llm.tokenizer)
+    assert table.shape[0] == len(llm.tokenizer) and torch.isfinite(table).all()
+    torch.testing.assert_close(table[:-5], llm.embedding_table()[: len(llm.tokenizer) - 5])

@@ -1,11 +1,15 @@
 """The frozen LLM: latents in, answers and gradients out, weights untouched."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from latentwire.llm import IGNORE, load_llm
-from latentwire.prompts import PromptBuilder
+from latentwire.llm import FrozenLLM, load_llm
+from latentwire.prompts import IGNORE, PromptBuilder
 
 NAMES = ["llama", "qwen"]
 
@@ -167,3 +171,50 @@ def test_an_unreadable_model_is_named_with_the_remedy(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
     with pytest.raises(ValueError, match=r"cannot load.*LLAMA_ID"):
         load_llm("llama", str(tmp_path), "cpu", "float32")
+
+
+def with_weights(source, folder, change):
+    """A copy of a model folder whose weights went through `change`."""
+    shutil.copytree(source, folder)
+    weights = {key: value.clone() for key, value in load_file(f"{source}/model.safetensors").items()}
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_a_model_with_a_missing_weight_is_refused(llm_folders, tmp_path):
+    key = "model.layers.1.mlp.up_proj.weight"
+    folder = with_weights(llm_folders["LLAMA_ID"], tmp_path / "model", lambda weights: weights.pop(key))
+    with pytest.raises(ValueError, match=rf"lacks the weights \['{key}'\].*LLAMA_ID"):
+        load_llm("llama", folder, "cpu", "float32")
+
+
+def test_a_model_with_misshapen_weights_is_refused(llm_folders, tmp_path):
+    def narrow(weights):
+        weights["lm_head.weight"] = weights["lm_head.weight"][:, :8].contiguous()
+
+    folder = with_weights(llm_folders["QWEN_ID"], tmp_path / "model", narrow)
+    with pytest.raises(ValueError, match=r"cannot load.*QWEN_ID"):
+        load_llm("qwen", folder, "cpu", "float32")
+
+
+def test_a_model_with_cut_weights_is_refused(llm_folders, tmp_path):
+    folder = shutil.copytree(llm_folders["QWEN_ID"], tmp_path / "model")
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"cannot load.*QWEN_ID"):
+        load_llm("qwen", str(folder), "cpu", "float32")
+
+
+def test_a_prompt_beyond_a_sliding_window_is_refused_and_one_within_it_is_exact(llms, questions):
+    config = Qwen2Config(**llms["qwen"].model.config.to_dict() | {
+        "use_sliding_window": True, "sliding_window": 300, "max_window_layers": 0, "layer_types": None,
+    })  # fmt: skip
+    llm = FrozenLLM("qwen", Qwen2ForCausalLM(config), llms["qwen"].tokenizer)
+    assert llm.window == 300 and llms["qwen"].window is None
+    head, slots, tails, _ = prompts_of(llm, questions[:3])
+    short = [slots[0][:9], slots[1][:40], slots[2][:20]]
+    ours = llm.generate_with_prefix(head, [llm.embed(s) for s in short], tails, 6)
+    assert ours == reference_answers(llm, head, short, tails, 6)
+    with pytest.raises(ValueError, match="300 positions only"):
+        llm.prefill(head, [llm.embed(slots[0] * 3)], tails[:1])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LAUNCHERS = {
+    "baselines/text_baseline.sh": "runs/baselines/text",
+    "baselines/token_budget_baseline.sh": "runs/baselines/token_budget/M32",
+    "baselines/pca_baseline.sh": "runs/baselines/pca/M32",
+    "interface_report.sh": "runs/interface",
+}
 SCRIPTS = sorted(p for p in ROOT.glob("scripts/**/*.sh"))
 
 
@@ -63,13 +70,30 @@ def test_a_wrong_value_ends_a_script_with_one_clear_line(launch, script, setting
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_crash_in_the_middle_of_a_pipe_fails_the_script(launch, tmp_path):
+@pytest.mark.parametrize("script", LAUNCHERS)
+@pytest.mark.parametrize("failing", ["eval", "report"])
+def test_a_crash_in_the_middle_of_a_pipe_fails_the_script(launch, tmp_path, script, failing):
     crash = tmp_path / "python-that-crashes"
-    crash.write_text("#!/bin/sh\necho half an answer\nexit 9\n")
+    crash.write_text(f'#!/bin/sh\necho half an answer\ncase "$*" in *{failing}.py*) exit 9 ;; esac\n')
     crash.chmod(0o755)
-    done = launch("baselines/text_baseline.sh", PYTHON=str(crash))
+    done = launch(script, PYTHON=str(crash))
     assert done.returncode == 9 and "half an answer" in done.stdout
-    assert not (tmp_path / "out" / "table.md").exists()
+
+
+@pytest.mark.parametrize(("script", "folder"), LAUNCHERS.items())
+def test_the_results_go_where_the_documents_say(launch, tmp_path, script, folder):
+    says = tmp_path / "python-that-says-where"
+    says.write_text('#!/bin/sh\necho "$@" >> "$WHERE"\nexit 9\n')
+    says.chmod(0o755)
+    copy = shutil.copytree(ROOT / "scripts", tmp_path / "copy of the repository" / "scripts").parent
+    launch(copy / "scripts" / script, PYTHON=str(says), OUTPUT_DIR="", LATENT_LEN="32", WHERE=str(tmp_path / "where"))
+    assert f"--save_dir {folder}" in (tmp_path / "where").read_text()
+    assert list((copy / folder).glob("20*.log"))
+
+
+def test_only_one_starts_over(launch):
+    done = launch("baselines/text_baseline.sh", FRESH_EVAL="no")
+    assert done.returncode == 2 and "FRESH_EVAL=no" in done.stderr
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
