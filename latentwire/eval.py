@@ -9,8 +9,6 @@ and computes the rest; --fresh_eval starts over.
 
 import dataclasses
 import hashlib
-import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,18 +18,22 @@ from tqdm import tqdm
 
 from latentwire.adapter import Adapter
 from latentwire.checkpoint import checkpoint_sha256, load_checkpoint, read_config, save_checkpoint
-from latentwire.conditions import CONDITIONS, Condition, Sender, Setting, explained_variance, parse_conditions
+from latentwire.conditions import Condition, Sender, Setting, explained_variance, parse_conditions
 from latentwire.config import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalConfig, parse, require
 from latentwire.data import Question, load_questions, subset
 from latentwire.encoder import CodebookEncoder
 from latentwire.interface import build_interface, interface_report, token_counts, wire_table
 from latentwire.llm import FrozenLLM, load_llm
 from latentwire.metrics import exact_match, f1_score
+from latentwire.predictions import Predictions
 from latentwire.prompts import WORDINGS, PromptBuilder
 from latentwire.results import compare, critical_lines, row_key, summarise
 from latentwire.run import SCHEMA, RunFolder, cli, default_device, reason, set_seed, write_json
 
 FIT_QUESTIONS = 5000  # train questions whose text weights the codebook and fits the PCA
+LONG_ANSWERS = 2000  # an evaluation of this many answers or more is timed before it starts
+PROBE_QUESTIONS = 16
+LONGEST_S = 2 * 3600
 
 
 def main() -> None:
@@ -117,21 +119,32 @@ def _evaluate(
     folder: Path,
 ) -> dict:
     predictions = Predictions(folder / "predictions.jsonl")
-    conditions = [*conditions, *predictions.finished(conditions, config, {q.id for q in chosen})]
+    conditions = [
+        *conditions,
+        *predictions.finished(conditions, config.latent_len, config.llm_names, {q.id for q in chosen}),
+    ]
     reads_wire = any("wire" in condition.uses for condition, _ in conditions)
     llms = {name: load_llm(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
     sender, adapters, made = _latentwire(config, llms, train_texts, folder) if reads_wire else (None, {}, {})
-    rows, scores = [], {}
-    for name, llm in llms.items():
-        prompts = PromptBuilder(llm.tokenizer, config.source, config.llm_wordings[name])
-        setting = Setting(
-            llm, prompts, sender, adapters.get(name), config.codec, config.d_z, train_texts, chosen, config.seed
+    settings = [
+        Setting(
+            llm,
+            PromptBuilder(llm.tokenizer, config.source, config.llm_wordings[name]),
+            sender,
+            adapters.get(name),
+            config.codec,
+            config.d_z,
+            train_texts,
+            chosen,
+            config.seed,
         )
+        for name, llm in llms.items()
+    ]
+    _announce(predictions, settings, conditions, chosen, config)
+    rows, scores = [], {}
+    for setting in settings:
         for condition, m in conditions:
-            row = {
-                "condition": condition.name, "llm": name, "llm_id": llm.id,
-                "m": m if "m" in condition.uses else None, "d_z": _d_z(condition, config.d_z, llm.width),
-            }  # fmt: skip
+            row = _row(setting, condition, m, config)
             lines = _complete(predictions, row, condition, setting, chosen, m, config)
             row |= summarise(lines, chosen, config.seed)
             row["explained_variance"] = explained_variance(condition, setting, m)
@@ -147,11 +160,53 @@ def _evaluate(
     }  # fmt: skip
 
 
-def _d_z(condition: Condition, d_z: int, width: int) -> int | None:
-    """Coefficients a position: PCA has no more directions than the LLM's embeddings have dimensions."""
-    if "d_z" not in condition.uses:
-        return None
-    return d_z if "wire" in condition.uses else min(d_z, width)
+def _announce(
+    predictions: Predictions,
+    settings: list[Setting],
+    conditions: Sequence[tuple[Condition, int]],
+    chosen: list[Question],
+    config: EvalConfig,
+) -> None:
+    """Before a long evaluation, time one batch of each kind and say how long all will take.
+
+    Raises ValueError where that is over LONGEST_S on a CPU, unless the number of questions was chosen by hand.
+    """
+    ordered = sorted(chosen, key=lambda q: len(q.context))
+    middle = max(0, len(ordered) // 2 - PROBE_QUESTIONS // 2)
+    probe = ordered[middle : middle + PROBE_QUESTIONS]
+    todo = [
+        (setting, condition, m, missing)
+        for setting in settings
+        for condition, m in conditions
+        if (missing := len(chosen) - len(predictions.of(_row(setting, condition, m, config))))
+    ]
+    if sum(missing for *_, missing in todo) < LONG_ANSWERS:
+        return
+    print("timing a few batches ...", flush=True)
+    per_question: dict[tuple[str, int | None], float] = {}  # by LLM and M; None stands for the whole text
+    seconds = 0.0
+    for setting, condition, m, missing in todo:
+        kind = setting.llm.name, m if "m" in condition.uses and condition.name != "pca_rank" else None
+        if kind not in per_question:
+            started = time.perf_counter()
+            _answer(condition, setting, probe, m, config)
+            per_question[kind] = (time.perf_counter() - started) / len(probe)
+        seconds += missing * per_question[kind]
+    print(f"estimate: {seconds / 60:.0f} minutes for {sum(missing for *_, missing in todo)} answers", flush=True)
+    if seconds > LONGEST_S and config.device == "cpu" and config.samples is None:
+        raise ValueError(
+            f"samples: {len(chosen)} questions would take about {seconds / 3600:.1f} hours on this CPU; "
+            "choose fewer, or the same number by hand to run it anyway (SAMPLES=..., --samples ...)"
+        )
+
+
+def _row(setting: Setting, condition: Condition, m: int, config: EvalConfig) -> dict:
+    """What identifies a row of results.json. PCA has no more directions than the embeddings have dimensions."""
+    d_z = config.d_z if "wire" in condition.uses else min(config.d_z, setting.llm.width)
+    return {
+        "condition": condition.name, "llm": setting.llm.name, "llm_id": setting.llm.id,
+        "m": m if "m" in condition.uses else None, "d_z": d_z if "d_z" in condition.uses else None,
+    }  # fmt: skip
 
 
 def _train_texts(dataset: str) -> list[str]:
@@ -183,7 +238,7 @@ def _latentwire(
 
 
 def _complete(
-    predictions: "Predictions",
+    predictions: Predictions,
     row: dict,
     condition: Condition,
     setting: Setting,
@@ -242,48 +297,6 @@ def _answer(condition: Condition, setting: Setting, batch: list[Question], m: in
         }
         for i, q in enumerate(batch)
     ]  # fmt: skip
-
-
-class Predictions:
-    """predictions.jsonl: appended batch by batch; a line cut off by a kill is dropped and computed again."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        written = path.read_bytes() if path.is_file() else b""
-        whole = written[: written.rfind(b"\n") + 1]
-        if len(whole) < len(written):
-            os.truncate(path, len(whole))
-        self._lines: dict[tuple, dict[str, dict]] = {}
-        for number, text in enumerate(whole.split(b"\n")[:-1], start=1):
-            try:
-                line = json.loads(text)
-            except ValueError as error:  # not JSON, or not UTF-8
-                raise ValueError(f"{path}:{number} is damaged ({error}); use --fresh_eval to start over") from error
-            self.of(line)[line["id"]] = line
-
-    def of(self, row: dict) -> dict[str, dict]:
-        """Finished lines, by question id, of the condition, M and LLM that `row` names."""
-        return self._lines.setdefault(row_key(row), {})
-
-    def finished(
-        self, conditions: Sequence[tuple[Condition, int]], config: EvalConfig, ids: set[str]
-    ) -> list[tuple[Condition, int]]:
-        """Conditions beyond the given ones that hold all questions for all LLMs: a later call keeps their rows."""
-        wanted = {(c.name, m if "m" in c.uses else None) for c, m in conditions}
-        found = dict.fromkeys((name, m) for name, m, _ in self._lines)
-        return [
-            (CONDITIONS[name], m or config.latent_len)
-            for name, m in found
-            if (name, m) not in wanted
-            and all(ids <= self.of({"condition": name, "m": m, "llm": llm}).keys() for llm in config.llm_names)
-        ]
-
-    def append(self, lines: list[dict]) -> None:
-        """Write lines so that they survive a crash of the machine."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _line(row: dict) -> str:

@@ -279,6 +279,18 @@ def test_a_run_is_not_continued_with_other_weights_or_other_questions(finished, 
         evaluate(config(tmp_path / "d", dataset=str(data), conditions="no_context"))
 
 
+def test_a_long_evaluation_says_how_long_and_stops_on_a_cpu_unless_asked_for_by_hand(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("latentwire.eval.LONG_ANSWERS", 1)
+    evaluate(config(tmp_path / "a", conditions="text,no_context"))
+    assert "estimate: 0 minutes for 36 answers" in capsys.readouterr().out
+    evaluate(config(tmp_path / "a", conditions="text,no_context"))
+    assert "estimate" not in capsys.readouterr().out
+    monkeypatch.setattr("latentwire.eval.LONGEST_S", 0)
+    with pytest.raises(ValueError, match=r"120 questions would take .* hours.*SAMPLES"):
+        evaluate(config(tmp_path / "b", samples=None, conditions="no_context", max_new_tokens=1))
+    evaluate(config(tmp_path / "b", samples=3, conditions="no_context"))
+
+
 def test_a_text_baseline_builds_no_wire(tmp_path):
     results = evaluate(config(tmp_path / "r", conditions="text,pca"))
     assert results["interface"] is None and not (tmp_path / "r" / "checkpoint_stage0").exists()

@@ -13,6 +13,7 @@ FLOORS = [
     {"data", "prompts", "llm"},
     {"interface", "adapter", "encoder"},
     {"conditions", "checkpoint", "results"},
+    {"predictions"},
     {"eval", "report"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
