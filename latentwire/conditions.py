@@ -7,7 +7,7 @@ Shapes: P positions, d LLM width, k coefficients a position.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from latentwire import wire
 from latentwire.adapter import Adapter
+from latentwire.config import SOURCES
 from latentwire.data import Question
 from latentwire.encoder import CodebookEncoder
 from latentwire.interface import principal_directions, token_counts
@@ -122,25 +123,26 @@ class Setting:
 class Condition:
     """build(setting, questions, m) gives one slot a question.
 
-    uses: what it depends on, of "m", "d_z" and "wire" (the encoder's Z and the adapters).
+    uses: what it depends on, of "m", "d_z" and "wire" (the encoder's Z and the adapters); sources: those it can serve;
+    default_in: those for which it runs unless conditions are named.
     """
 
     name: str
     build: Callable[[Setting, Sequence[Question], int], list[Slot]]
     uses: tuple[str, ...]
     sources: tuple[str, ...]
-    by_default: bool
+    default_in: tuple[str, ...]
 
 
 CONDITIONS: dict[str, Condition] = {}
 
 
 def _condition(
-    uses: tuple[str, ...] = (), sources: tuple[str, ...] = ("prompt", "context"), by_default: bool = True
+    uses: tuple[str, ...] = (), sources: tuple[str, ...] = SOURCES, default_in: tuple[str, ...] = SOURCES
 ) -> Callable:
     def register(build: Callable) -> Callable:
         name = build.__name__
-        CONDITIONS[name] = Condition(name, build, uses, sources, by_default)
+        CONDITIONS[name] = Condition(name, build, uses, sources, default_in)
         return build
 
     return register
@@ -149,7 +151,7 @@ def _condition(
 def parse_conditions(text: str, source: str, m: int) -> list[tuple[Condition, int]]:
     """ "NAME,NAME@M,..." to conditions with their M; empty text means all that belong to the source by default."""
     names = [part.strip() for part in text.split(",") if part.strip()]
-    names = names or [c.name for c in CONDITIONS.values() if c.by_default and source in c.sources]
+    names = names or [c.name for c in CONDITIONS.values() if source in c.default_in]
     chosen = []
     for name in names:
         base, _, own = name.partition("@")
@@ -177,9 +179,11 @@ def token_budget(setting: Setting, questions: Sequence[Question], m: int) -> lis
     return [setting.text_slot(_question_first_ids(setting, q)[:m]) for q in questions]
 
 
-@_condition(uses=("m",), sources=("prompt",))
+@_condition(uses=("m",), default_in=("prompt",))
 def token_budget_context(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
-    """The first M tokens of the context, and the whole question on top."""
+    """The first M tokens of the context, and the whole question on top (where it is text anyway: token_budget)."""
+    if setting.prompts.source == "context":
+        return token_budget(setting, questions, m)
     ids = setting.prompts.ids
     return [
         setting.text_slot(ids("Context:") + ids(f" {q.context}")[:m] + ids(f"\nQuestion: {q.question}"))
@@ -187,15 +191,15 @@ def token_budget_context(setting: Setting, questions: Sequence[Question], m: int
     ]
 
 
-@_condition(uses=("m",), sources=("prompt",))
+@_condition(uses=("m",))
 def token_select(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
-    """The first M tokens of the question and the context's sentences, the most relevant sentence first."""
+    """token_budget with the context's sentences in another order: the one that fits the question best comes first."""
     slots = []
     for q in questions:
         parts = sentences(q.context)
         order = np.argsort(-relevance(q.question, parts), kind="stable")
         chosen = " ".join(parts[i] for i in order)
-        slots.append(setting.text_slot(setting.prompts.ids(f"Question: {q.question}\nContext: {chosen}")[:m]))
+        slots.append(setting.text_slot(_question_first_ids(setting, replace(q, context=chosen))[:m]))
     return slots
 
 
@@ -242,14 +246,14 @@ def shuffled_z(setting: Setting, questions: Sequence[Question], m: int) -> list[
     return latentwire(setting, [setting.partner(q) for q in questions], m)
 
 
-@_condition(uses=("m", "wire"), sources=("context",), by_default=False)
+@_condition(uses=("m", "wire"), sources=("context",), default_in=())
 def oracle_text(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
     """The M wire tokens around the reference answer, as text: a perfect selection, read as text."""
     windows = [setting.sender.encoder.window(q, m)[1] for q in questions]
     return [setting.text_slot(setting.prompts.ids(f" {window.strip()}")) for window in windows]
 
 
-@_condition(uses=("m", "d_z", "wire"), sources=("context",), by_default=False)
+@_condition(uses=("m", "d_z", "wire"), sources=("context",), default_in=())
 def oracle_wire(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
     """The same window as codes through wire and adapter: the reading ceiling of the interface."""
     encoder = setting.sender.encoder

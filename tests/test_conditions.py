@@ -81,6 +81,16 @@ def test_the_context_budget_adds_the_question_on_top(setting_of, questions):
     assert f" {questions[0].context}".startswith(cut) and cut.strip()
 
 
+def test_with_the_question_as_text_the_budgets_are_of_the_context_alone(setting_of, questions):
+    setting = setting_of(source="context")
+    budget, same, selected = (
+        text_of(setting, slots(setting, name, questions[:1])[0])
+        for name in ("token_budget", "token_budget_context", "token_select")
+    )
+    assert budget == same and f" {questions[0].context}".startswith(budget)
+    assert selected.strip()[:20] in questions[0].context and "Question" not in budget + selected
+
+
 def test_selection_puts_the_most_relevant_sentence_first(setting_of, questions):
     setting = setting_of()
     target = "The copper kettle belonged to Osric."
@@ -185,7 +195,6 @@ def test_the_default_is_all_that_fit_the_source_but_the_oracles():
         ("token_budget@0", "prompt", "'token_budget@0'.*at least 1"),
         ("token_budget@x", "prompt", "'token_budget@x'"),
         ("oracle_wire", "prompt", "'oracle_wire'.*context"),
-        ("token_select", "context", "'token_select'.*prompt"),
     ],
 )
 def test_a_wrong_condition_is_named_with_the_remedy(text, source, match):
