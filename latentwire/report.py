@@ -5,7 +5,7 @@ python latentwire/report.py RUN --readme      also renews the result table in RE
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -68,7 +68,7 @@ def table_markdown(results: Mapping) -> str:
         )
     names = {row["llm"]: row["llm_id"] for row in results["results"]}
     lines += ["", "; ".join(f"{name}: {describe_llm(llm_id)}" for name, llm_id in names.items()) + "."]
-    lines += _interface_lines(results)
+    lines += ["", *_variance_lines(results["results"]), *_interface_lines(results)]
     critical = critical_lines(results["comparisons"])
     if critical:
         lines += ["", "```text", *critical, "```"]
@@ -117,10 +117,19 @@ def renew_readme(readme: Path, table: str) -> None:
     print(f"renewed the result table in {readme}")
 
 
+def _variance_lines(rows: Sequence[Mapping]) -> list[str]:
+    """What the PCA conditions' directions hold of the train tokens' embedding variance, per LLM."""
+    held: dict[str, list[str]] = {}
+    for row in rows:
+        if row["explained_variance"] is not None:
+            held.setdefault(row["llm"], []).append(f"{row['condition']} {row['explained_variance']:.3f}")
+    return [f"- Explained variance of PCA, {llm}: {', '.join(shares)}." for llm, shares in held.items()]
+
+
 def _interface_lines(results: Mapping) -> list[str]:
     """What the untrained codes carry, per LLM; the reading ceiling only where the oracle window was evaluated."""
     f1 = {(row["llm"], row["condition"]): row["f1"] for row in results["results"]}
-    lines = [""]
+    lines = []
     for llm, found in (results.get("interface") or {}).items():
         line = (
             f"- Untrained interface, {llm}: nearest-token recall {found['nearest_token_recall']:.3f} on tokens as they "

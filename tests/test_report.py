@@ -15,6 +15,7 @@ def row(condition, f1, m=None, llm="qwen"):
     return {
         "condition": condition, "llm": llm, "llm_id": "offline:some-model", "m": m, "f1": f1, "f1_ci95": [f1 - 0.1, f1],
         "em": f1, "first_token_acc": 0.5, "bits_per_answer_byte": 1.25, "llm_positions": 32.0, "wire_bytes": 100,
+        "explained_variance": 0.75 if condition.startswith("pca") else None,
     }  # fmt: skip
 
 
@@ -54,6 +55,7 @@ def test_the_table_holds_every_row_and_what_is_needed_to_believe_it():
     table = table_markdown(RESULTS)
     assert "| qwen | token_budget | 64 | 0.500 [0.400, 0.500] |" in table
     assert sum(line.startswith("| qwen") for line in table.splitlines()) == len(ROWS)
+    assert "- Explained variance of PCA, qwen: pca 0.750, pca_pool 0.750." in table
     for fact in ("sample dev", "n=4", "seed 0", "untrained", "abc", "P, 2 threads", "dequantised Q4", "no claim"):
         assert fact in table
     assert "no claim" not in table_markdown(RESULTS | {"dataset": "squad"})
