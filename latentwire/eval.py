@@ -98,6 +98,7 @@ def _identity(config: EvalConfig, dataset: str, chosen: list[Question], train_te
         dataclasses.asdict(config)
         | {
             "dataset": dataset,
+            "samples": len(chosen),
             "llm_ids": list(config.llm_ids.items()),  # in order: the first one's vocabulary is the wire's
             "wordings": config.llm_wordings,
             "questions_sha256": hashlib.sha256(repr(chosen).encode()).hexdigest()[:16],
@@ -128,25 +129,24 @@ def _evaluate(
     sender, adapters, made = _latentwire(config, llms, train_texts, folder) if reads_wire else (None, {}, {})
     settings = [
         Setting(
-            llm,
-            PromptBuilder(llm.tokenizer, config.source, config.llm_wordings[name]),
-            sender,
-            adapters.get(name),
-            config.codec,
-            config.d_z,
-            train_texts,
-            chosen,
-            config.seed,
+            llm=llm,
+            prompts=PromptBuilder(llm.tokenizer, config.source, config.llm_wordings[name]),
+            sender=sender,
+            adapter=adapters.get(name),
+            codec=config.codec,
+            d_z=config.d_z,
+            train_texts=train_texts,
+            pool=chosen,
+            seed=config.seed,
         )
         for name, llm in llms.items()
     ]
-    _announce(predictions, settings, conditions, chosen, config)
+    _announce(predictions, settings, conditions, config)
     rows, scores = [], {}
     for setting in settings:
         for condition, m in conditions:
-            row = _row(setting, condition, m, config)
-            lines = _complete(predictions, row, condition, setting, chosen, m, config)
-            row |= summarise(lines, chosen, config.seed)
+            lines = _complete(predictions, setting, condition, m, config)
+            row = _row(setting, condition, m) | summarise(lines, chosen, config.seed)
             row["explained_variance"] = explained_variance(condition, setting, m)
             rows.append(row)
             scores[row_key(row)] = [lines[q.id]["f1"] for q in chosen]
@@ -164,13 +164,13 @@ def _announce(
     predictions: Predictions,
     settings: list[Setting],
     conditions: Sequence[tuple[Condition, int]],
-    chosen: list[Question],
     config: EvalConfig,
 ) -> None:
     """Before a long evaluation, time one batch of each kind and say how long all will take.
 
     Raises ValueError where that is over LONGEST_S on a CPU, unless the number of questions was chosen by hand.
     """
+    chosen = settings[0].pool
     ordered = sorted(chosen, key=lambda q: len(q.context))
     middle = max(0, len(ordered) // 2 - PROBE_QUESTIONS // 2)
     probe = ordered[middle : middle + PROBE_QUESTIONS]
@@ -178,7 +178,7 @@ def _announce(
         (setting, condition, m, missing)
         for setting in settings
         for condition, m in conditions
-        if (missing := len(chosen) - len(predictions.of(_row(setting, condition, m, config))))
+        if (missing := len(chosen) - len(predictions.of(_row(setting, condition, m))))
     ]
     if sum(missing for *_, missing in todo) < LONG_ANSWERS:
         return
@@ -200,9 +200,9 @@ def _announce(
         )
 
 
-def _row(setting: Setting, condition: Condition, m: int, config: EvalConfig) -> dict:
+def _row(setting: Setting, condition: Condition, m: int) -> dict:
     """What identifies a row of results.json. PCA has no more directions than the embeddings have dimensions."""
-    d_z = config.d_z if "wire" in condition.uses else min(config.d_z, setting.llm.width)
+    d_z = setting.d_z if "wire" in condition.uses else min(setting.d_z, setting.llm.width)
     return {
         "condition": condition.name, "llm": setting.llm.name, "llm_id": setting.llm.id,
         "m": m if "m" in condition.uses else None, "d_z": d_z if "d_z" in condition.uses else None,
@@ -238,36 +238,28 @@ def _latentwire(
 
 
 def _complete(
-    predictions: Predictions,
-    row: dict,
-    condition: Condition,
-    setting: Setting,
-    chosen: list[Question],
-    m: int,
-    config: EvalConfig,
+    predictions: Predictions, setting: Setting, condition: Condition, m: int, config: EvalConfig
 ) -> dict[str, dict]:
     """Lines by question id of one condition, the missing ones computed.
 
     The batches are always the same, so that a continued run gives the same numbers as an uninterrupted one.
     """
+    row = _row(setting, condition, m)
     lines = predictions.of(row)
-    title = f"{setting.llm.name} {condition.name}" + (f" M={m}" if "m" in condition.uses else "")
-    with tqdm(total=len(chosen), desc=title, unit="q", mininterval=1) as bar:
-        for batch in _batches(chosen, config.batch_size):
+    label = {key: row[key] for key in ("condition", "m", "llm")}
+    title = " ".join([row["llm"], row["condition"], *([f"M={m}"] if row["m"] else [])])
+    with tqdm(total=len(setting.pool), desc=title, unit="q", mininterval=1) as bar:
+        for batch in _batches(setting.pool, config.batch_size):
             missing = {q.id for q in batch} - lines.keys()
             if missing:
                 new = [line for line in _answer(condition, setting, batch, m, config) if line["id"] in missing]
-                predictions.append([{"id": line["id"]} | _label(row) | line for line in new])
+                predictions.append([{"id": line["id"]} | label | line for line in new])
                 lines.update({line["id"]: line for line in new})
             bar.update(len(batch))
     return lines
 
 
-def _label(row: dict) -> dict:
-    return {key: row[key] for key in ("condition", "m", "llm")}
-
-
-def _batches(questions: list[Question], size: int) -> Iterator[list[Question]]:
+def _batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
     """Batches of similar length, longest first: little padding, and too little memory shows at once."""
     ordered = sorted(questions, key=lambda q: (-len(q.context) - len(q.question), q.id))
     for start in range(0, len(ordered), size):
