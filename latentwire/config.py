@@ -92,10 +92,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
-def parse(cls: type[T], argv: list[str] | None = None) -> T:
+def parse(cls: type[T], argv: list[str] | None = None, epilog: str = "") -> T:
     """Read a settings dataclass from command-line flags, one --flag per field."""
     parser = _Parser(
-        description=cls.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        description=cls.__doc__, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     for field in dataclasses.fields(cls):
         flag, text = f"--{field.name}", field.metadata["help"]
@@ -103,5 +103,6 @@ def parse(cls: type[T], argv: list[str] | None = None) -> T:
             parser.add_argument(flag, action="store_true", help=text)
         else:
             kind = int if field.type == int | None else field.type
-            parser.add_argument(flag, type=kind, default=field.default, help=text)
+            shown = "" if field.default in ("", None) else f" (default: {field.default})"
+            parser.add_argument(flag, type=kind, default=field.default, help=text + shown)
     return cls(**vars(parser.parse_args(argv)))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from latentwire.adapter import Adapter
 from latentwire.checkpoint import checkpoint_sha256, load_checkpoint, read_config, save_checkpoint
-from latentwire.conditions import Condition, Sender, Setting, explained_variance, parse_conditions
+from latentwire.conditions import CONDITIONS, Condition, Sender, Setting, explained_variance, parse_conditions
 from latentwire.config import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalConfig, parse, require
 from latentwire.data import Question, load_questions, subset
 from latentwire.encoder import CodebookEncoder
@@ -37,7 +37,9 @@ LONGEST_S = 2 * 3600
 
 
 def main() -> None:
-    evaluate(parse(EvalConfig))
+    """Command line: one evaluation."""
+    meanings = (f"  {c.name:<22}{c.build.__doc__.splitlines()[0]}" for c in CONDITIONS.values())
+    evaluate(parse(EvalConfig, epilog="\n".join(["conditions (what the LLM finds in the content slot):", *meanings])))
 
 
 def evaluate(config: EvalConfig) -> dict:

@@ -10,9 +10,10 @@ import time
 import pytest
 import torch
 
+from latentwire.conditions import CONDITIONS
 from latentwire.config import EvalConfig, parse
 from latentwire.data import SAMPLE_DIR
-from latentwire.eval import evaluate
+from latentwire.eval import evaluate, main
 from latentwire.run import RunFolder
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
@@ -328,6 +329,16 @@ def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="run folder"):
         evaluate(config(tmp_path / "file" / "run"))
+
+
+def test_help_explains_every_setting_and_every_condition(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(f"--{field.name}" in shown for field in dataclasses.fields(EvalConfig))
+    assert all(name in shown for name in CONDITIONS) and "(default: )" not in shown and "None" not in shown
 
 
 def test_flags_follow_the_settings(capsys):
