@@ -66,6 +66,7 @@ class FrozenLLM:
         self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
         self.width: int = self.embedding.weight.shape[1]
         self.window = _sliding_window(model.config)
+        self.end_ids = self._end_ids()
         self.stop_ids = self._stop_ids()
         self._heads: dict[tuple[int, ...], DynamicCache] = {}
 
@@ -185,18 +186,25 @@ class FrozenLLM:
             copy.update(layer.keys.expand(size, -1, -1, -1), layer.values.expand(size, -1, -1, -1), number)
         return copy
 
-    def _stop_ids(self) -> Tensor:
-        """Ids that end an answer: end of sequence or turn, and every token that holds a newline."""
+    def _end_ids(self) -> set[int]:
+        """Ids of an end of sequence or of turn."""
         vocabulary = self.tokenizer.get_vocab()
         configured = self.model.generation_config.eos_token_id
         ends = configured if isinstance(configured, list) else [configured]
         ends = {*ends, self.tokenizer.eos_token_id, *(vocabulary.get(token) for token in END_OF_TURN)}
-        self._ends = ends - {None}
-        newlines = {i for token, i in vocabulary.items() if any(sign in token for sign in ("\u010a", "\n", "<0x0A>"))}
-        return torch.tensor(sorted(self._ends | newlines), device=self.device)
+        return ends - {None}
+
+    def _stop_ids(self) -> Tensor:
+        """Ids after which an answer is over: the ends, and every token that holds a newline."""
+        newlines = {
+            i
+            for token, i in self.tokenizer.get_vocab().items()
+            if any(sign in token for sign in ("\u010a", "\n", "<0x0A>"))
+        }
+        return torch.tensor(sorted(self.end_ids | newlines), device=self.device)
 
     def _text(self, ids: list[int]) -> str:
-        end = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
+        end = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
         return self.tokenizer.decode(ids[:end], skip_special_tokens=True).lstrip(" ").split("\n")[0].strip()
 
 
