@@ -7,7 +7,7 @@ Shapes: P positions, d LLM width, k coefficients a position.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -88,7 +88,6 @@ class Setting:
     train_texts: Sequence[str]
     pool: Sequence[Question]
     seed: int
-    _partners: dict[str, Question] = field(default_factory=dict)
 
     @cached_property
     def pca(self) -> Pca:
@@ -111,12 +110,10 @@ class Setting:
 
     def partner(self, question: Question) -> Question:
         """A question on another article, always the same one for the same seed."""
-        if question.id not in self._partners:
-            others = [q for q in self.pool if q.title != question.title]
-            if not others:
-                raise ValueError("shuffled_z needs questions on two articles or more; raise --samples")
-            self._partners[question.id] = random.Random(f"{self.seed} {question.id}").choice(others)
-        return self._partners[question.id]
+        others = [q for q in self.pool if q.title != question.title]
+        if not others:
+            raise ValueError("shuffled_z needs questions on two articles or more; raise --samples")
+        return random.Random(f"{self.seed} {question.id}").choice(others)
 
 
 @dataclass(frozen=True)

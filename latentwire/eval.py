@@ -304,5 +304,4 @@ def _line(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     cli(main)

@@ -99,8 +99,9 @@ def interface_report(interface: Interface, tables: Mapping[str, Tensor], counts:
         restored = interface.codebook @ weight.T + bias
         variance = (weights * (table - (weights * table).sum(dim=0)).square()).sum()
         report[name] = {"explained_variance": float(1 - (weights * (table - restored).square()).sum() / variance)}
+        vocabulary = normalize(table, dim=1).T
         for key, ids in draws.items():
-            found = (normalize(restored[ids], dim=1) @ normalize(table, dim=1).T).argmax(dim=1)
+            found = (normalize(restored[ids], dim=1) @ vocabulary).argmax(dim=1)
             # Tokens that this LLM splits alike share one embedding: finding its twin is finding it.
             report[name][key] = float(torch.isclose(table[found], table[ids]).all(dim=1).float().mean())
     return report

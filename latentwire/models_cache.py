@@ -216,7 +216,7 @@ def _verify(weights: Path, model: OfflineModel) -> None:
     if found != model.sha256:
         raise ValueError(
             f"{weights.name}: sha256 is {found}, expected {model.sha256}; it was altered or cut, so it is not used. "
-            f"Fetch it again, set MODELS_DIR to a folder with the right file, or set {model.way_out}"
+            f"Fetch it again. {_way_out(model)}"
         )
 
 

@@ -56,14 +56,14 @@ def compare(
     rows: rows of results.json; scores: F1 by question for each row's key. LatentWire meets every other condition of
     its LLM, and shuffled_z meets no_context. Where both have an M it is the same one.
     """
-    comparisons = []
+    differences = {}
     for a in rows:
         for b in rows:
             meets = a["condition"] == "latentwire" or (a["condition"], b["condition"]) == ("shuffled_z", "no_context")
             same_m = b["m"] is None or a["m"] == b["m"]
             if meets and same_m and a["llm"] == b["llm"] and a["condition"] != b["condition"]:
-                comparisons.append(_difference(a, b, scores, paragraphs, seed))
-    return comparisons + _critical(rows, scores, paragraphs, seed)
+                differences[row_key(a), row_key(b)] = _difference(a, b, scores, paragraphs, seed)
+    return [*differences.values(), *_critical(rows, differences, scores, paragraphs, seed)]
 
 
 def row_key(row: Mapping) -> Key:
@@ -76,7 +76,10 @@ def _difference(a: Mapping, b: Mapping, scores: Mapping, paragraphs: Sequence[st
     return _pair(a, b) | {"metric": "f1", "diff": a["f1"] - b["f1"], "ci95": ci, "verdict": difference_verdict(ci)}
 
 
-def _critical(rows: Sequence[Mapping], scores: Mapping, paragraphs: Sequence[str], seed: int) -> list[dict]:
+def _critical(
+    rows: Sequence[Mapping], differences: Mapping, scores: Mapping, paragraphs: Sequence[str], seed: int
+) -> list[dict]:
+    """The three critical tests of each LatentWire row; the first two are among the differences already."""
     found = {row_key(row): row for row in rows}
     tests = []
     for a in rows:
@@ -87,10 +90,10 @@ def _critical(rows: Sequence[Mapping], scores: Mapping, paragraphs: Sequence[str
         linear = [found[key] for key in (("pca", m, llm), ("pca_pool", m, llm)) if key in found]
         whole = found.get(("text", None, llm))
         if budget:
-            tests.append(_difference(a, budget, scores, paragraphs, seed) | {"critical": 1})
+            tests.append(differences[row_key(a), row_key(budget)] | {"critical": 1})
         if linear:
             best = max(linear, key=lambda row: row["f1"])
-            tests.append(_difference(a, best, scores, paragraphs, seed) | {"critical": 2})
+            tests.append(differences[row_key(a), row_key(best)] | {"critical": 2})
         if whole:
             ci = ratio_ci(scores[row_key(a)], scores[row_key(whole)], paragraphs, seed)
             ratio = a["f1"] / whole["f1"] if whole["f1"] else None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -163,13 +164,16 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@cache
 def hub_answers() -> bool:
     """Whether the model hub can be reached; asked once, because the hub's own client retries for most of a minute."""
+    if constants.HF_HUB_OFFLINE:
+        return False
     try:
         urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()
     except OSError:
         return False
-    return not constants.HF_HUB_OFFLINE
+    return True
 
 
 def cli(main: Callable[[], None]) -> None:
