@@ -1,21 +1,31 @@
 """The adapter: latents of the shared wire to one LLM's input embeddings."""
 
+import torch
 from torch import Tensor, nn
+
+_HIDDEN = 1024
 
 
 class Adapter(nn.Module):
-    """Linear map Z [..., d_z] -> prefix [..., d] that starts from the closed form (see `interface`)."""
+    """Z [..., d_z] -> prefix [..., d]: a linear map that starts from the closed form (see `interface`), and a two-layer
+    MLP that starts at zero."""
 
     def __init__(self, d_z: int, width: int):
         super().__init__()
         self.linear = nn.Linear(d_z, width)
+        self.mlp = nn.Sequential(nn.Linear(d_z, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, width))
+        nn.init.zeros_(self.mlp[2].weight)
+        nn.init.zeros_(self.mlp[2].bias)
 
     @classmethod
     def from_closed_form(cls, weight: Tensor, bias: Tensor) -> "Adapter":
         """weight: [d, d_z], bias: [d]."""
         adapter = cls(weight.shape[1], weight.shape[0])
-        adapter.load_state_dict({"linear.weight": weight, "linear.bias": bias})
+        with torch.no_grad():
+            adapter.linear.weight.copy_(weight)
+            adapter.linear.bias.copy_(bias)
         return adapter
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.linear(z)
+        z = z.to(self.linear.weight.device)  # what comes off the wire is on the CPU
+        return self.linear(z) + self.mlp(z)

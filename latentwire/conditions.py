@@ -7,7 +7,7 @@ Shapes: P positions, d LLM width, k coefficients a position.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,7 @@ from latentwire import wire
 from latentwire.adapter import Adapter
 from latentwire.config import SOURCES
 from latentwire.data import Question
-from latentwire.encoder import CodebookEncoder
+from latentwire.encoder import Encoder
 from latentwire.interface import principal_directions, token_counts
 from latentwire.llm import FrozenLLM
 from latentwire.prompts import PromptBuilder
@@ -36,7 +36,7 @@ class Slot:
 class Sender:
     """Encodes each question once and keeps the packed bytes, so that all LLMs decode the same ones."""
 
-    def __init__(self, encoder: CodebookEncoder, source: str, codec: str):
+    def __init__(self, encoder: Encoder, source: str, codec: str):
         self.encoder, self.source, self.codec = encoder, source, codec
         self._packed: dict[tuple[str, int], bytes] = {}
 
@@ -76,7 +76,8 @@ class Pca:
 class Setting:
     """What the conditions of one LLM need.
 
-    sender, adapter: only where a condition reads the wire; pool: the evaluated questions, for shuffled_z to draw from.
+    sender, adapter: only where a condition reads the wire; pool: the evaluated questions, for shuffled_z to draw from;
+    soft_prompts: by condition, the tuned rivals' vectors [16, d] for this LLM.
     """
 
     llm: FrozenLLM
@@ -88,6 +89,7 @@ class Setting:
     train_texts: Sequence[str]
     pool: Sequence[Question]
     seed: int
+    soft_prompts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def pca(self) -> Pca:
@@ -118,28 +120,32 @@ class Setting:
 
 @dataclass(frozen=True)
 class Condition:
-    """build(setting, questions, m) gives one slot a question.
+    """build(setting, questions, m) gives one slot a question; or, where no LLM is asked (by_llm False), its answer.
 
-    uses: what it depends on, of "m", "d_z" and "wire" (the encoder's Z and the adapters); sources: those it can serve;
-    default_in: those for which it runs unless conditions are named.
+    uses: what it depends on, of "m", "d_z", "wire" (encoder and adapters) and "tuned" (soft prompts); sources: those it
+    can serve; default_in: those for which it runs unless conditions are named.
     """
 
     name: str
-    build: Callable[[Setting, Sequence[Question], int], list[Slot]]
+    build: Callable[[Setting, Sequence[Question], int], list[Slot] | list[str]]
     uses: tuple[str, ...]
     sources: tuple[str, ...]
     default_in: tuple[str, ...]
+    by_llm: bool
 
 
 CONDITIONS: dict[str, Condition] = {}
 
 
 def _condition(
-    uses: tuple[str, ...] = (), sources: tuple[str, ...] = SOURCES, default_in: tuple[str, ...] = SOURCES
+    uses: tuple[str, ...] = (),
+    sources: tuple[str, ...] = SOURCES,
+    default_in: tuple[str, ...] = SOURCES,
+    by_llm: bool = True,
 ) -> Callable:
     def register(build: Callable) -> Callable:
         name = build.__name__
-        CONDITIONS[name] = Condition(name, build, uses, sources, default_in)
+        CONDITIONS[name] = Condition(name, build, uses, sources, default_in, by_llm)
         return build
 
     return register
@@ -231,6 +237,32 @@ def latentwire(setting: Setting, questions: Sequence[Question], m: int) -> list[
     return [setting.received_slot(packed, setting.adapter) for packed in setting.sender.send(questions, m)]
 
 
+@_condition(uses=("m", "wire"), default_in=())
+def selected_text(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """The encoder's own M tokens as plain text: LatentWire minus this is what latents add over selection."""
+    encoder = setting.sender.encoder
+    chosen = [encoder.tokenizer.decode(encoder.select(q, setting.prompts.source, m)) for q in questions]
+    return [setting.text_slot(setting.prompts.ids(text)) for text in chosen]
+
+
+@_condition(uses=("wire",), sources=("prompt",), default_in=(), by_llm=False)
+def encoder_only(setting: Setting, questions: Sequence[Question], m: int) -> list[str]:
+    """The encoder's own best span, no LLM: what it read already, before any LLM did."""
+    return [setting.sender.encoder.read(q) for q in questions]
+
+
+@_condition(uses=("tuned",), default_in=())
+def text_tuned(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """text behind a soft prompt that was trained on LatentWire's data and loss (see --tuned)."""
+    return _tuned(setting, "text_tuned", text(setting, questions, m))
+
+
+@_condition(uses=("m", "tuned"), default_in=())
+def token_budget_tuned(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """token_budget behind a soft prompt that was trained on LatentWire's data and loss (see --tuned)."""
+    return _tuned(setting, "token_budget_tuned", token_budget(setting, questions, m))
+
+
 @_condition()
 def no_context(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
     """An empty slot: the question alone if the tail holds it, else nothing."""
@@ -254,8 +286,9 @@ def oracle_text(setting: Setting, questions: Sequence[Question], m: int) -> list
 def oracle_wire(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
     """The same window as codes through wire and adapter: the reading ceiling of the interface."""
     encoder = setting.sender.encoder
+    windows = [torch.tensor(encoder.window(q, m)[0]) for q in questions]
     with torch.no_grad():
-        codes = [encoder.codebook(torch.tensor(encoder.window(q, m)[0])) for q in questions]
+        codes = [encoder.codebook.weight[ids].cpu() for ids in windows]
     return [setting.latent_slot(z, setting.adapter) for z in codes]
 
 
@@ -263,6 +296,11 @@ def explained_variance(condition: Condition, setting: Setting, m: int) -> float 
     """Share of the train tokens' embedding variance that a PCA condition's directions hold; None for the others."""
     kept: Mapping[str, int] = {"pca": setting.d_z, "pca_pool": setting.d_z, "pca_rank": m}
     return setting.pca.explained_variance(kept[condition.name]) if condition.name in kept else None
+
+
+def _tuned(setting: Setting, condition: str, slots: list[Slot]) -> list[Slot]:
+    soft = setting.soft_prompts[condition].to(setting.llm.device, setting.llm.dtype)
+    return [Slot(torch.cat([soft, slot.embeds]), slot.sent) for slot in slots]
 
 
 def _content_ids(setting: Setting, question: Question) -> list[int]:

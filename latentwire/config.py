@@ -13,7 +13,13 @@ DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2
 CHOSEN_WORDINGS = {"offline:smollm2-135m-instruct": "plain", "offline:qwen2.5-coder-0.5b-instruct": "chat"}
 DEFAULT_SAMPLES, DEFAULT_LATENT_LEN, DEFAULT_D_Z = 1000, 32, 256
 SOURCES = ("prompt", "context")
+POOLINGS = ("select", "cif")
 DTYPES = ("float32", "bfloat16", "float16")
+ENCODERS = ("hf", "byte", "queries")
+TUNED = ("text_tuned", "token_budget_tuned")
+STAGES = ("codebook", "scores", "adapters", "joint", *TUNED)
+DEFAULT_ENCODER = "offline:all-minilm-l6-v2"
+FULL_SQUAD = 87_599
 
 T = TypeVar("T")
 
@@ -23,11 +29,36 @@ def option(default: object, help: str) -> dataclasses.Field:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+class _Llms:
+    """What the settings of training and evaluation say of the LLMs."""
+
+    llms: str
+    wordings: str
+
+    @property
+    def llm_names(self) -> list[str]:
+        return [name.strip() for name in self.llms.split(",") if name.strip()]
+
+    @property
+    def llm_ids(self) -> dict[str, str]:
+        """Model id of each LLM by name, from NAME_ID in the environment or the offline defaults."""
+        return {name: llm_id(name) for name in self.llm_names}
+
+    @property
+    def llm_wordings(self) -> dict[str, str]:
+        """Wording of each LLM's prompt by name."""
+        given = dict(part.strip().partition("=")[::2] for part in self.wordings.split(",") if part.strip())
+        for name in given:
+            require(name in self.llm_names, "wordings", name, f"not among --llms {self.llms}; write LLM=WORDING,...")
+        return {name: given.get(name) or CHOSEN_WORDINGS.get(llm, "chat") for name, llm in self.llm_ids.items()}
+
+
 @dataclass
-class EvalConfig:
+class EvalConfig(_Llms):
     """One evaluation: which questions, which conditions, which LLMs."""
 
     ckpt: str = option("", "checkpoint folder; without it, the untrained wire (stage 0) is built")
+    tuned: str = option("", "folder of scripts/baselines/tuned_baselines.sh, for text_tuned and token_budget_tuned")
     dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path")
     split: str = option("dev", "dev, or train (for choosing things: never choose on dev)")
     source: str = option("prompt", "prompt: Z stands for context and question; context: for the context alone")
@@ -56,22 +87,70 @@ class EvalConfig:
         require(self.dtype in ("", *DTYPES), "dtype", self.dtype, f"choose one of {', '.join(DTYPES)}")
         require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
 
-    @property
-    def llm_names(self) -> list[str]:
-        return [name.strip() for name in self.llms.split(",") if name.strip()]
 
-    @property
-    def llm_ids(self) -> dict[str, str]:
-        """Model id of each LLM by name, from NAME_ID in the environment or the offline defaults."""
-        return {name: llm_id(name) for name in self.llm_names}
+@dataclass
+class TrainConfig(_Llms):
+    """One stage of training. codebook: closed form; scores: the encoder learns which tokens matter, from answer spans;
+    adapters: the LLMs' adapters and the codebook; joint: everything; text_tuned, token_budget_tuned: the rivals' soft
+    prompts."""
 
-    @property
-    def llm_wordings(self) -> dict[str, str]:
-        """Wording of each LLM's prompt by name."""
-        given = dict(part.strip().partition("=")[::2] for part in self.wordings.split(",") if part.strip())
-        for name in given:
-            require(name in self.llm_names, "wordings", name, f"not among --llms {self.llms}; write LLM=WORDING,...")
-        return {name: given.get(name) or CHOSEN_WORDINGS.get(llm, "chat") for name, llm in self.llm_ids.items()}
+    stage: str = option("joint", "codebook, scores, adapters, joint, text_tuned or token_budget_tuned")
+    init: str = option("", "checkpoint of the stage before; not for codebook and the rivals")
+    dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a folder")
+    source: str = option("prompt", "prompt: Z stands for context and question; context: for the context alone")
+    llms: str = option("llama,qwen", "names of the LLMs; NAME's model is read from NAME_ID, upper case")
+    wordings: str = option("", "LLM=WORDING,...; default: the wording chosen for the model on train questions")
+    samples: int | None = option(None, "train questions; more than exist means all; default: 87599")
+    val_samples: int = option(100, "questions of train, from articles that are not trained on, for validation")
+    epochs: int = option(3, "passes over the samples")
+    batch_size: int = option(32, "questions a step and process")
+    seed: int = option(0, "seed of the choice and order of questions, of dropout and of new weights")
+    latent_len: int = option(DEFAULT_LATENT_LEN, "M, latents a question")
+    d_z: int = option(DEFAULT_D_Z, "width of a latent; chosen at stage codebook")
+    encoder_type: str = option(
+        "hf", "hf: pretrained, chooses tokens; queries: pretrained, free queries; byte: from scratch"
+    )
+    encoder_id: str = option(DEFAULT_ENCODER, "pretrained encoder: offline:..., a folder, or a hub id")
+    pooling: str = option("select", "how hf fills the M places: select (whole tokens) or cif (blends)")
+    k: int = option(4, "answer tokens to learn, the end of sequence among them")
+    first_token_ce_weight: float = option(0.5, "extra weight of the first answer token's cross-entropy")
+    kd_weight: float = option(0.5, "weight of the KL divergence to the text-prompted LLM; 0: no teacher")
+    span_weight: float = option(1.0, "weight of the supervision by answer spans (hf only); 0: none")
+    lr: float = option(5e-4, "learning rate of adapters, heads, queries and soft prompts")
+    encoder_lr: float = option(1e-4, "learning rate of a pretrained backbone")
+    codebook_lr: float = option(1e-3, "learning rate of the codebook")
+    warmup: float = option(0.05, "share of the steps in which the learning rates rise")
+    clip: float = option(1.0, "longest gradient")
+    max_new_tokens: int = option(12, "longest answer at validation, in tokens")
+    save_minutes: float = option(5.0, "time between two saves of checkpoint_last")
+    device: str = option("", "cpu or cuda; default: cuda where there is one")
+    dtype: str = option("", "of the frozen LLMs: float32 or bfloat16; default: float32 on a CPU, bfloat16 on a GPU")
+    tensorboard: bool = option(False, "write TensorBoard events too (pip install tensorboard)")
+    save_dir: str = option("runs/experiments/latentwire", "output folder")
+    resume: bool = option(False, "continue the run in save_dir, if there is one")
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "val_samples", "epochs", "batch_size", "latent_len", "d_z", "k", "max_new_tokens"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "must be at least 1")
+        for name in ("first_token_ce_weight", "kd_weight", "span_weight", "warmup", "save_minutes"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        for name in ("lr", "encoder_lr", "codebook_lr", "clip"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+        require(self.stage in STAGES, "stage", self.stage, f"choose one of {', '.join(STAGES)}")
+        require(self.source in SOURCES, "source", self.source, f"choose {' or '.join(SOURCES)}")
+        require(
+            self.encoder_type in ENCODERS, "encoder_type", self.encoder_type, f"choose one of {', '.join(ENCODERS)}"
+        )
+        require(self.pooling in POOLINGS, "pooling", self.pooling, f"choose {' or '.join(POOLINGS)}")
+        require(self.dtype in ("", "float32", "bfloat16"), "dtype", self.dtype, "choose float32 or bfloat16")
+        require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
+        needs = self.stage in ("scores", "adapters", "joint")
+        require(
+            bool(self.init) or not needs, "init", self.init, f"stage {self.stage} starts from a checkpoint: name one"
+        )
+        own = self.encoder_type == "hf" or self.stage not in ("scores", "adapters")
+        require(own, "stage", self.stage, f"encoder_type {self.encoder_type} has no such stage; go on with joint")
 
 
 def llm_id(name: str) -> str:

@@ -1,18 +1,95 @@
-"""The encoder: text to Z, M latents of width d_z, in reading order."""
+"""The encoder: text to Z, M latents of width d_z.
+
+    codebook   stage 0, untrained: M tokens chosen by TF-IDF, each sent as its code
+    hf         a pretrained encoder scores the tokens; the M places are filled in reading order with code + residual
+    queries    a pretrained encoder, and M free queries that look at its states
+    byte       a transformer over bytes from scratch, and the same queries
+
+Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's states, V wire vocabulary.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from latentwire.backbone import ByteBackbone, PretrainedBackbone, States
 from latentwire.data import Question
+from latentwire.pooling import pool
+from latentwire.prompts import Content, content
 from latentwire.relevance import relevant_stretch
+from latentwire.resampler import Resampler
 
 _QUESTION_SHARE = 0.75  # of the M latents at most: a long question must leave room for the context
+_LONGEST_SPAN = 30  # wire tokens of an answer that the encoder reads out by itself
 
 
-class CodebookEncoder(nn.Module):
+@dataclass
+class Tokens:
+    """A batch of contents in wire tokens. ids: [B, T]; mask: [B, T] bool; spans: per text [T_i, 2] characters."""
+
+    contents: list[Content]
+    ids: Tensor
+    mask: Tensor
+    spans: list[np.ndarray]
+
+
+@dataclass
+class Encoded:
+    """z: [B, M, d_z]; used: [B, M] bool, False on places that a short text leaves empty.
+
+    Where tokens are chosen: their scores [B, T], the span logits (start, end) [B, T, 2], and the places [B, M, T].
+    """
+
+    z: Tensor
+    used: Tensor
+    tokens: Tokens | None = None
+    scores: Tensor | None = None
+    span: Tensor | None = None
+    places: Tensor | None = None
+
+
+class Encoder(nn.Module):
+    """What all encoders share; `tokenizer` is the wire's."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, d_z: int):
+        super().__init__()
+        self.tokenizer, self.d_z = tokenizer, d_z
+
+    def encode(self, questions: Sequence[Question], source: str, m: int) -> list[Tensor]:
+        """Z of each question: float32 [M, d_z], fewer rows where the text has fewer tokens.
+
+        One by one, so that a question's Z never depends on the batch it came in.
+        """
+        return [one.z[0, one.used[0]].float() for one in self.encoded(questions, source, m)]
+
+    def select(self, question: Question, source: str, m: int) -> list[int]:
+        """Wire token ids that are sent; ValueError where latents stand for no tokens."""
+        raise ValueError("conditions: free queries choose no tokens and read no span; this needs an encoder of type hf")
+
+    def read(self, question: Question) -> str:
+        """The encoder's own answer; ValueError where it has none."""
+        raise ValueError("conditions: this encoder reads no answer span; encoder_only needs an encoder of type hf")
+
+    def window(self, question: Question, m: int) -> tuple[list[int], str]:
+        """The perfect selection; ValueError where there is no codebook to send it with."""
+        raise ValueError("conditions: this encoder has no codebook; the oracles need type hf, or no --ckpt")
+
+    @torch.no_grad()
+    def encoded(self, questions: Sequence[Question], source: str, m: int) -> list[Encoded]:
+        """`forward` without dropout, one question at a time."""
+        training = self.training
+        self.eval()
+        encoded = [self([question], source, m) for question in questions]
+        self.train(training)
+        return encoded
+
+
+class CodebookEncoder(Encoder):
     """Stage 0, untrained: M tokens are selected and each is sent as its code from the codebook [V, d_z].
 
     With source "prompt" the question closes the wire, as it does the full text, and the stretch of context that fits
@@ -20,8 +97,7 @@ class CodebookEncoder(nn.Module):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, d_z: int):
-        super().__init__()
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, d_z)
         self.codebook = nn.Embedding(vocabulary, d_z)
 
     @classmethod
@@ -30,15 +106,18 @@ class CodebookEncoder(nn.Module):
         encoder.load_state_dict({"codebook.weight": codebook})
         return encoder
 
-    @torch.no_grad()
-    def encode(self, questions: Sequence[Question], source: str, m: int) -> list[Tensor]:
-        """Z of each question: float32 [M, d_z], fewer rows where the text has fewer tokens."""
-        return [self.codebook(torch.tensor(self.select(question, source, m))) for question in questions]
+    def forward(self, questions: Sequence[Question], source: str, m: int) -> Encoded:
+        device = self.codebook.weight.device
+        rows = [torch.tensor(self.select(q, source, m), device=device) for q in questions]
+        used = torch.arange(m, device=device) < torch.tensor([len(row) for row in rows], device=device)[:, None]
+        ids = torch.zeros(len(rows), m, dtype=torch.long, device=device)
+        ids[used] = torch.cat(rows)
+        return Encoded(self.codebook(ids), used)
 
     def select(self, question: Question, source: str, m: int) -> list[int]:
         """Wire token ids, at most m, in the order they are sent."""
         if source == "context":
-            return self.tokenizer(f" {question.context}", add_special_tokens=False)["input_ids"][:m]
+            return self._ids(f" {question.context}")[:m]
         asked = self._ids(f"\nQuestion: {question.question}")[: max(1, int(m * _QUESTION_SHARE))]
         label = self._ids("Context:")[: m - len(asked)]
         room = m - len(asked) - len(label)
@@ -61,3 +140,101 @@ class CodebookEncoder(nn.Module):
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+class SelectingEncoder(CodebookEncoder):
+    """A pretrained encoder reads question and context and scores each wire token; the best M are sent, in reading
+    order, each as its code + a contextual residual that starts at zero."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: int,
+        d_z: int,
+        backbone: PretrainedBackbone,
+        pooling: str,
+    ):
+        super().__init__(tokenizer, vocabulary, d_z)
+        self.backbone, self.pooling = backbone, pooling
+        self.outside = nn.Parameter(torch.zeros(backbone.width))  # the state of a label, which has no word piece
+        self.score = nn.Linear(backbone.width, 1)
+        self.span = nn.Linear(backbone.width, 2)
+        self.residual = nn.Linear(backbone.width, d_z)
+        nn.init.zeros_(self.residual.weight)
+        nn.init.zeros_(self.residual.bias)
+
+    def forward(self, questions: Sequence[Question], source: str, m: int) -> Encoded:
+        tokens = self.tokenize(questions, source)
+        hidden = self._align(self.backbone(questions, source), tokens)  # [B, T, w]
+        scores, span = self.score(hidden).float()[..., 0], self.span(hidden).float()
+        places, used = pool(scores, tokens.mask, m, self.pooling)
+        z = places @ (self.codebook(tokens.ids) + self.residual(hidden).float())
+        return Encoded(z, used, tokens, scores, span, places)
+
+    def select(self, question: Question, source: str, m: int) -> list[int]:
+        """Wire token ids that lead their places, in the order they are sent."""
+        (encoded,) = self.encoded([question], source, m)
+        leading = encoded.places[0, encoded.used[0]].argmax(dim=1)
+        return encoded.tokens.ids[0, leading].tolist()
+
+    def read(self, question: Question) -> str:
+        """The encoder's own answer: the best span of at most _LONGEST_SPAN tokens of the context."""
+        (encoded,) = self.encoded([question], "prompt", 1)
+        start, end = encoded.span[0].unbind(dim=1)  # [T]
+        (text,), (spans,) = encoded.tokens.contents, encoded.tokens.spans
+        stop = text.context_at + len(question.context)
+        inside = torch.as_tensor((spans[:, 1] > text.context_at) & (spans[:, 0] < stop), device=start.device)
+        pairs = start[:, None] + end[None, :]
+        allowed = torch.ones_like(pairs, dtype=torch.bool).triu().tril(_LONGEST_SPAN - 1)
+        pairs = pairs.masked_fill(~(allowed & inside[:, None] & inside[None, :]), -torch.inf)
+        first, last = divmod(int(pairs.argmax()), len(end))
+        return text.text[max(spans[first, 0], text.context_at) : min(spans[last, 1], stop)].strip()
+
+    def tokenize(self, questions: Sequence[Question], source: str) -> Tokens:
+        """The contents in wire tokens, with the characters that each stands for."""
+        contents = [content(source, q.context, q.question) for q in questions]
+        encoded = self.tokenizer([c.text for c in contents], add_special_tokens=False, return_offsets_mapping=True)
+        device = self.codebook.weight.device
+        rows = [torch.tensor(ids, device=device) for ids in encoded["input_ids"]]
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        ids = pad_sequence(rows, batch_first=True)
+        mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
+        return Tokens(contents, ids, mask, [np.array(spans) for spans in encoded["offset_mapping"]])
+
+    def _align(self, states: States, tokens: Tokens) -> Tensor:
+        """The backbone's states [B, T, w] by wire token: the mean of the first and last piece that it overlaps."""
+        shape = (2, *tokens.ids.shape)
+        piece, outside = np.zeros(shape, dtype=np.int64), np.ones(shape[1:], dtype=bool)
+        for row, (pieces, spans) in enumerate(zip(states.spans, tokens.spans, strict=True)):
+            first = np.searchsorted(pieces[:, 1], spans[:, 0], side="right")
+            last = np.searchsorted(pieces[:, 0], spans[:, 1], side="left") - 1
+            outside[row, : len(spans)] = last < first
+            piece[:, row, : len(spans)] = np.where(last < first, 0, (first, last))
+        device = states.hidden.device
+        index = torch.as_tensor(piece, device=device)[..., None].expand(-1, -1, -1, states.hidden.shape[2])
+        hidden = (states.hidden.gather(1, index[0]) + states.hidden.gather(1, index[1])) / 2
+        return torch.where(torch.as_tensor(outside, device=device)[..., None], self.outside.to(hidden.dtype), hidden)
+
+
+class ResamplingEncoder(Encoder):
+    """M free queries look at the states of a backbone. M is fixed by the training."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        d_z: int,
+        backbone: PretrainedBackbone | ByteBackbone,
+        m: int,
+        scale: Tensor | None = None,
+    ):
+        super().__init__(tokenizer, d_z)
+        self.backbone = backbone
+        self.resampler = Resampler(backbone.width, m, d_z, scale)
+
+    def forward(self, questions: Sequence[Question], source: str, m: int) -> Encoded:
+        trained = len(self.resampler.queries)
+        if m != trained:
+            raise ValueError(f"latent_len={m}: these queries were trained for M={trained}; use that")
+        states = self.backbone(questions, source)
+        z = self.resampler(states.hidden, states.mask)
+        return Encoded(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device))

@@ -10,27 +10,25 @@ and computes the rest; --fresh_eval starts over.
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from latentwire.adapter import Adapter
-from latentwire.checkpoint import checkpoint_sha256, load_checkpoint, read_config, save_checkpoint
+from latentwire.answering import answer, batches
+from latentwire.checkpoint import checkpoint_sha256, load_checkpoint, load_soft_prompts, read_config, save_checkpoint
 from latentwire.conditions import CONDITIONS, Condition, Sender, Setting, explained_variance, parse_conditions
 from latentwire.config import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalConfig, parse, require
 from latentwire.data import Question, load_questions, subset
-from latentwire.encoder import CodebookEncoder
-from latentwire.interface import build_interface, interface_report, token_counts, wire_table
 from latentwire.llm import FrozenLLM, load_llm
-from latentwire.metrics import exact_match, f1_score
 from latentwire.predictions import Predictions
 from latentwire.prompts import WORDINGS, PromptBuilder
 from latentwire.results import compare, critical_lines, row_key, summarise
 from latentwire.run import SCHEMA, RunFolder, cli, default_device, reason, set_seed, write_json
+from latentwire.stage0 import closed_form, fit_texts
 
-FIT_QUESTIONS = 5000  # train questions whose text weights the codebook and fits the PCA
 LONG_ANSWERS = 2000  # an evaluation of this many answers or more is timed before it starts
 PROBE_QUESTIONS = 16
 LONGEST_S = 2 * 3600
@@ -52,7 +50,7 @@ def evaluate(config: EvalConfig) -> dict:
     config = _resolved(config, dataset, len(chosen))
     conditions = parse_conditions(config.conditions, config.source, config.latent_len)
     _check(config, conditions, chosen)
-    train_texts = _train_texts(config.dataset)
+    train_texts = fit_texts(config.dataset)
     identity = _identity(config, dataset, chosen, train_texts)
     with RunFolder(config.save_dir, identity, fresh=config.fresh_eval) as run:
         manifest = {"dataset": dataset, "split": config.split, "seed": config.seed, "ids": [q.id for q in chosen]}
@@ -86,6 +84,9 @@ def _check(config: EvalConfig, conditions: Sequence[tuple[Condition, int]], chos
     if any(condition.name == "shuffled_z" for condition, _ in conditions):
         titles = len({q.title for q in chosen})
         require(titles > 1, "conditions", "shuffled_z", "needs questions on two articles or more; raise --samples")
+    for condition, _ in conditions:
+        remedy = "needs trained soft prompts: run scripts/baselines/tuned_baselines.sh and give its folder by --tuned"
+        require("tuned" not in condition.uses or bool(config.tuned), "conditions", condition.name, remedy)
     try:
         device = torch.device(config.device)
     except RuntimeError as error:
@@ -106,6 +107,11 @@ def _identity(config: EvalConfig, dataset: str, chosen: list[Question], train_te
             "questions_sha256": hashlib.sha256(repr(chosen).encode()).hexdigest()[:16],
             "train_sha256": hashlib.sha256(repr(train_texts).encode()).hexdigest()[:16],
             "checkpoint_sha256": checkpoint_sha256(Path(config.ckpt))[:16] if config.ckpt else None,
+            "tuned_sha256": [
+                checkpoint_sha256(folder)[:16] for folder in sorted(Path(config.tuned).glob("*/checkpoint_best"))
+            ]
+            if config.tuned
+            else [],
         }
     )
     for name in ("save_dir", "fresh_eval", "conditions", "llms"):
@@ -129,6 +135,11 @@ def _evaluate(
     reads_wire = any("wire" in condition.uses for condition, _ in conditions)
     llms = {name: load_llm(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
     sender, adapters, made = _latentwire(config, llms, train_texts, folder) if reads_wire else (None, {}, {})
+    soft_prompts = {
+        condition.name: load_soft_prompts(Path(config.tuned) / condition.name / "checkpoint_best", config.llm_ids)
+        for condition, _ in conditions
+        if "tuned" in condition.uses
+    }
     settings = [
         Setting(
             llm=llm,
@@ -140,6 +151,7 @@ def _evaluate(
             train_texts=train_texts,
             pool=chosen,
             seed=config.seed,
+            soft_prompts={condition: by_llm[name] for condition, by_llm in soft_prompts.items()},
         )
         for name, llm in llms.items()
     ]
@@ -147,6 +159,8 @@ def _evaluate(
     rows, scores = [], {}
     for setting in settings:
         for condition, m in conditions:
+            if not condition.by_llm and setting is not settings[0]:
+                continue
             lines = _complete(predictions, setting, condition, m, config)
             row = _row(setting, condition, m) | summarise(lines, chosen, config.seed)
             row["explained_variance"] = explained_variance(condition, setting, m)
@@ -180,6 +194,7 @@ def _announce(
         (setting, condition, m, missing)
         for setting in settings
         for condition, m in conditions
+        if condition.by_llm
         if (missing := len(chosen) - len(predictions.of(_row(setting, condition, m))))
     ]
     if sum(missing for *_, missing in todo) < LONG_ANSWERS:
@@ -191,7 +206,7 @@ def _announce(
         kind = setting.llm.name, m if "m" in condition.uses and condition.name != "pca_rank" else None
         if kind not in per_question:
             started = time.perf_counter()
-            _answer(condition, setting, probe, m, config)
+            answer(condition, setting, probe, m, config.max_new_tokens)
             per_question[kind] = (time.perf_counter() - started) / len(probe)
         seconds += missing * per_question[kind]
     print(f"estimate: {seconds / 60:.0f} minutes for {sum(missing for *_, missing in todo)} answers", flush=True)
@@ -206,15 +221,10 @@ def _row(setting: Setting, condition: Condition, m: int) -> dict:
     """What identifies a row of results.json. PCA has no more directions than the embeddings have dimensions."""
     d_z = setting.d_z if "wire" in condition.uses else min(setting.d_z, setting.llm.width)
     return {
-        "condition": condition.name, "llm": setting.llm.name, "llm_id": setting.llm.id,
+        "condition": condition.name,
+        "llm": setting.llm.name if condition.by_llm else None, "llm_id": setting.llm.id if condition.by_llm else None,
         "m": m if "m" in condition.uses else None, "d_z": d_z if "d_z" in condition.uses else None,
     }  # fmt: skip
-
-
-def _train_texts(dataset: str) -> list[str]:
-    """Contexts and questions of train, for what is fitted in closed form."""
-    some = subset(load_questions(dataset, "train")[1], FIT_QUESTIONS, seed=0)
-    return sorted({q.context for q in some}) + [q.question for q in some]
 
 
 def _latentwire(
@@ -224,16 +234,12 @@ def _latentwire(
     if config.ckpt:
         encoder, adapters, made = load_checkpoint(Path(config.ckpt), config.llm_ids)
         require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.ckpt} has d_z={made['d_z']}; set that")
+        encoder, adapters = encoder.to(config.device), {name: a.to(config.device) for name, a in adapters.items()}
         return Sender(encoder, config.source, config.codec), adapters, made
-    tokenizer = next(iter(llms.values())).tokenizer  # the wire's vocabulary is that of the first LLM
-    tables = {name: wire_table(llm, tokenizer) for name, llm in llms.items()}
-    counts = token_counts(tokenizer, train_texts)
-    interface = build_interface(tables, counts, config.d_z)
-    encoder = CodebookEncoder.from_codebook(tokenizer, interface.codebook)
-    adapters = {name: Adapter.from_closed_form(*parts) for name, parts in interface.adapters.items()}
+    encoder, adapters, report = closed_form(llms, train_texts, config.d_z)
     made = {
         "schema": SCHEMA, "stage": "codebook", "latent_len": config.latent_len, "d_z": config.d_z,
-        "llms": config.llm_ids, "train_seed": None, "interface": interface_report(interface, tables, counts),
+        "llms": config.llm_ids, "train_seed": None, "interface": report,
     }  # fmt: skip
     save_checkpoint(folder / "checkpoint_stage0", encoder, adapters, made)
     return Sender(encoder, config.source, config.codec), adapters, made
@@ -249,57 +255,29 @@ def _complete(
     row = _row(setting, condition, m)
     lines = predictions.of(row)
     label = {key: row[key] for key in ("condition", "m", "llm")}
-    title = " ".join([row["llm"], row["condition"], *([f"M={m}"] if row["m"] else [])])
+    title = " ".join([row["llm"] or "", row["condition"], *([f"M={m}"] if row["m"] else [])])
     with tqdm(total=len(setting.pool), desc=title, unit="q", mininterval=1) as bar:
-        for batch in _batches(setting.pool, config.batch_size):
+        for batch in batches(setting.pool, config.batch_size):
             missing = {q.id for q in batch} - lines.keys()
             if missing:
-                new = [line for line in _answer(condition, setting, batch, m, config) if line["id"] in missing]
+                new = [
+                    line
+                    for line in answer(condition, setting, batch, m, config.max_new_tokens)
+                    if line["id"] in missing
+                ]
                 predictions.append([{"id": line["id"]} | label | line for line in new])
                 lines.update({line["id"]: line for line in new})
             bar.update(len(batch))
     return lines
 
 
-def _batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Batches of similar length, longest first: little padding, and too little memory shows at once."""
-    ordered = sorted(questions, key=lambda q: (-len(q.context) - len(q.question), q.id))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
-def _answer(condition: Condition, setting: Setting, batch: list[Question], m: int, config: EvalConfig) -> list[dict]:
-    """Prediction lines of one batch."""
-    llm, prompts = setting.llm, setting.prompts
-    started = time.perf_counter()
-    slots = condition.build(setting, batch, m)
-    answers = [prompts.answer_ids(q.answers[0]) for q in batch]
-    prefill = llm.prefill(prompts.head, [slot.embeds for slot in slots], [prompts.tail(q.question) for q in batch])
-    first = prefill.logits.argmax(-1).tolist()
-    nll = llm.answer_nll(prefill, answers).tolist()
-    texts = llm.generate(prefill, config.max_new_tokens)
-    seconds = (time.perf_counter() - started) / len(batch)
-    return [
-        {
-            "id": q.id, "prediction": texts[i], "references": list(q.answers),
-            "f1": f1_score(texts[i], q.answers), "em": exact_match(texts[i], q.answers),
-            "first_token_correct": first[i] in prompts.first_token_ids(q.answers),
-            "answer_nll": nll[i], "answer_tokens": len(answers[i]), "answer_bytes": len(q.answers[0].encode()),
-            "llm_positions": len(slots[i].embeds), "wire_bytes": slots[i].sent,
-            "text_bytes": len(q.context.encode()) + (len(q.question.encode()) if config.source == "prompt" else 0),
-            "seconds": seconds,
-        }
-        for i, q in enumerate(batch)
-    ]  # fmt: skip
-
-
 def _line(row: dict) -> str:
     interval = "[{:.3f}, {:.3f}]".format(*row["f1_ci95"]) if row["f1_ci95"] else "(no interval)"
     m = f" M={row['m']}" if row["m"] else ""
+    first = "" if row["first_token_acc"] is None else f"first token {row['first_token_acc']:.3f}  "
     return (
-        f"{row['llm']:>8}  {row['condition'] + m:<26} F1 {row['f1']:.3f} {interval}  EM {row['em']:.3f}  "
-        f"first token {row['first_token_acc']:.3f}  positions {row['llm_positions']:.0f}  "
-        f"{row['examples_per_s']:.1f} q/s"
+        f"{row['llm'] or 'no LLM':>8}  {row['condition'] + m:<26} F1 {row['f1']:.3f} {interval}  EM {row['em']:.3f}  "
+        f"{first}positions {row['llm_positions']:.0f}  {row['examples_per_s']:.1f} q/s"
     )
 
 

@@ -5,6 +5,7 @@ Everything after the head is left-padded, so that every row ends at the same pos
 `cumsum(mask) - 1`, so that padding moves nothing.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,11 +46,12 @@ class Prefill:
 class PrefixLoss:
     """Teacher-forced scores of the answers after a prefix.
 
-    nll: [B, A] in nats, 0 where there is no label; mask: [B, A] bool; logits: [B, A, V], right-aligned as the labels.
+    Right-aligned. nll: [B, A] in nats, 0 where there is no label; mask: [B, A] bool; labels: [B, A]; logits: [B, A, V].
     """
 
     nll: Tensor
     mask: Tensor
+    labels: Tensor
     logits: Tensor
 
 
@@ -69,15 +71,31 @@ class FrozenLLM:
         self.end_ids = self._end_ids()
         self.stop_ids = self._stop_ids()
         self._heads: dict[tuple[int, ...], DynamicCache] = {}
+        self._rms: Tensor | None = None
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Input embeddings [P, d] of token ids, as the model itself would look them up (scaling included)."""
         return self.embedding(torch.as_tensor(ids, dtype=torch.long, device=self.device))
 
+    @torch.no_grad()
+    def embedding_rms(self) -> Tensor:
+        """Root mean square of the vocabulary's input embeddings, a scalar: what a prefix is measured against."""
+        if self._rms is None:
+            self._rms = self.embedding.weight.float().square().mean().sqrt()
+        return self._rms
+
     def embedding_table(self) -> Tensor:
         """float32 copy on the CPU of every token's input embedding [V, d]; tokenizer ids index it."""
         with torch.no_grad():
             return self.embed(range(self.embedding.weight.shape[0])).float().cpu()
+
+    def weights_sha256(self) -> str:
+        """One hash of all weights: that they stayed frozen can be checked."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @torch.inference_mode()
     def prefill(self, head: tuple[int, ...], slots: Sequence[Tensor], tails: Sequence[Sequence[int]]) -> Prefill:
@@ -143,7 +161,7 @@ class FrozenLLM:
             label[longest - len(answer) :] = torch.tensor(answer, device=self.device)
         logits = self._forward(embeds, mask, self._head_cache(head, len(rows)), keep=longest + 1)[:, :-1]
         nll = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
-        return PrefixLoss(nll.view_as(labels), labels != IGNORE, logits)
+        return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, logits)
 
     def _row(self, slot: Tensor, tail: Sequence[int]) -> Tensor:
         return torch.cat([slot.to(self.device, self.dtype), self.embed(tail)])
@@ -169,6 +187,7 @@ class FrozenLLM:
             logits_to_keep=keep,
         ).logits  # fmt: skip
 
+    @torch.inference_mode(False)  # kept for training too, which cannot use what was made in inference mode
     @torch.no_grad()
     def _head_cache(self, head: tuple[int, ...], batch: int) -> DynamicCache:
         if head not in self._heads:

@@ -43,7 +43,10 @@ class Predictions:
             (CONDITIONS[name], m or default_m)
             for name, m in found
             if (name, m) not in wanted
-            and all(ids <= self.of({"condition": name, "m": m, "llm": llm}).keys() for llm in llms)
+            and all(
+                ids <= self.of({"condition": name, "m": m, "llm": llm}).keys()
+                for llm in (llms if CONDITIONS[name].by_llm else [None])
+            )
         ]
 
     def append(self, lines: list[dict]) -> None:

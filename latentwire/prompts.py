@@ -54,6 +54,23 @@ WORDINGS = {
 }
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a wire stands for, and at which character the context and (if it is part of it) the question begin."""
+
+    text: str
+    context_at: int
+    question_at: int | None
+
+
+def content(source: str, context: str, question: str) -> Content:
+    """The slot's full text for one source."""
+    if source == "context":
+        return Content(f" {context}", 1, None)
+    before = f"Context: {context}\nQuestion: "
+    return Content(before + question, len("Context: "), len(before))
+
+
 class PromptBuilder:
     """Token ids of everything around the slot, for one LLM's tokenizer, one source and one wording."""
 
@@ -67,6 +84,7 @@ class PromptBuilder:
         content = f"Context:{_MARK}" if source == "context" else _MARK
         self._before, self._after = self._render(WORDINGS[wording], content).split(_MARK)
         self.head: tuple[int, ...] = tuple(self.ids(self._before))
+        self.end_id = self._end_id(WORDINGS[wording])
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a piece of the prompt; special tokens written in the text count, none are added."""
@@ -74,7 +92,7 @@ class PromptBuilder:
 
     def content_text(self, context: str, question: str) -> str:
         """The slot's full text: everything that a wire stands for."""
-        return f" {context}" if self.source == "context" else f"Context: {context}\nQuestion: {question}"
+        return content(self.source, context, question).text
 
     def question_first_text(self, context: str, question: str) -> str:
         """The same content with the question first, so that a cut at M tokens keeps it."""
@@ -89,9 +107,21 @@ class PromptBuilder:
         """Token ids of an answer as it continues the anchor, without an end of sequence."""
         return self.ids(f" {answer.strip()}")
 
+    def label_ids(self, answer: str, k: int) -> list[int]:
+        """The first k tokens to learn: the answer, and what ends it in this wording."""
+        return [*self.answer_ids(answer), self.end_id][:k]
+
     def first_token_ids(self, answers: Sequence[str]) -> set[int]:
         """The first token of each reference: any of them counts as a right first token."""
         return {self.answer_ids(answer)[0] for answer in answers}
+
+    def _end_id(self, wording: Wording) -> int:
+        """What follows an answer: the end of the turn, or in plain text the empty line between two examples."""
+        if self.tokenizer.chat_template is None or not wording.chat:
+            return self.ids("\n\n")[0]
+        vocabulary = self.tokenizer.get_vocab()
+        ends = [vocabulary[token] for token in END_OF_TURN if token in vocabulary]
+        return (ends or [self.tokenizer.eos_token_id])[0]
 
     def _render(self, wording: Wording, content: str) -> str:
         turns = []

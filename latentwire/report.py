@@ -62,11 +62,12 @@ def table_markdown(results: Mapping) -> str:
     ]
     for row in results["results"]:
         lines.append(
-            f"| {row['llm']} | {row['condition']} | {row['m'] or ''} | {row['f1']:.3f} {_interval(row['f1_ci95'])} "
-            f"| {row['em']:.3f} | {row['first_token_acc']:.3f} | {row['bits_per_answer_byte']:.2f} "
+            f"| {row['llm'] or 'none'} | {row['condition']} | {row['m'] or ''} "
+            f"| {row['f1']:.3f} {_interval(row['f1_ci95'])} | {row['em']:.3f} "
+            f"| {_figure(row['first_token_acc'], 3)} | {_figure(row['bits_per_answer_byte'], 2)} "
             f"| {row['llm_positions']:.0f} | {row['wire_bytes']} |"
         )
-    names = {row["llm"]: row["llm_id"] for row in results["results"]}
+    names = {row["llm"]: row["llm_id"] for row in results["results"] if row["llm"]}
     lines += ["", "; ".join(f"{name}: {describe_llm(llm_id)}" for name, llm_id in names.items()) + "."]
     lines += ["", *_variance_lines(results["results"]), *_interface_lines(results)]
     critical = critical_lines(results["comparisons"])
@@ -82,13 +83,14 @@ def describe_llm(llm_id: str) -> str:
 
 def draw_hierarchy(results: Mapping, path: Path) -> None:
     """Bars of F1 with 95% intervals, best first, one panel an LLM."""
-    llms = list(dict.fromkeys(row["llm"] for row in results["results"]))
-    longest = max(sum(row["llm"] == llm for row in results["results"]) for llm in llms)
+    llms = list(dict.fromkeys(row["llm"] for row in results["results"] if row["llm"])) or [None]
+    shown = {llm: [row for row in results["results"] if row["llm"] in (llm, None)] for llm in llms}
+    longest = max(map(len, shown.values()))
     figure, panels = plt.subplots(
         1, len(llms), figsize=(6 * len(llms), 1.6 + 0.36 * longest), sharex=True, squeeze=False, layout="constrained"
     )
     for panel, llm in zip(panels[0], llms, strict=True):
-        rows = sorted((row for row in results["results"] if row["llm"] == llm), key=lambda row: row["f1"])
+        rows = sorted(shown[llm], key=lambda row: row["f1"])
         for y, row in enumerate(rows):
             low, high = row["f1_ci95"] or (row["f1"], row["f1"])
             error = [[max(0, row["f1"] - low)], [max(0, high - row["f1"])]]
@@ -98,7 +100,8 @@ def draw_hierarchy(results: Mapping, path: Path) -> None:
         panel.set_yticks(range(len(rows)), [_name(row) for row in rows])
         panel.set_xlim(0, 1)
         panel.set_xlabel("F1, 95% interval by paragraph")
-        panel.set_title(f"{llm}: {describe_llm(rows[0]['llm_id'])}", fontsize=10)
+        ids = [row["llm_id"] for row in rows if row["llm"]]
+        panel.set_title(f"{llm}: {describe_llm(ids[0])}" if ids else "no LLM", fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"{results['dataset']} {results['split']}, n={results['n']}, source {results['source']}", fontsize=11
@@ -145,6 +148,10 @@ def _interface_lines(results: Mapping) -> list[str]:
 
 def _name(row: Mapping) -> str:
     return row["condition"] + (f"  M={row['m']}" if row["m"] else "")
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _interval(ci: list[float] | None) -> str:

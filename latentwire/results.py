@@ -29,16 +29,17 @@ def summarise(lines: Mapping[str, Line], questions: Sequence[Question], seed: in
     def column(name: str) -> list:
         return [line[name] for line in ordered]
 
-    nll, seconds = sum(column("answer_nll")), sum(column("seconds"))
+    by_llm = ordered[0]["answer_nll"] is not None  # encoder_only has neither tokens nor likelihoods
+    nll, seconds = sum(column("answer_nll")) if by_llm else None, sum(column("seconds"))
     return {
         "n": len(ordered),
         "f1": float(np.mean(column("f1"))),
         "f1_ci95": mean_ci(column("f1"), paragraphs, seed),
         "em": float(np.mean(column("em"))),
         "em_ci95": mean_ci(column("em"), paragraphs, seed),
-        "first_token_acc": float(np.mean(column("first_token_correct"))),
-        "nll_per_token": nll / sum(column("answer_tokens")),
-        "bits_per_answer_byte": nll / np.log(2) / sum(column("answer_bytes")),
+        "first_token_acc": float(np.mean(column("first_token_correct"))) if by_llm else None,
+        "nll_per_token": nll / sum(column("answer_tokens")) if by_llm else None,
+        "bits_per_answer_byte": nll / np.log(2) / sum(column("answer_bytes")) if by_llm else None,
         "empty_answers": float(np.mean([not prediction for prediction in column("prediction")])),
         "llm_positions": float(np.mean(column("llm_positions"))),
         "wire_bytes": round(np.mean(column("wire_bytes"))),
@@ -61,7 +62,8 @@ def compare(
         for b in rows:
             meets = a["condition"] == "latentwire" or (a["condition"], b["condition"]) == ("shuffled_z", "no_context")
             same_m = b["m"] is None or a["m"] == b["m"]
-            if meets and same_m and a["llm"] == b["llm"] and a["condition"] != b["condition"]:
+            same_llm = b["llm"] in (a["llm"], None)
+            if meets and same_m and same_llm and a["condition"] != b["condition"]:
                 differences[row_key(a), row_key(b)] = _difference(a, b, scores, paragraphs, seed)
     return [*differences.values(), *_critical(rows, differences, scores, paragraphs, seed)]
 

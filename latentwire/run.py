@@ -24,19 +24,27 @@ OUTPUTS = (
     "results.json",
     "table.md",
     "hierarchy.png",
-)  # what a fresh start clears
+)  # cleared by a fresh start
+BEGUN = ("predictions.jsonl", "metrics.jsonl")  # a folder where one of these has content holds a run
 
 
 class RunFolder:
     """A folder that belongs to one configuration and, while it is open, to one process.
 
     An existing folder of the same configuration is continued. Raises ValueError if it holds another configuration (the
-    differing keys are named) or is in use by a live process; `fresh` starts over instead of continuing.
+    differing keys are named) or is in use by a live process; `fresh` starts over instead of continuing, and `restart`
+    tells the user how to.
     `origin` tells the commit and the machine that the run was begun with.
     """
 
-    def __init__(self, path: str | Path, config: dict, fresh: bool = False):
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | Path,
+        config: dict,
+        fresh: bool = False,
+        restart: str = "with --fresh_eval (FRESH_EVAL=1 for the scripts)",
+    ):
+        self.path, self._restart = Path(path), restart
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / ".lock", timeout=0)
@@ -63,8 +71,8 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} is not a run folder (its config.json is of something else); choose another one"
             )
-        done = self.path / "predictions.jsonl"
-        if found and not fresh and done.is_file() and done.stat().st_size:  # a start that failed at once binds nobody
+        begun = any((self.path / name).is_file() and (self.path / name).stat().st_size for name in BEGUN)
+        if found and begun and not fresh:  # a start that failed at once binds nobody
             self.origin = {key: found.get(key) for key in ("git", "machine")}
             before = found["config"]
             differing = sorted(k for k in config.keys() | before.keys() if config.get(k) != before.get(k))
@@ -72,7 +80,7 @@ class RunFolder:
                 changes = "; ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} now" for k in differing)
                 raise ValueError(
                     f"{self.path} holds a run of another configuration ({changes}); "
-                    "choose another folder, or start over with --fresh_eval (FRESH_EVAL=1 for the scripts)"
+                    f"choose another folder, or start over {self._restart}"
                 )
             return
         if found:

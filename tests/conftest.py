@@ -2,8 +2,17 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import BertWordPieceTokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from latentwire.data import load_questions
 from latentwire.llm import FrozenLLM
@@ -62,6 +71,23 @@ def texts(questions):
 def llms(texts):
     """{"llama": ..., "qwen": ...}, random and small."""
     return {name: make_llm(name, texts) for name in SHAPES}
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(texts, tmp_path_factory):
+    """A random two-layer BERT that reads 96 word pieces at once, saved as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("models") / "encoder"
+    words = BertWordPieceTokenizer(lowercase=True)
+    words.train_from_iterator(texts, vocab_size=600, show_progress=False)
+    tokenizer = BertTokenizerFast(tokenizer_object=words._tokenizer, model_max_length=96)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=96,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,64 @@
+"""Which tokens get the M places: pooling that keeps the reading order.
+
+Shapes: B batch, T tokens of a text, M latents.
+"""
+
+import torch
+from torch import Tensor
+
+_BISECTIONS = 40
+
+
+def pool(scores: Tensor, mask: Tensor, m: int, pooling: str) -> tuple[Tensor, Tensor]:
+    """Assignment [B, M, T] of tokens to places, and which places are used [B, M] bool.
+
+    scores: [B, T], any real numbers; mask: [B, T] bool, False on padding. A text of fewer than M tokens fills as many
+    places as it has tokens. Gradients reach the scores of all tokens through the constraint that the weights add up to
+    M: what raises one token's weight lowers the others'.
+    """
+    weights = token_weights(scores, mask, m)
+    places = mask.sum(dim=1).clamp(max=m)  # [B]
+    used = torch.arange(m, device=mask.device) < places[:, None]
+    return (_select if pooling == "select" else _integrate)(weights, scores, mask, m), used
+
+
+def token_weights(scores: Tensor, mask: Tensor, m: int) -> Tensor:
+    """sigmoid(score - threshold) [B, T], with each row's threshold such that its weights add up to min(M, T)."""
+    wanted = mask.sum(dim=1).clamp(max=m).to(scores.dtype)
+    padded = scores.masked_fill(~mask, -torch.inf)
+    with torch.no_grad():
+        low = scores.masked_fill(~mask, torch.inf).amin(dim=1) - 20
+        high = padded.amax(dim=1) + 20
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            above = torch.sigmoid(padded - middle[:, None]).sum(dim=1) > wanted
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        weights = torch.sigmoid(padded - middle[:, None])
+        slope = (weights * (1 - weights)).sum(dim=1).clamp(min=1e-6)
+    # One Newton step changes no value but carries the gradient of the constraint.
+    drift = torch.sigmoid(padded - middle[:, None]).sum(dim=1) - wanted
+    return torch.sigmoid(padded - (middle + drift / slope)[:, None])
+
+
+def _select(weights: Tensor, scores: Tensor, mask: Tensor, m: int) -> Tensor:
+    """The M best tokens, each passed through whole; the gradient is that of scaling a token by its weight.
+
+    A straight-through estimator (Bengio et al. 2013, arXiv:1308.3432): a token's score rises where the loss would rise
+    without it.
+    """
+    order = scores.masked_fill(~mask, -torch.inf).topk(min(m, scores.shape[1]), dim=1).indices.sort(dim=1).values
+    # Padding that was taken for lack of tokens is sorted behind them, and its places are unused.
+    order = torch.where(mask.gather(1, order), order, scores.shape[1]).sort(dim=1).values
+    hard = torch.zeros(len(scores), m, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype)
+    hard[:, : order.shape[1]].scatter_(2, order[..., None], 1.0)
+    hard = hard[..., :-1]
+    return hard * (1 + weights - weights.detach())[:, None]
+
+
+def _integrate(weights: Tensor, scores: Tensor, mask: Tensor, m: int) -> Tensor:
+    """Continuous integrate-and-fire (Dong and Xu 2020, arXiv:1905.11235): place j takes the tokens whose cumulative
+    weight lies between j and j + 1. Weight 1 passes a token through, small weights blend neighbours."""
+    end = weights.cumsum(dim=1)[:, None]  # [B, 1, T]
+    start = end - weights[:, None]
+    place = torch.arange(m, device=weights.device, dtype=weights.dtype)[None, :, None]
+    return (torch.minimum(end, place + 1) - torch.maximum(start, place)).clamp(min=0)

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# A trained system deserves trained rivals: a soft prompt of 16 vectors per LLM before the whole text and before the
+# token budget, trained on LatentWire's data and loss; then both are evaluated on EVAL_SAMPLES questions.
+set -euo pipefail
+source "$(dirname "$0")/../common.sh"
+LATENT_LEN=${LATENT_LEN:-32}
+OUTPUT_DIR=${OUTPUT_DIR:-runs/baselines/tuned/M$LATENT_LEN}
+training_settings
+train token_budget_tuned "$OUTPUT_DIR/token_budget_tuned" --epochs "$EPOCHS"
+train text_tuned "$OUTPUT_DIR/text_tuned" --epochs "$EPOCHS"
+export TUNED=$OUTPUT_DIR
+OUTPUT_DIR=$OUTPUT_DIR/eval SAMPLES=${EVAL_SAMPLES:-1000}
+evaluate token_budget_tuned,text_tuned
