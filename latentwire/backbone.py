@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -66,8 +67,8 @@ class PretrainedBackbone(nn.Module):
         settings = {"max_length": self.window, "return_overflowing_tokens": True, "return_offsets_mapping": True}
         settings |= {"padding": True, "return_tensors": "pt"}
         contexts = [q.context for q in questions]
+        stride = min(_OVERLAP, self.window // 4)  # the same in every batch
         if source == "context":
-            stride = min(_OVERLAP, self.window // 4)
             return self.tokenizer(contexts, truncation=True, stride=stride, **settings)
         asked = [q.question for q in questions]
         lengths = [len(ids) for ids in self.tokenizer(asked, add_special_tokens=False)["input_ids"]]
@@ -77,7 +78,6 @@ class PretrainedBackbone(nn.Module):
                 f"question {questions[longest].id}: {lengths[longest]} word pieces, and the encoder reads "
                 f"{self.window} at once; a question may take half of them: shorten it, or choose another ENCODER_ID"
             )
-        stride = min(_OVERLAP, (self.window - lengths[longest]) // 4)
         return self.tokenizer(asked, contexts, truncation="only_second", stride=stride, **settings)
 
 
@@ -150,7 +150,7 @@ def load_backbone(encoder_id: str) -> PretrainedBackbone:
         model, loaded = AutoModel.from_pretrained(
             where, config=config, local_files_only=local, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"cannot load the encoder {encoder_id!r} ({reason(error)}); {remedy}") from error
     missing = [key for key in loaded["missing_keys"] if "pooler" not in key]
     if missing:

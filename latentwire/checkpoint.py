@@ -7,8 +7,8 @@
     FOLDER/backbone/            config and tokenizer of a pretrained backbone
     FOLDER/training.pt          only in checkpoint_last: optimizer, scheduler and step, to continue exactly
 
-Tuned rivals are kept alike: config.json and soft_prompt_NAME.pt. Loading is strict: a mismatch is an error that names
-the file and the keys, never a score from half a checkpoint.
+Tuned rivals are kept alike: config.json and soft_prompt_NAME.pt. config.json has the sha256 of every .pt file. Loading
+is strict: a mismatch is an error that names the file and the keys, never a score from half a checkpoint.
 """
 
 import hashlib
@@ -47,7 +47,8 @@ def save_checkpoint(
             save_backbone_shape(encoder.backbone, part / "backbone")
         if training is not None:
             torch.save(training, part / "training.pt")
-        write_json(part / "config.json", config | {"encoder": _shape(encoder), "widths": widths})
+        shapes = {"encoder": _shape(encoder), "widths": widths}
+        write_json(part / "config.json", config | shapes | {"sha256": _hashes(part)})
 
 
 def load_checkpoint(folder: Path, llms: Mapping[str, str]) -> tuple[Encoder, dict[str, Adapter], dict]:
@@ -82,7 +83,7 @@ def save_soft_prompts(folder: Path, prompts: Mapping[str, Tensor], config: dict,
             torch.save(prompt, part / f"soft_prompt_{name}.pt")
         if training is not None:
             torch.save(training, part / "training.pt")
-        write_json(part / "config.json", config)
+        write_json(part / "config.json", config | {"sha256": _hashes(part)})
 
 
 def load_soft_prompts(folder: Path, llms: Mapping[str, str]) -> dict[str, Tensor]:
@@ -181,8 +182,24 @@ def _load_strict(module: nn.Module, path: Path) -> None:
         raise ValueError(f"{path} does not fit this program: {' '.join(str(error).split())}") from error
 
 
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: _sha256(path) for path in sorted(folder.glob("*.pt"))}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _read(path: Path) -> dict | Tensor:
+    """A .pt file, once its hash is the one that config.json promises: torch would load altered weights in silence."""
     try:
+        found, promised = _sha256(path), read_config(path.parent).get("sha256", {}).get(path.name)
+        if found != promised:
+            raise ValueError(
+                f"{path} is cut or damaged (sha256 {found[:16]}, config.json says {str(promised)[:16]}); "
+                "restore it or train again"
+            )
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the checkpoint lacks {path}") from error

@@ -60,7 +60,7 @@ def draw_curves(folder: Path) -> list[Path]:
     validations = [{"step": line["step"]} | line["validation"] for line in lines if "validation" in line]
     wanted = {
         "first_token_accuracy.png": ("first-token accuracy", lambda key: "first_token_acc" in key),
-        "loss.png": ("loss", lambda key: key == "loss" or "ce" in key.split("_") or key in ("span", "window")),
+        "loss.png": ("loss", lambda key: key == "loss" or "ce" in key.split("_") or key == "span"),
     }
     drawn = []
     for name, (label, takes) in wanted.items():

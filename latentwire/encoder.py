@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv1d
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
@@ -26,15 +27,20 @@ from latentwire.resampler import Resampler
 
 _QUESTION_SHARE = 0.75  # of the M latents at most: a long question must leave room for the context
 _LONGEST_SPAN = 30  # wire tokens of an answer that the encoder reads out by itself
+_REACH = 8  # wire tokens around a likely answer that help to understand it
+_LEAST = 1e-6  # so that the logarithm of no token's relevance is infinite
+_KEPT = 1.0  # score of question and labels at the start: above every token of the context, whose relevance is below 1
 
 
 @dataclass
 class Tokens:
-    """A batch of contents in wire tokens. ids: [B, T]; mask: [B, T] bool; spans: per text [T_i, 2] characters."""
+    """A batch of contents in wire tokens. ids: [B, T]; mask: [B, T] bool, False on padding; context: [B, T] bool, True
+    on what belongs to the context; spans: per text [T_i, 2] characters."""
 
     contents: list[Content]
     ids: Tensor
     mask: Tensor
+    context: Tensor
     spans: list[np.ndarray]
 
 
@@ -144,7 +150,12 @@ class CodebookEncoder(Encoder):
 
 class SelectingEncoder(CodebookEncoder):
     """A pretrained encoder reads question and context and scores each wire token; the best M are sent, in reading
-    order, each as its code + a contextual residual that starts at zero."""
+    order, each as its code + a contextual residual that starts at zero.
+
+    A token of the context is relevant as far as it stands near a likely answer: the probabilities of the answer's first
+    and last token, spread over their neighbours. Its score is the logarithm of that, plus a learned correction that
+    starts at zero.
+    """
 
     def __init__(
         self,
@@ -160,13 +171,15 @@ class SelectingEncoder(CodebookEncoder):
         self.score = nn.Linear(backbone.width, 1)
         self.span = nn.Linear(backbone.width, 2)
         self.residual = nn.Linear(backbone.width, d_z)
-        nn.init.zeros_(self.residual.weight)
-        nn.init.zeros_(self.residual.bias)
+        for zero in (self.score, self.residual):
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
 
     def forward(self, questions: Sequence[Question], source: str, m: int) -> Encoded:
         tokens = self.tokenize(questions, source)
         hidden = self._align(self.backbone(questions, source), tokens)  # [B, T, w]
-        scores, span = self.score(hidden).float()[..., 0], self.span(hidden).float()
+        span = self.span(hidden).float().masked_fill(~tokens.context[..., None], -torch.inf)
+        scores = self.score(hidden).float()[..., 0] + self._relevance(span, tokens.context)
         places, used = pool(scores, tokens.mask, m, self.pooling)
         z = places @ (self.codebook(tokens.ids) + self.residual(hidden).float())
         return Encoded(z, used, tokens, scores, span, places)
@@ -181,14 +194,20 @@ class SelectingEncoder(CodebookEncoder):
         """The encoder's own answer: the best span of at most _LONGEST_SPAN tokens of the context."""
         (encoded,) = self.encoded([question], "prompt", 1)
         start, end = encoded.span[0].unbind(dim=1)  # [T]
+        pairs = start[:, None] + end[None, :]  # -inf outside the context
+        allowed = torch.ones_like(pairs, dtype=torch.bool).triu().tril(_LONGEST_SPAN - 1)
+        pairs = pairs.masked_fill(~allowed, -torch.inf)
+        first, last = divmod(int(pairs.argmax()), len(end))
         (text,), (spans,) = encoded.tokens.contents, encoded.tokens.spans
         stop = text.context_at + len(question.context)
-        inside = torch.as_tensor((spans[:, 1] > text.context_at) & (spans[:, 0] < stop), device=start.device)
-        pairs = start[:, None] + end[None, :]
-        allowed = torch.ones_like(pairs, dtype=torch.bool).triu().tril(_LONGEST_SPAN - 1)
-        pairs = pairs.masked_fill(~(allowed & inside[:, None] & inside[None, :]), -torch.inf)
-        first, last = divmod(int(pairs.argmax()), len(end))
         return text.text[max(spans[first, 0], text.context_at) : min(spans[last, 1], stop)].strip()
+
+    def _relevance(self, span: Tensor, context: Tensor) -> Tensor:
+        """Starting scores [B, T] from span logits [B, T, 2]."""
+        likely = span.softmax(dim=1).mean(dim=2)  # [B, T], adds up to 1
+        kernel = torch.bartlett_window(2 * _REACH + 3, periodic=False, device=span.device)[1:-1]
+        near = conv1d(likely[:, None], kernel[None, None], padding=_REACH)[:, 0]
+        return torch.where(context, (near + _LEAST).log(), _KEPT)
 
     def tokenize(self, questions: Sequence[Question], source: str) -> Tokens:
         """The contents in wire tokens, with the characters that each stands for."""
@@ -199,7 +218,12 @@ class SelectingEncoder(CodebookEncoder):
         lengths = torch.tensor([len(row) for row in rows], device=device)
         ids = pad_sequence(rows, batch_first=True)
         mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
-        return Tokens(contents, ids, mask, [np.array(spans) for spans in encoded["offset_mapping"]])
+        spans = [np.array(pairs) for pairs in encoded["offset_mapping"]]
+        context = np.zeros(ids.shape, dtype=bool)
+        for row, (text, pairs, question) in enumerate(zip(contents, spans, questions, strict=True)):
+            end = text.context_at + len(question.context)
+            context[row, : len(pairs)] = (pairs[:, 1] > text.context_at) & (pairs[:, 0] < end)
+        return Tokens(contents, ids, mask, torch.as_tensor(context, device=device), spans)
 
     def _align(self, states: States, tokens: Tokens) -> Tensor:
         """The backbone's states [B, T, w] by wire token: the mean of the first and last piece that it overlaps."""

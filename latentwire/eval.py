@@ -234,6 +234,9 @@ def _latentwire(
     if config.ckpt:
         encoder, adapters, made = load_checkpoint(Path(config.ckpt), config.llm_ids)
         require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.ckpt} has d_z={made['d_z']}; set that")
+        trained = made.get("source", config.source)
+        if trained != config.source and made["stage"] != "codebook":
+            print(f"note: {config.ckpt} was trained with source {trained!r}, and is evaluated with {config.source!r}")
         encoder, adapters = encoder.to(config.device), {name: a.to(config.device) for name, a in adapters.items()}
         return Sender(encoder, config.source, config.codec), adapters, made
     encoder, adapters, report = closed_form(llms, train_texts, config.d_z)

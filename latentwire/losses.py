@@ -9,14 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import cross_entropy
 
 from latentwire.data import Question
 from latentwire.encoder import Encoded
 from latentwire.llm import PrefixLoss
 from latentwire.teacher import TeacherLine
-
-_LEAST_SHARE = 0.25  # of the M places that the target leaves to the context, however long the question is
 
 
 def answer_sums(scored: PrefixLoss) -> dict[str, Tensor]:
@@ -44,30 +42,15 @@ def distillation_sum(scored: PrefixLoss, teacher: Sequence[TeacherLine]) -> Tens
     return total
 
 
-def selection_sums(encoded: Encoded, questions: Sequence[Question], m: int) -> dict[str, Tensor]:
-    """Supervision by SQuAD's answer spans, one value a question.
-
-    "span": cross-entropy of the answer's first and last wire token, halved. "window": binary cross-entropy, averaged
-    over the tokens, of the tokens that a perfect selection would send: labels, question, and the context around the
-    answer.
-    """
-    tokens = encoded.tokens
-    edges, windows = [], torch.zeros_like(encoded.scores)
-    for row, (question, text, spans) in enumerate(zip(questions, tokens.contents, tokens.spans, strict=True)):
+def span_sum(encoded: Encoded, questions: Sequence[Question]) -> Tensor:
+    """Cross-entropy in nats of the answer's first and last wire token, halved: supervision by SQuAD's answer spans."""
+    edges = []
+    for question, text, spans in zip(questions, encoded.tokens.contents, encoded.tokens.spans, strict=True):
         begin = text.context_at + question.starts[0]
-        first, last = overlapping(spans, begin, begin + len(question.answers[0]))
-        edges.append((first, last))
-        low, high = overlapping(spans, text.context_at, text.context_at + len(question.context))
-        others = len(spans) - (high + 1 - low)  # labels and question
-        room = max(m - others, int(m * _LEAST_SHARE))
-        start = max(low, min((first + last + 1 - room) // 2, high + 1 - room))
-        windows[row, start : min(start + room, high + 1)] = 1
-        windows[row, :low] = windows[row, high + 1 : len(spans)] = 1
+        edges.append(overlapping(spans, begin, begin + len(question.answers[0])))
     edges = torch.tensor(edges, device=encoded.span.device)  # [B, 2]
-    logits = encoded.span.masked_fill(~tokens.mask[..., None], -torch.inf)
-    span = cross_entropy(logits.transpose(1, 2).reshape(-1, logits.shape[1]), edges.flatten(), reduction="sum") / 2
-    each = binary_cross_entropy_with_logits(encoded.scores, windows, reduction="none") * tokens.mask
-    return {"span": span, "window": (each.sum(dim=1) / tokens.mask.sum(dim=1)).sum()}
+    logits = encoded.span.transpose(1, 2).flatten(0, 1)  # [2 B, T], -inf outside the context
+    return cross_entropy(logits, edges.flatten(), reduction="sum") / 2
 
 
 def overlapping(spans: np.ndarray, begin: int, end: int) -> tuple[int, int]:

@@ -55,7 +55,7 @@ class LatentWire(nn.Module):
         parts |= {f"adapter_{name}": [adapter] for name, adapter in self.adapters.items()}
         found = {name: [p for module in modules for p in module.parameters()] for name, modules in parts.items()}
         if isinstance(encoder, SelectingEncoder):
-            found["score"].append(encoder.outside)
+            found["span"].append(encoder.outside)
         return found
 
 

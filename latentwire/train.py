@@ -98,6 +98,8 @@ def _train(
         return
     if state and state["step"] == steps_of(config, len(questions), accelerator.num_processes)[1]:
         accelerator.print(f"{folder} is finished already")
+        if run:
+            draw_curves(folder)  # a kill may have come just before
         return
     names = {} if config.stage == "scores" else config.llm_ids
     where = str(accelerator.device)
@@ -151,8 +153,7 @@ def _latentwire(
 ) -> Job:
     """LatentWire from the stage before, or from where this one was stopped."""
     encoder, adapters, made = load_checkpoint(last or Path(config.init), config.llm_ids)
-    for name in ("d_z",):
-        require(made[name] == config.d_z, name, config.d_z, f"{config.init} has {made[name]}; set that")
+    require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.init} has d_z={made['d_z']}; set that")
     if not last:
         encoder = _encoder(config, encoder)
     model = LatentWire(encoder, adapters, config.source, config.latent_len)

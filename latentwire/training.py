@@ -23,7 +23,7 @@ from latentwire.conditions import Setting
 from latentwire.config import TrainConfig
 from latentwire.curves import Metrics
 from latentwire.data import Question
-from latentwire.losses import answer_sums, distillation_sum, selection_sums
+from latentwire.losses import answer_sums, distillation_sum, span_sum
 from latentwire.model import LatentWire, Slots, SoftPrompts
 from latentwire.teacher import TeacherLine
 
@@ -32,7 +32,7 @@ _POOL = 50  # batches that are sorted by length together
 _WEIGHT_DECAY = 0.01
 # What each stage trains; everything else stays as the stage before left it.
 _TRAINED = {
-    "scores": ("backbone", "score", "span"),
+    "scores": ("backbone", "span"),
     "adapters": ("codebook", "residual", "adapter_"),
     "joint": ("",),
     "text_tuned": ("",),
@@ -93,8 +93,6 @@ class Trainer:
         self.components = {
             name: params for name, params in components.items() if name.startswith(_TRAINED[config.stage])
         }
-        if config.span_weight == 0 and config.stage == "joint":
-            self.components.pop("span", None)  # nothing would reach it
         job.model.requires_grad_(False)
         for params in self.components.values():
             for param in params:
@@ -142,7 +140,6 @@ class Trainer:
                 saved = time.monotonic()
             if stop and self.step < self.total:
                 raise Terminated
-            self.accelerator.wait_for_everyone()
         bar.close()
         if metrics:
             metrics.close()
@@ -208,10 +205,8 @@ class Trainer:
                 parts |= {f"{key}_{setting.llm.name}": value for key, value in found.items()}
         supervised = config.span_weight > 0 and slots.encoded is not None and slots.encoded.scores is not None
         if config.stage == "scores" or (config.stage == "joint" and supervised):
-            found = selection_sums(slots.encoded, mine, config.latent_len)
-            parts |= {key: value / len(whole) for key, value in found.items()}
-            weight = 1.0 if config.stage == "scores" else config.span_weight
-            total = total + weight * sum(found.values()) / len(whole)
+            parts["span"] = span_sum(slots.encoded, mine) / len(whole)
+            total = total + (1.0 if config.stage == "scores" else config.span_weight) * parts["span"]
         return total * world, parts, [q.id for q in whole]
 
     def _answer_loss(
