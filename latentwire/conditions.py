@@ -77,7 +77,8 @@ class Setting:
     """What the conditions of one LLM need.
 
     sender, adapter: only where a condition reads the wire; pool: the evaluated questions, for shuffled_z to draw from;
-    soft_prompts: by condition, the tuned rivals' vectors [16, d] for this LLM.
+    soft_prompts: by condition, the tuned rivals' vectors [16, d] for this LLM; stage0: sender and adapter before any
+    training.
     """
 
     llm: FrozenLLM
@@ -90,6 +91,7 @@ class Setting:
     pool: Sequence[Question]
     seed: int
     soft_prompts: Mapping[str, Tensor] = field(default_factory=dict)
+    stage0: tuple[Sender, Adapter] | None = None
 
     @cached_property
     def pca(self) -> Pca:
@@ -122,8 +124,8 @@ class Setting:
 class Condition:
     """build(setting, questions, m) gives one slot a question; or, where no LLM is asked (by_llm False), its answer.
 
-    uses: what it depends on, of "m", "d_z", "wire" (encoder and adapters) and "tuned" (soft prompts); sources: those it
-    can serve; default_in: those for which it runs unless conditions are named.
+    uses: what it depends on, of "m", "d_z", "wire" (encoder and adapters), "stage0" (those before any training) and
+    "tuned" (soft prompts); sources: those it can serve; default_in: where it runs unless conditions are named.
     """
 
     name: str
@@ -235,6 +237,13 @@ def pca_rank(setting: Setting, questions: Sequence[Question], m: int) -> list[Sl
 def latentwire(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
     """Z through the adapter, after the wire."""
     return [setting.received_slot(packed, setting.adapter) for packed in setting.sender.send(questions, m)]
+
+
+@_condition(uses=("m", "d_z", "stage0"), default_in=())
+def untrained(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """The wire before any training (stage 0): LatentWire minus this is what training added."""
+    sender, adapter = setting.stage0
+    return latentwire(replace(setting, sender=sender, adapter=adapter), questions, m)
 
 
 @_condition(uses=("m", "wire"), default_in=())

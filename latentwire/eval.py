@@ -135,6 +135,11 @@ def _evaluate(
     reads_wire = any("wire" in condition.uses for condition, _ in conditions)
     llms = {name: load_llm(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
     sender, adapters, made = _latentwire(config, llms, train_texts, folder) if reads_wire else (None, {}, {})
+    stage0 = {}
+    if any("stage0" in condition.uses for condition, _ in conditions):
+        encoder, closed, _ = closed_form(llms, train_texts, config.d_z)
+        before = Sender(encoder, config.source, config.codec)
+        stage0 = {name: (before, adapter) for name, adapter in closed.items()}
     soft_prompts = {
         condition.name: load_soft_prompts(Path(config.tuned) / condition.name / "checkpoint_best", config.llm_ids)
         for condition, _ in conditions
@@ -152,6 +157,7 @@ def _evaluate(
             pool=chosen,
             seed=config.seed,
             soft_prompts={condition: by_llm[name] for condition, by_llm in soft_prompts.items()},
+            stage0=stage0.get(name),
         )
         for name, llm in llms.items()
     ]
