@@ -116,6 +116,7 @@ def read_config(folder: Path) -> dict:
 
 def checkpoint_sha256(folder: Path) -> str:
     """One hash of a checkpoint's files, so that an evaluation is not continued with other ones."""
+    read_config(folder)  # it says what is missing, and undoes a killed save
     digest = hashlib.sha256()
     files = (folder / "config.json", *folder.glob("*.pt"), *folder.glob("wire_tokenizer/*"), *folder.glob("backbone/*"))
     for path in sorted(files):

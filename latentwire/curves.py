@@ -17,7 +17,8 @@ _SMOOTH = 20  # steps that one point of a curve averages, at most
 
 
 class Metrics:
-    """Appends to metrics.jsonl; whatever was written after step `kept` is dropped first, to be computed again."""
+    """Appends to metrics.jsonl; whatever was written after step `kept` is dropped first, to be computed again. -1 drops
+    all, also the validation before the first step."""
 
     def __init__(self, path: Path, kept: int):
         self.path = path

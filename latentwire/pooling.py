@@ -46,7 +46,9 @@ def _select(weights: Tensor, scores: Tensor, mask: Tensor, m: int) -> Tensor:
     A straight-through estimator (Bengio et al. 2013, arXiv:1308.3432): a token's score rises where the loss would rise
     without it.
     """
-    order = scores.masked_fill(~mask, -torch.inf).topk(min(m, scores.shape[1]), dim=1).indices.sort(dim=1).values
+    # Equal scores (question and labels have them) are taken in reading order, however much padding the batch has.
+    best = scores.masked_fill(~mask, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    order = best[:, : min(m, scores.shape[1])].sort(dim=1).values
     # Padding that was taken for lack of tokens is sorted behind them, and its places are unused.
     order = torch.where(mask.gather(1, order), order, scores.shape[1]).sort(dim=1).values
     hard = torch.zeros(len(scores), m, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype)

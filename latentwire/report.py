@@ -70,6 +70,7 @@ def table_markdown(results: Mapping) -> str:
     names = {row["llm"]: row["llm_id"] for row in results["results"] if row["llm"]}
     lines += ["", "; ".join(f"{name}: {describe_llm(llm_id)}" for name, llm_id in names.items()) + "."]
     lines += ["", *_variance_lines(results["results"]), *_interface_lines(results)]
+    lines += _difference_lines(results["comparisons"])
     critical = critical_lines(results["comparisons"])
     if critical:
         lines += ["", "```text", *critical, "```"]
@@ -118,6 +119,17 @@ def renew_readme(readme: Path, table: str) -> None:
     before, after = text.split(START)[0], text.split(END)[1]
     write_text(readme, f"{before}{START}\n{table}{END}{after}")
     print(f"renewed the result table in {readme}")
+
+
+def _difference_lines(comparisons: Sequence[Mapping]) -> list[str]:
+    """Every paired difference of F1 that is not one of the critical tests (those have lines of their own)."""
+    rows = [
+        f"| {c['llm']} | {c['a']} - {c['b']} | {c['m']} | {c['diff']:+.3f} {_interval(c['ci95'])} |"
+        for c in comparisons
+        if "critical" not in c
+    ]
+    head = ["", "| LLM | paired difference | M | F1 [95% interval] |", "|---|---|---|---|"]
+    return [*head, *rows] if rows else []
 
 
 def _variance_lines(rows: Sequence[Mapping]) -> list[str]:

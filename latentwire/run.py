@@ -25,7 +25,8 @@ OUTPUTS = (
     "table.md",
     "hierarchy.png",
 )  # cleared by a fresh start
-BEGUN = ("predictions.jsonl", "metrics.jsonl")  # a folder where one of these has content holds a run
+# A folder where one of these has content holds a run; stage codebook writes nothing but its checkpoint.
+BEGUN = ("predictions.jsonl", "metrics.jsonl", "checkpoint_best/config.json")
 
 
 class RunFolder:

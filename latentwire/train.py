@@ -74,6 +74,8 @@ def train(config: TrainConfig) -> None:
         f"data: {dataset} train, {len(questions)} questions to train on, {len(held)} of other articles held out"
     )
     identity = _identity(config, dataset, questions, held)
+    if accelerator.num_processes > 1:
+        identity["processes"] = accelerator.num_processes  # they share a step, so there are fewer of them
     run = _claim(config, identity) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
     try:
@@ -284,7 +286,8 @@ def _announce(
 
 def _claim(config: TrainConfig, identity: dict) -> RunFolder:
     folder = Path(config.save_dir)
-    if not config.resume and (_exists(folder / "checkpoint_last") or _exists(folder / "checkpoint_best")):
+    begun = [name for name in ("checkpoint_last", "checkpoint_best") if _exists(folder / name)]  # undoes a killed save
+    if begun and not config.resume:
         raise ValueError(
             f"{folder} holds a run already; --resume continues it; to start over remove it, or choose another folder"
         )

@@ -113,7 +113,7 @@ class Trainer:
     def run(self) -> None:
         """All steps that are left. Raises Terminated after SIGTERM, ValueError at a loss that is not finite."""
         stopping = _Stop(self.accelerator)
-        metrics = Metrics(self.folder / "metrics.jsonl", self.step) if self.accelerator.is_main_process else None
+        metrics = Metrics(self.folder / "metrics.jsonl", self.step or -1) if self.accelerator.is_main_process else None
         board = _board(self.folder) if self.job.config.tensorboard and metrics else None
         saved = time.monotonic()
         bar = tqdm(

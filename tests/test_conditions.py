@@ -7,12 +7,13 @@ import torch
 
 from latentwire import wire
 from latentwire.adapter import Adapter
+from latentwire.backbone import load_backbone
 from latentwire.conditions import CONDITIONS, Sender, Setting, explained_variance, parse_conditions
-from latentwire.encoder import CodebookEncoder
+from latentwire.encoder import CodebookEncoder, SelectingEncoder
 from latentwire.interface import build_interface, token_counts, wire_table
 from latentwire.prompts import PromptBuilder
 
-M, D_Z = 16, 24
+M, D_Z, SOFT = 16, 24, 5
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +25,30 @@ def interface(llms, texts):
 
 @pytest.fixture
 def setting_of(llms, texts, questions, interface):
-    def make(name="llama", source="prompt", codec="fp16", seed=0, pool=questions):
-        encoder = CodebookEncoder.from_codebook(llms["llama"].tokenizer, interface.codebook)
+    def make(name="llama", source="prompt", codec="fp16", seed=0, pool=questions, encoder=None):
+        untrained = CodebookEncoder.from_codebook(llms["llama"].tokenizer, interface.codebook)
+        adapter = Adapter.from_closed_form(*interface.adapters[name])
+        torch.manual_seed(len(name))
+        soft = {f"{text}_tuned": torch.randn(SOFT, llms[name].width) for text in ("text", "token_budget")}
         return Setting(
-            llms[name], PromptBuilder(llms[name].tokenizer, source, "zero_shot"), Sender(encoder, source, codec),
-            Adapter.from_closed_form(*interface.adapters[name]), codec, D_Z, texts, pool, seed,
+            llms[name], PromptBuilder(llms[name].tokenizer, source, "zero_shot"),
+            Sender(encoder or untrained, source, codec), adapter, codec, D_Z, texts, pool, seed, soft,
+            (Sender(untrained, source, codec), adapter),
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def selecting(llms, interface, encoder_folder):
+    """An encoder of type hf with random heads."""
+    torch.manual_seed(0)
+    tokenizer = llms["llama"].tokenizer
+    encoder = SelectingEncoder(tokenizer, *interface.codebook.shape, load_backbone(encoder_folder), "select")
+    with torch.no_grad():
+        encoder.codebook.weight.copy_(interface.codebook)
+        encoder.score.weight.normal_()
+    return encoder
 
 
 def slots(setting, name, questions, m=M):
@@ -43,7 +60,7 @@ def text_of(setting, slot):
     return setting.llm.tokenizer.decode(torch.cdist(slot.embeds, setting.llm.embedding_table()).argmin(dim=1).tolist())
 
 
-@pytest.mark.parametrize("name", CONDITIONS)
+@pytest.mark.parametrize("name", [name for name, condition in CONDITIONS.items() if condition.by_llm])
 @pytest.mark.parametrize("llm", ["llama", "qwen"])
 def test_every_condition_gives_each_question_a_slot_of_the_llms_width(setting_of, questions, name, llm):
     source = CONDITIONS[name].sources[0]
@@ -51,12 +68,18 @@ def test_every_condition_gives_each_question_a_slot_of_the_llms_width(setting_of
     for q, slot in zip(questions[:5], slots(setting, name, questions[:5]), strict=True):
         assert slot.embeds.shape[1] == setting.llm.width and torch.isfinite(slot.embeds).all()
         whole = len(setting.prompts.ids(setting.prompts.content_text(q.context, q.question)))
-        budget = {"text": whole, "pca_rank": whole, "no_context": 0}.get(name, M)
+        budget = {"text": whole, "pca_rank": whole, "no_context": 0, "text_tuned": whole}.get(name, M)
+        if name.endswith("_tuned"):
+            budget += SOFT
         if name == "token_budget_context":  # M tokens of context, labels and question on top
             budget += len(setting.prompts.ids("Context:")) + len(setting.prompts.ids(f"\nQuestion: {q.question}"))
-        if name == "oracle_text":  # M tokens of the wire's tokenizer, which the LLM may cut otherwise
+        if name in (
+            "oracle_text",
+            "selected_text",
+        ):  # M tokens of the wire's tokenizer, which the LLM may cut otherwise
             budget = 2 * M
-        assert len(slot.embeds) == budget or (name in ("latentwire", "oracle_text") and 0 < len(slot.embeds) <= budget)
+        short = name in ("latentwire", "untrained", "oracle_text", "selected_text")
+        assert len(slot.embeds) == budget or (short and 0 < len(slot.embeds) <= budget)
 
 
 def test_text_is_the_whole_content_and_its_bytes_are_counted(setting_of, questions):
@@ -176,6 +199,51 @@ def test_the_oracle_sends_the_same_window_as_text_and_as_codes(setting_of, quest
     assert len(slots(setting, "oracle_wire", questions[:1])[0].embeds) == len(ids)
 
 
+@pytest.mark.parametrize("llm", ["llama", "qwen"])
+def test_the_selected_text_is_the_encoders_choice_read_as_text(setting_of, selecting, questions, llm):
+    setting = setting_of(llm, encoder=selecting)
+    for q, slot in zip(questions[:3], slots(setting, "selected_text", questions[:3]), strict=True):
+        chosen = selecting.tokenizer.decode(selecting.select(q, "prompt", M))
+        assert text_of(setting, slot) == chosen and slot.sent == len(chosen.encode())
+    sent = slots(setting, "latentwire", questions[:3])
+    assert [len(slot.embeds) for slot in sent] == [M] * 3
+
+
+def test_the_encoder_alone_answers_with_text_and_asks_no_llm(setting_of, selecting, questions, monkeypatch):
+    setting = setting_of(encoder=selecting)
+    monkeypatch.setattr(setting.llm, "embed", lambda *a: pytest.fail("an LLM was asked"))
+    assert not CONDITIONS["encoder_only"].by_llm
+    answers = slots(setting, "encoder_only", questions[:5])
+    assert answers == [selecting.read(q) for q in questions[:5]]
+    assert all(answer in q.context for answer, q in zip(answers, questions, strict=False))
+
+
+def test_what_only_a_trained_encoder_knows_is_refused_for_another(setting_of, questions):
+    with pytest.raises(ValueError, match=r"encoder_only.*hf"):
+        slots(setting_of(), "encoder_only", questions[:1])
+
+
+@pytest.mark.parametrize("llm", ["llama", "qwen"])
+@pytest.mark.parametrize("base", ["text", "token_budget"])
+def test_a_tuned_rival_is_its_soft_prompt_and_then_its_text(setting_of, questions, llm, base):
+    setting = setting_of(llm)
+    soft = setting.soft_prompts[f"{base}_tuned"]
+    pairs = zip(slots(setting, f"{base}_tuned", questions[:3]), slots(setting, base, questions[:3]), strict=True)
+    for tuned, plain in pairs:
+        assert torch.equal(tuned.embeds, torch.cat([soft, plain.embeds]))
+        assert tuned.sent == plain.sent, "the receiver has the soft prompt already"
+
+
+def test_untrained_is_the_wire_of_stage_0_and_not_the_trained_one(setting_of, selecting, questions):
+    trained = setting_of(encoder=selecting)
+    before = slots(setting_of(), "latentwire", questions[:3])
+    for slot, expected, other in zip(
+        slots(trained, "untrained", questions[:3]), before, slots(trained, "latentwire", questions[:3]), strict=True
+    ):
+        assert torch.equal(slot.embeds, expected.embeds) and slot.sent == expected.sent
+        assert slot.embeds.shape != other.embeds.shape or not torch.equal(slot.embeds, other.embeds)
+
+
 def test_conditions_are_named_with_an_own_m_if_wanted_and_without_doubles():
     chosen = parse_conditions("text, token_budget,token_budget@64,token_budget@32", "prompt", 32)
     assert [(c.name, m) for c, m in chosen] == [("text", 32), ("token_budget", 32), ("token_budget", 64)]
@@ -185,7 +253,8 @@ def test_the_default_is_all_that_fit_the_source_but_the_oracles():
     for source in ("prompt", "context"):
         names = [c.name for c, _ in parse_conditions("", source, 32)]
         assert {"text", "token_budget", "pca", "latentwire", "no_context", "shuffled_z"} <= set(names)
-        assert not any(name.startswith("oracle") for name in names)
+        assert not any(name.startswith("oracle") or name.endswith("_tuned") for name in names)
+        assert not {"selected_text", "encoder_only", "untrained"} & set(names)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +264,7 @@ def test_the_default_is_all_that_fit_the_source_but_the_oracles():
         ("token_budget@0", "prompt", "'token_budget@0'.*at least 1"),
         ("token_budget@x", "prompt", "'token_budget@x'"),
         ("oracle_wire", "prompt", "'oracle_wire'.*context"),
+        ("encoder_only", "context", "'encoder_only'.*prompt"),
     ],
 )
 def test_a_wrong_condition_is_named_with_the_remedy(text, source, match):

@@ -1,5 +1,6 @@
 """Questions: the sample set that ships, refusal of malformed files, and where "squad" comes from."""
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -7,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from latentwire import data
-from latentwire.data import SAMPLE_DIR, Question, _load_from_hub, load_questions, read_squad_file, subset
+from latentwire.data import (
+    SAMPLE_DIR,
+    Question,
+    _load_from_hub,
+    load_questions,
+    read_squad_file,
+    split_by_article,
+    subset,
+)
 
 CONTEXT = "Łódź lies 120 km from Warsaw. Łódź grew around 1823."
 
@@ -367,3 +376,31 @@ def test_the_hubs_rows_become_questions_and_paragraphs_are_kept_apart(monkeypatc
     assert name == "squad" and asked == [("rajpurkar/squad", "validation")]
     assert [q.id for q in questions] == ["h0", "h1", "h2"] and questions[2].starts == (5,)
     assert questions[0].paragraph == questions[1].paragraph != questions[2].paragraph
+
+
+def test_an_article_is_trained_on_or_validated_on_but_never_both(sample):
+    questions = sample["train"]
+    trained, held = split_by_article(questions, seed=0)
+    assert sorted([*trained, *held], key=lambda q: q.id) == sorted(questions, key=lambda q: q.id)
+    assert held and trained and not {q.title for q in trained} & {q.title for q in held}
+    assert trained == [q for q in questions if q in set(trained)], "the order stays"
+
+
+def test_the_held_out_articles_follow_from_the_seed_alone(sample):
+    questions = sample["train"]
+    held = [{q.title for q in split_by_article(questions, seed)[1]} for seed in range(9)]
+    assert held == [{q.title for q in split_by_article(questions[::-1], seed)[1]} for seed in range(9)]
+    assert len(set(map(frozenset, held))) > 1
+
+
+@pytest.mark.parametrize(("articles", "expected"), [(2, 1), (59, 1), (60, 2), (90, 3)])
+def test_one_article_in_30_is_held_out_and_at_least_one(articles, expected):
+    questions = [dataclasses.replace(numbered(1)[0], id=f"q{i}", title=f"t{i % articles}") for i in range(2 * articles)]
+    held = split_by_article(questions, seed=1)[1]
+    assert len({q.title for q in held}) == expected and len(held) == 2 * expected
+
+
+def test_one_article_cannot_be_split(sample):
+    one = [q for q in sample["train"] if q.title == sample["train"][0].title]
+    with pytest.raises(ValueError, match=r"dataset.*two articles"):
+        split_by_article(one, seed=0)

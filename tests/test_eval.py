@@ -10,9 +10,12 @@ import time
 import pytest
 import torch
 
+from latentwire.backbone import load_backbone
+from latentwire.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
 from latentwire.conditions import CONDITIONS
 from latentwire.config import EvalConfig, parse
 from latentwire.data import SAMPLE_DIR
+from latentwire.encoder import SelectingEncoder
 from latentwire.eval import evaluate, main
 from latentwire.run import RunFolder
 
@@ -116,7 +119,7 @@ def test_the_same_seed_gives_the_same_files(finished, tmp_path):
 
 
 def test_a_second_call_computes_nothing(run, monkeypatch):
-    monkeypatch.setattr("latentwire.eval._answer", lambda *a: pytest.fail("computed again"))
+    monkeypatch.setattr("latentwire.eval.answer", lambda *a: pytest.fail("computed again"))
     before = (run / "predictions.jsonl").read_bytes()
     evaluate(config(run))
     assert (run / "predictions.jsonl").read_bytes() == before
@@ -196,6 +199,7 @@ def test_the_order_of_the_llms_is_part_of_the_wire(run):
         ({"samples": 1, "conditions": "text,shuffled_z"}, "shuffled_z.*raise --samples"),
         ({"device": "banana"}, "device='banana'"),
         ({"device": "cuda:63"}, "device='cuda:63'"),
+        ({"conditions": "text,text_tuned"}, "text_tuned.*tuned_baselines.*--tuned"),
     ],
 )
 def test_what_would_fail_later_is_refused_before_any_model_is_loaded(tmp_path, monkeypatch, change, match):
@@ -265,11 +269,92 @@ def test_a_wrong_setting_is_refused_by_name_and_value(tmp_path, change, match):
         config(tmp_path, **change)
 
 
+@pytest.fixture
+def trained(finished, encoder_folder, tmp_path):
+    """A checkpoint of type hf, with heads that chance has trained."""
+    ids = json.loads((finished[0] / "checkpoint_stage0" / "config.json").read_text())["llms"]
+    stage0, adapters, made = load_checkpoint(finished[0] / "checkpoint_stage0", ids)
+    torch.manual_seed(0)
+    encoder = SelectingEncoder(stage0.tokenizer, *stage0.codebook.weight.shape, load_backbone(encoder_folder), "select")
+    encoder.codebook.load_state_dict(stage0.codebook.state_dict())
+    torch.nn.init.normal_(encoder.score.weight)
+    save_checkpoint(tmp_path / "trained", encoder, adapters, made | {"stage": "joint", "source": "prompt"})
+    return tmp_path / "trained"
+
+
+def test_the_encoder_alone_has_one_row_without_llm_and_latentwire_meets_it_for_each_llm(trained, tmp_path):
+    results = evaluate(config(tmp_path / "r", ckpt=str(trained), conditions="latentwire,encoder_only,selected_text"))
+    rows = [(row["condition"], row["llm"], row["m"]) for row in results["results"]]
+    assert rows == [
+        ("latentwire", "llama", 16), ("encoder_only", None, None), ("selected_text", "llama", 16),
+        ("latentwire", "qwen", 16), ("selected_text", "qwen", 16),
+    ]  # fmt: skip
+    alone = results["results"][1]
+    assert alone["llm_id"] is alone["d_z"] is alone["first_token_acc"] is alone["bits_per_answer_byte"] is None
+    assert alone["llm_positions"] == 0 < alone["wire_bytes"] and 0 <= alone["f1_ci95"][0] <= alone["f1"] <= 1
+    met = {(c["llm"], c["b"]) for c in results["comparisons"] if c["a"] == "latentwire"}
+    assert met == {(llm, rival) for llm in ("llama", "qwen") for rival in ("encoder_only", "selected_text")}
+    lines = [line for line in predictions(tmp_path / "r") if line["condition"] == "encoder_only"]
+    assert len(lines) == 9 and all(line["llm"] is None and line["prediction"] for line in lines)
+
+
+def test_the_encoders_answers_are_kept_by_a_later_call_for_more(trained, tmp_path, monkeypatch):
+    first = evaluate(config(tmp_path / "r", ckpt=str(trained), conditions="encoder_only"))
+    monkeypatch.setattr(SelectingEncoder, "read", lambda *a: pytest.fail("read again"))
+    later = evaluate(config(tmp_path / "r", ckpt=str(trained), conditions="no_context"))
+    assert [row["condition"] for row in later["results"]] == ["no_context", "encoder_only", "no_context"]
+    assert timeless(later["results"][1]) == timeless(first["results"][0])
+
+
+def test_what_training_added_is_measured_against_the_wire_before_it(finished, trained, tmp_path):
+    with torch.no_grad():
+        ids = json.loads((trained / "config.json").read_text())["llms"]
+        encoder, adapters, made = load_checkpoint(trained, ids)
+        for adapter in adapters.values():
+            adapter.linear.bias += 1
+    save_checkpoint(trained, encoder, adapters, made)
+    results = evaluate(config(tmp_path / "r", ckpt=str(trained), conditions="latentwire,untrained"))
+    before = [row for row in finished[1]["results"] if row["condition"] == "latentwire"]
+    assert [row["condition"] for row in results["results"]] == ["latentwire", "untrained"] * 2
+    for trained_row, row, expected in zip(*(results["results"][i::2] for i in range(2)), before, strict=True):
+        assert timeless(row) == timeless(expected | {"condition": "untrained"})
+        assert trained_row["nll_per_token"] != row["nll_per_token"]
+    assert {(c["llm"], c["b"]) for c in results["comparisons"]} == {("llama", "untrained"), ("qwen", "untrained")}
+
+
+def test_tuned_rivals_are_read_from_their_folder(finished, tmp_path, llms):
+    ids = json.loads((finished[0] / "checkpoint_stage0" / "config.json").read_text())["llms"]
+    for name, size in (("text_tuned", 16), ("token_budget_tuned", 16)):
+        soft = {llm: torch.randn(size, llms[llm].width) for llm in ids}
+        save_soft_prompts(tmp_path / "tuned" / name / "checkpoint_best", soft, {"llms": ids, "stage": name})
+    conditions = "text,text_tuned,token_budget,token_budget_tuned"
+    results = evaluate(config(tmp_path / "r", tuned=str(tmp_path / "tuned"), conditions=conditions))
+    positions = {(r["llm"], r["condition"]): r["llm_positions"] for r in results["results"]}
+    sent = {(r["llm"], r["condition"]): r["wire_bytes"] for r in results["results"]}
+    for llm in ids:
+        for name in ("text", "token_budget"):
+            assert positions[llm, f"{name}_tuned"] == positions[llm, name] + 16
+            assert sent[llm, f"{name}_tuned"] == sent[llm, name]
+    save_soft_prompts(tmp_path / "tuned" / "text_tuned" / "checkpoint_best", soft, {"llms": ids, "stage": "other"})
+    with pytest.raises(ValueError, match="tuned_sha256"):
+        evaluate(config(tmp_path / "r", tuned=str(tmp_path / "tuned"), conditions=conditions))
+
+
+def test_a_checkpoint_that_was_trained_for_another_source_says_so(trained, tmp_path, capsys):
+    evaluate(config(tmp_path / "r", ckpt=str(trained), source="context", conditions="latentwire", samples=2))
+    assert "trained with source 'prompt', and is evaluated with 'context'" in capsys.readouterr().out
+    evaluate(config(tmp_path / "r2", ckpt=str(trained), conditions="latentwire", samples=2))
+    assert "trained with source" not in capsys.readouterr().out
+
+
 def test_a_run_is_not_continued_with_other_weights_or_other_questions(finished, tmp_path):
     ckpt = shutil.copytree(finished[0] / "checkpoint_stage0", tmp_path / "ckpt")
     evaluate(config(tmp_path / "r", ckpt=str(ckpt), conditions="latentwire"))
-    state = torch.load(ckpt / "encoder.pt", weights_only=True)
-    torch.save({key: value + 1 for key, value in state.items()}, ckpt / "encoder.pt")
+    made = json.loads((ckpt / "config.json").read_text())
+    encoder, adapters, made = load_checkpoint(ckpt, made["llms"])
+    with torch.no_grad():
+        encoder.codebook.weight += 1
+    save_checkpoint(ckpt, encoder, adapters, made)
     with pytest.raises(ValueError, match="checkpoint_sha256"):
         evaluate(config(tmp_path / "r", ckpt=str(ckpt), conditions="latentwire"))
     data = tmp_path / "data.json"

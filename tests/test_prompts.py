@@ -3,7 +3,7 @@
 import pytest
 from conftest import make_tokenizer
 
-from latentwire.prompts import ANCHOR, WORDINGS, PromptBuilder
+from latentwire.prompts import ANCHOR, WORDINGS, PromptBuilder, content
 
 
 def whole(builder, q):
@@ -68,3 +68,35 @@ def test_an_unknown_source_or_wording_is_named():
         PromptBuilder(None, "speech", "chat")
     with pytest.raises(ValueError, match=r"'loud'.*chat"):
         PromptBuilder(None, "prompt", "loud")
+
+
+@pytest.mark.parametrize("source", ["prompt", "context"])
+def test_the_content_says_where_context_and_question_begin(llms, questions, source):
+    q = questions[3]
+    found = content(source, q.context, q.question)
+    assert found.text[found.context_at :].startswith(q.context)
+    if source == "prompt":
+        assert found.text[found.question_at :] == q.question
+    else:
+        assert found.question_at is None and q.question not in found.text
+    assert PromptBuilder(llms["llama"].tokenizer, source, "chat").content_text(q.context, q.question) == found.text
+
+
+def test_the_labels_are_the_first_k_tokens_of_the_answer_and_what_ends_it(llms):
+    builder = PromptBuilder(llms["llama"].tokenizer, "prompt", "chat")
+    answer = builder.answer_ids("the copper kettle")
+    n = len(answer)
+    assert n > 1 and builder.label_ids("the copper kettle", n + 5) == [*answer, builder.end_id]
+    assert builder.label_ids("the copper kettle", n + 1) == [*answer, builder.end_id]
+    assert builder.label_ids("the copper kettle", n) == answer
+    assert builder.label_ids("the copper kettle", 1) == answer[:1]
+
+
+def test_an_answer_ends_with_its_turn_in_a_chat_and_with_an_empty_line_in_plain_text(llms, texts):
+    tokenizer = llms["qwen"].tokenizer
+    ends = {wording: PromptBuilder(tokenizer, "prompt", wording).end_id for wording in WORDINGS}
+    turn, line = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+    assert ends == {"chat": turn, "zero_shot": turn, "plain": line[0]}
+    assert set(ends.values()) <= set(llms["qwen"].stop_ids.tolist()), "what is learned as the end ends the answer"
+    plain = make_tokenizer(400, texts, chat=False)
+    assert PromptBuilder(plain, "prompt", "chat").end_id == plain("\n\n", add_special_tokens=False)["input_ids"][0]

@@ -41,6 +41,37 @@ def test_latentwire_meets_each_rival_once_at_its_own_m():
     ]  # fmt: skip
 
 
+def alone(f1):
+    """The row of encoder_only, which no LLM has read."""
+    nothing = {"first_token_acc": None, "bits_per_answer_byte": None, "llm_positions": 0.0}
+    return row("encoder_only", f1, llm=None) | {"llm_id": None} | nothing
+
+
+def test_latentwire_of_each_llm_meets_the_encoder_alone_and_nobody_elses_rivals():
+    rows = [
+        row("latentwire", 0.4, 32), row("text", 0.6), alone(0.3),
+        row("latentwire", 0.2, 32, llm="llama"), row("text", 0.5, llm="llama"),
+    ]  # fmt: skip
+    found = compare(rows, {row_key(r): [r["f1"]] * 4 for r in rows}, PARAGRAPHS, 0)
+    pairs = {(c["llm"], c["b"]): c["diff"] for c in found if "critical" not in c}
+    assert pairs == pytest.approx({
+        ("qwen", "text"): -0.2, ("qwen", "encoder_only"): 0.1,
+        ("llama", "text"): -0.3, ("llama", "encoder_only"): -0.1,
+    })  # fmt: skip
+    assert {c["llm"]: c["verdict"] for c in found if c["b"] == "encoder_only"} == {"qwen": "PASS", "llama": "FAIL"}
+    assert all(c["a"] == "latentwire" for c in found)
+
+
+def test_the_encoder_alone_is_in_table_and_charts_without_an_llm(tmp_path):
+    results = RESULTS | {"results": [*ROWS, alone(0.3)]}
+    table = table_markdown(results)
+    assert "| none | encoder_only |  | 0.300 [0.200, 0.300] | 0.300 |  |  | 0 | 100 |" in table
+    assert "none: " not in table
+    draw_hierarchy(results, tmp_path / "both.png")
+    draw_hierarchy(RESULTS | {"results": [alone(0.3)]}, tmp_path / "alone.png")
+    assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("both", "alone"))
+
+
 def test_the_critical_tests_take_the_better_pca_and_the_ratio_to_text():
     tests = {c["critical"]: c for c in RESULTS["comparisons"] if "critical" in c}
     assert tests[1]["b"] == "token_budget" and tests[1]["diff"] == pytest.approx(0.2) and tests[1]["verdict"] == "PASS"
@@ -54,7 +85,11 @@ def test_the_critical_tests_take_the_better_pca_and_the_ratio_to_text():
 def test_the_table_holds_every_row_and_what_is_needed_to_believe_it():
     table = table_markdown(RESULTS)
     assert "| qwen | token_budget | 64 | 0.500 [0.400, 0.500] |" in table
-    assert sum(line.startswith("| qwen") for line in table.splitlines()) == len(ROWS)
+    lines = [line for line in table.splitlines() if line.startswith("| qwen")]
+    differences = [line for line in lines if " - " in line]
+    assert len(lines) - len(differences) == len(ROWS)
+    assert len(differences) == sum("critical" not in c for c in RESULTS["comparisons"]) == 7
+    assert "| qwen | latentwire - text | 32 | -0.200 [-0.200, -0.200] |" in differences
     assert "- Explained variance of PCA, qwen: pca 0.750, pca_pool 0.750." in table
     for fact in ("sample dev", "n=4", "seed 0", "untrained", "abc", "P, 2 threads", "dequantised Q4", "no claim"):
         assert fact in table

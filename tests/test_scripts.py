@@ -91,6 +91,114 @@ def test_the_results_go_where_the_documents_say(launch, tmp_path, script, folder
     assert list((copy / folder).glob("20*.log"))
 
 
+@pytest.fixture
+def recorded(launch, tmp_path):
+    """Run a script with a Python that does nothing but fail at FAILING; returns what ended, and the calls it made."""
+    python = tmp_path / "python-that-notes"
+    python.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\ncase "$*" in *"${FAILING:-nothing}"*) exit 9 ;; esac\n')
+    python.chmod(0o755)
+    calls = tmp_path / "calls"
+
+    def start(script, **settings):
+        calls.write_text("")
+        done = launch(script, PYTHON=str(python), CALLS=str(calls), **settings)
+        return done, calls.read_text().splitlines()
+
+    return start
+
+
+def flag(call, name):
+    return call.split(f"--{name} ")[1].split()[0]
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the scripts, whose default folders a test may fill."""
+    return shutil.copytree(ROOT / "scripts", tmp_path / "copy of the repository" / "scripts").parent
+
+
+TRAINING = {
+    "experiments/train_latentwire.sh": ["--stage codebook", "--stage scores", "--stage adapters", "--stage joint"],
+    "baselines/tuned_baselines.sh": [
+        "--stage token_budget_tuned", "--stage text_tuned", "latentwire/eval.py", "latentwire/report.py",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "steps"), TRAINING.items())
+def test_a_training_fails_with_its_first_failing_step_and_begins_no_later_one(recorded, script, steps):
+    for number, step in enumerate(steps):
+        done, calls = recorded(script, FAILING=step)
+        assert done.returncode == 9 and len(calls) == number + 1
+        assert all(part in call for part, call in zip(steps, calls, strict=False))
+
+
+def test_the_stages_follow_one_another_where_the_documents_say(recorded, copy):
+    done, calls = recorded(
+        copy / "scripts/experiments/train_latentwire.sh", OUTPUT_DIR="", EPOCHS="4", SCORES_EPOCHS="5"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = "runs/experiments/latentwire/stages"
+    assert [flag(call, "save_dir") for call in calls] == [
+        f"{stages}/codebook", f"{stages}/scores", f"{stages}/adapters", "runs/experiments/latentwire",
+    ]  # fmt: skip
+    inits = [flag(call, "init") for call in calls[1:]]
+    assert inits == [f"{stages}/{stage}/checkpoint_best" for stage in ("codebook", "scores", "adapters")]
+    assert [flag(call, "epochs") for call in calls[1:]] == ["5", "1", "3"]
+    assert all("--resume" in call for call in calls), "what a kill left is continued"
+    assert list((copy / "runs/experiments/latentwire").glob("20*.log"))
+
+
+def test_free_queries_go_from_the_codebook_to_joint(recorded):
+    done, calls = recorded("experiments/train_latentwire.sh", ENCODER_TYPE="byte", EPOCHS="4")
+    assert done.returncode == 0 and [flag(call, "stage") for call in calls] == ["codebook", "joint"]
+    assert flag(calls[1], "init").endswith("stages/codebook/checkpoint_best") and flag(calls[1], "epochs") == "4"
+
+
+def test_the_rivals_are_trained_and_evaluated_where_the_documents_say(recorded, copy):
+    done, calls = recorded(copy / "scripts/baselines/tuned_baselines.sh", OUTPUT_DIR="", EVAL_SAMPLES="7", SAMPLES="5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = "runs/baselines/tuned/M32"
+    assert [flag(call, "save_dir") for call in calls[:3]] == [
+        f"{folder}/token_budget_tuned", f"{folder}/text_tuned", f"{folder}/eval",
+    ]  # fmt: skip
+    assert flag(calls[2], "tuned") == folder and flag(calls[2], "conditions") == "token_budget_tuned,text_tuned"
+    assert [flag(call, "samples") for call in calls[:3]] == ["5", "5", "7"]
+    assert calls[3].endswith(f"report.py {folder}/eval")
+
+
+def test_a_training_starts_one_process_a_gpu_and_refuses_an_unknown_resume(recorded):
+    done, calls = recorded("experiments/train_latentwire.sh", NPROC="3", RESUME="0")
+    assert done.returncode == 0
+    assert all("-m torch.distributed.run --standalone --nproc_per_node=3" in call for call in calls)
+    assert not any("--resume" in call for call in calls)
+    done, calls = recorded("experiments/train_latentwire.sh", RESUME="yes")
+    assert done.returncode == 2 and "RESUME=yes" in done.stderr and not calls
+
+
+def test_a_training_from_end_to_end_is_not_repeated(launch, tmp_path, encoder_folder):
+    settings = {
+        "SAMPLES": "8", "BATCH_SIZE": "4", "VAL_SAMPLES": "2", "EPOCHS": "2", "SCORES_EPOCHS": "1", "LATENT_LEN": "16",
+        "NPROC": "1", "ENCODER_ID": encoder_folder, "LATENTWIRE_CACHE": str(tmp_path / "cache"),
+    }  # fmt: skip
+    done = launch("experiments/train_latentwire.sh", **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / "out"
+    made = json.loads((out / "checkpoint_best" / "config.json").read_text())
+    assert made["stage"] == "joint" and made["frozen_sha256"].keys() == {"llama", "qwen"}
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "validation" not in line] == [1, 2]
+    assert "drew" in done.stdout and (out / "first_token_accuracy.png").is_file()
+    # Started again: joint for real; the stages before it, which take as long to import all, are told to resume too.
+    again = tmp_path / "python-for-joint"
+    again.write_text(f'#!/bin/sh\ncase "$*" in *"--stage joint"*) exec {sys.executable} "$@" ;; esac\n')
+    again.chmod(0o755)
+    before = {path: path.read_bytes() for path in out.rglob("*.pt")}
+    done = launch("experiments/train_latentwire.sh", PYTHON=str(again), **settings)
+    assert done.returncode == 0 and f"{out} is finished already" in done.stdout, done.stdout + done.stderr
+    assert before == {path: path.read_bytes() for path in out.rglob("*.pt")}
+
+
 def test_only_one_starts_over(launch):
     done = launch("baselines/text_baseline.sh", FRESH_EVAL="no")
     assert done.returncode == 2 and "FRESH_EVAL=no" in done.stderr
