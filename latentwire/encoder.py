@@ -8,6 +8,7 @@
 Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's states, V wire vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -179,7 +180,7 @@ class SelectingEncoder(CodebookEncoder):
         tokens = self.tokenize(questions, source)
         hidden = self._align(self.backbone(questions, source), tokens)  # [B, T, w]
         span = self.span(hidden).float().masked_fill(~tokens.context[..., None], -torch.inf)
-        scores = self.score(hidden).float()[..., 0] + self._relevance(span, tokens.context)
+        scores = self.score(hidden).float()[..., 0] + self._relevance(span, tokens, m)
         places, used = pool(scores, tokens.mask, m, self.pooling)
         z = places @ (self.codebook(tokens.ids) + self.residual(hidden).float())
         return Encoded(z, used, tokens, scores, span, places)
@@ -202,12 +203,15 @@ class SelectingEncoder(CodebookEncoder):
         stop = text.context_at + len(question.context)
         return text.text[max(spans[first, 0], text.context_at) : min(spans[last, 1], stop)].strip()
 
-    def _relevance(self, span: Tensor, context: Tensor) -> Tensor:
-        """Starting scores [B, T] from span logits [B, T, 2]."""
+    def _relevance(self, span: Tensor, tokens: Tokens, m: int) -> Tensor:
+        """Starting scores [B, T] from span logits [B, T, 2]. What a long question has beyond its share comes last."""
         likely = span.softmax(dim=1).mean(dim=2)  # [B, T], adds up to 1
         kernel = torch.bartlett_window(2 * _REACH + 3, periodic=False, device=span.device)[1:-1]
         near = conv1d(likely[:, None], kernel[None, None], padding=_REACH)[:, 0]
-        return torch.where(context, (near + _LEAST).log(), _KEPT)
+        others = tokens.mask & ~tokens.context
+        within = others.cumsum(dim=1) <= max(1, int(m * _QUESTION_SHARE))
+        kept = torch.where(within, _KEPT, math.log(_LEAST))
+        return torch.where(tokens.context, (near + _LEAST).log(), kept)
 
     def tokenize(self, questions: Sequence[Question], source: str) -> Tokens:
         """The contents in wire tokens, with the characters that each stands for."""

@@ -1,7 +1,7 @@
 """The teacher: what the same frozen LLM says of the answer's tokens when it reads the whole text.
 
 Its most likely tokens are computed once and kept on disk, in blocks whose name is a hash of everything they depend on:
-what is stale is never found, and a cut or altered block is computed again.
+what is stale is never found, and a block that a crash cut off is computed again.
 """
 
 import hashlib

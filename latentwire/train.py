@@ -157,7 +157,7 @@ def _latentwire(
     encoder, adapters, made = load_checkpoint(last or Path(config.init), config.llm_ids)
     require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.init} has d_z={made['d_z']}; set that")
     if not last:
-        encoder = _encoder(config, encoder)
+        encoder = _encoder(config, encoder, made["encoder"])
     model = LatentWire(encoder, adapters, config.source, config.latent_len)
     origin = origin | {"interface": made.get("interface"), "init": config.init}
 
@@ -202,9 +202,11 @@ def _rival(
     return Job(config, model, settings, questions, validate, save, {})
 
 
-def _encoder(config: TrainConfig, before: Encoder) -> Encoder:
-    """The encoder to train: that of the stage before, or a new one where that was the codebook."""
+def _encoder(config: TrainConfig, before: Encoder, shape: dict) -> Encoder:
+    """The encoder to train: that of the stage before (of this shape), or a new one where that was the codebook."""
     if isinstance(before, SelectingEncoder | ResamplingEncoder):
+        for name, kept in (("encoder_type", shape["type"]), ("pooling", shape.get("pooling", config.pooling))):
+            require(getattr(config, name) == kept, name, getattr(config, name), f"{config.init} has {kept!r}; set that")
         return before
     assert isinstance(before, CodebookEncoder)
     tokenizer, codebook = before.tokenizer, before.codebook.weight.detach()

@@ -182,7 +182,7 @@ def test_before_training_the_question_and_what_stands_near_a_likely_answer_are_c
         first, last, _ = answer_tokens(selecting, q)
         (encoded,) = selecting.encoded([q], "prompt", 1)
         others = int((~encoded.tokens.context).sum())
-        m = others + last + 1 - first + 8
+        m = max(others + last + 1 - first + 8, 4 * others // 3 + 1)  # the question's share is three quarters
         (encoded,) = selecting.encoded([q], "prompt", m)
         chosen = encoded.places[0].argmax(dim=1).tolist()
         assert set(torch.nonzero(~encoded.tokens.context[0])[:, 0].tolist()) <= set(chosen)
@@ -190,6 +190,32 @@ def test_before_training_the_question_and_what_stands_near_a_likely_answer_are_c
         near = [i for i in chosen if encoded.tokens.context[0, i]]
         assert min(near) >= first - 8 and max(near) <= last + 8
         assert torch.isfinite(encoded.scores).all()
+
+
+@pytest.mark.parametrize("m", [4, 16, 32])
+def test_a_long_question_leaves_a_quarter_of_the_places_to_the_answers_surroundings(selecting, questions, m):
+    q = dataclasses.replace(questions[0], question="why " * 40 + "?")
+    peak(selecting, q)
+    (encoded,) = selecting.encoded([q], "prompt", m)
+    assert int((~encoded.tokens.context).sum()) > m
+    chosen = encoded.places[0].argmax(dim=1)
+    of_context = chosen[encoded.tokens.context[0, chosen]].tolist()
+    assert len(of_context) == m // 4
+    first, last, _ = answer_tokens(selecting, q)
+    assert all(first - 8 <= place <= last + 8 for place in of_context)
+
+
+def test_relevance_falls_off_evenly_on_both_sides_of_a_likely_answer(selecting, questions):
+    tokens = selecting.tokenize(questions[:1], "prompt")
+    middle = int(tokens.context[0].nonzero()[:, 0].median())
+    logits = torch.zeros(tokens.ids.shape[1], 2)
+    logits[middle] = 60
+    selecting.span = Peaks(logits)
+    (encoded,) = selecting.encoded(questions[:1], "prompt", 200)
+    away = (torch.arange(len(logits)) - middle).abs()
+    expected = torch.where(tokens.context[0], ((1 - away / 9).clamp(min=0) + 1e-6).log(), 1.0)
+    torch.testing.assert_close(encoded.scores[0], expected, atol=1e-3, rtol=0)
+    assert away[tokens.context[0]].max() > 9
 
 
 def test_each_wire_token_has_the_mean_state_of_the_pieces_that_it_overlaps(selecting, questions):
