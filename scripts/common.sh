@@ -75,8 +75,8 @@ train() {
         --val_samples "$VAL_SAMPLES" --max_new_tokens "$MAX_NEW_TOKENS" "$@"
 }
 
-# training_settings: the defaults of all that `train` reads. A CPU gets fewer, smaller steps and no teacher, whose
-# reading of the full texts would take longer than everything else.
+# training_settings NAME...: the defaults of all that `train` reads, shown with the caller's own NAMEs. A CPU gets
+# fewer, smaller steps and no teacher, whose reading of the full texts would take longer than everything else.
 training_settings() {
     local epochs=2 batch=16 kd=0 processes=1
     if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
@@ -89,5 +89,5 @@ training_settings() {
     LR=${LR:-5e-4} FIRST_TOKEN_CE_WEIGHT=${FIRST_TOKEN_CE_WEIGHT:-0.5} SPAN_WEIGHT=${SPAN_WEIGHT:-1.0}
     MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-12} RESUME=${RESUME:-1}
     show LLAMA_ID QWEN_ID LLMS DATASET SOURCE SAMPLES EPOCHS BATCH_SIZE NPROC SEED LATENT_LEN D_Z ENCODER_TYPE \
-        ENCODER_ID POOLING LR FIRST_TOKEN_CE_WEIGHT K KD_WEIGHT SPAN_WEIGHT VAL_SAMPLES DTYPE RESUME OUTPUT_DIR
+        ENCODER_ID POOLING LR FIRST_TOKEN_CE_WEIGHT K KD_WEIGHT SPAN_WEIGHT VAL_SAMPLES DTYPE RESUME OUTPUT_DIR "$@"
 }

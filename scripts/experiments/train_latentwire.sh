@@ -5,8 +5,8 @@
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 OUTPUT_DIR=${OUTPUT_DIR:-runs/experiments/latentwire}
-training_settings
 SCORES_EPOCHS=${SCORES_EPOCHS:-3}
+training_settings SCORES_EPOCHS
 stages=$OUTPUT_DIR/stages
 train codebook "$stages/codebook"
 start=$stages/codebook joint=$EPOCHS
