@@ -29,11 +29,17 @@ def option(default: object, help: str) -> dataclasses.Field:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-class _Llms:
-    """What the settings of training and evaluation say of the LLMs."""
+class _Common:
+    """What the settings of training and evaluation have in common."""
 
     llms: str
     wordings: str
+    source: str
+
+    def require_known(self) -> None:
+        """ValueError where the source or the LLMs cannot be."""
+        require(self.source in SOURCES, "source", self.source, f"choose {' or '.join(SOURCES)}")
+        require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
 
     @property
     def llm_names(self) -> list[str]:
@@ -54,7 +60,7 @@ class _Llms:
 
 
 @dataclass
-class EvalConfig(_Llms):
+class EvalConfig(_Common):
     """One evaluation: which questions, which conditions, which LLMs."""
 
     ckpt: str = option("", "checkpoint folder; without it, the untrained wire (stage 0) is built")
@@ -82,14 +88,13 @@ class EvalConfig(_Llms):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
         require(self.split in ("dev", "train"), "split", self.split, "choose dev or train")
-        require(self.source in SOURCES, "source", self.source, f"choose {' or '.join(SOURCES)}")
+        self.require_known()
         require(self.codec in CODECS, "codec", self.codec, f"choose one of {', '.join(CODECS)}")
         require(self.dtype in ("", *DTYPES), "dtype", self.dtype, f"choose one of {', '.join(DTYPES)}")
-        require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
 
 
 @dataclass
-class TrainConfig(_Llms):
+class TrainConfig(_Common):
     """One stage of training. codebook: closed form; scores: the encoder learns which tokens matter, from answer spans;
     adapters: the LLMs' adapters and the codebook; joint: everything; text_tuned, token_budget_tuned: the rivals' soft
     prompts."""
@@ -138,13 +143,12 @@ class TrainConfig(_Llms):
         for name in ("lr", "encoder_lr", "codebook_lr", "clip"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
         require(self.stage in STAGES, "stage", self.stage, f"choose one of {', '.join(STAGES)}")
-        require(self.source in SOURCES, "source", self.source, f"choose {' or '.join(SOURCES)}")
+        self.require_known()
         require(
             self.encoder_type in ENCODERS, "encoder_type", self.encoder_type, f"choose one of {', '.join(ENCODERS)}"
         )
         require(self.pooling in POOLINGS, "pooling", self.pooling, f"choose {' or '.join(POOLINGS)}")
         require(self.dtype in ("", "float32", "bfloat16"), "dtype", self.dtype, "choose float32 or bfloat16")
-        require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
         needs = self.stage in ("scores", "adapters", "joint")
         require(
             bool(self.init) or not needs, "init", self.init, f"stage {self.stage} starts from a checkpoint: name one"

@@ -2,13 +2,14 @@
 
 Each token v of a wire vocabulary has an input embedding in every LLM: its own where the LLM's vocabulary holds the same
 token, else the mean of its pieces' embeddings. The LLMs' tables are standardised and stacked side by side; the top d_z
-principal directions P give the codebook (codes C = X P), and their column blocks are ready-made linear adapters:
+principal directions P give the codebook (codes C = X P / rms), and their column blocks are ready-made linear adapters:
 
     X = [(E_1 - mean_1) / scale_1 | (E_2 - mean_2) / scale_2 | ...]          [V, d_1 + d_2 + ...]
-    E_l ~ C @ weight_l.T + bias_l   with   weight_l = scale_l * P_l,  bias_l = mean_l
+    E_l ~ C @ weight_l.T + bias_l   with   weight_l = scale_l * rms * P_l,  bias_l = mean_l
 
-Because C's columns are uncorrelated, weight_l is also the least-squares map from C to E_l. Rows are weighted by how
-often a token occurs in train text: a code is spent on what will be sent.
+rms makes the root mean square of a code's entries 1: latents have a unit, whatever the LLMs. Because C's columns are
+uncorrelated, weight_l is also the least-squares map from C to E_l. Rows are weighted by how often a token occurs in
+train text: a code is spent on what will be sent.
 Shapes: V wire vocabulary, d_l width of LLM l, d_z width of a latent.
 """
 
@@ -73,11 +74,11 @@ def build_interface(tables: Mapping[str, Tensor], counts: Tensor, d_z: int) -> I
     scales = {name: (weights * table.square()).sum().sqrt() for name, table in centred.items()}
     stacked = torch.cat([centred[name] / scales[name] for name in tables], dim=1)
     directions, _ = principal_directions(stacked, weights, d_z)
+    codes = stacked @ directions
+    rms = (weights * codes.square()).sum().div(d_z).sqrt()
     blocks = directions.split([table.shape[1] for table in tables.values()])
-    adapters = {
-        name: ((scales[name] * block).contiguous(), means[name]) for name, block in zip(tables, blocks, strict=True)
-    }
-    return Interface(stacked @ directions, adapters)
+    adapters = {name: (scales[name] * rms * block, means[name]) for name, block in zip(tables, blocks, strict=True)}
+    return Interface(codes / rms, adapters)
 
 
 def interface_report(interface: Interface, tables: Mapping[str, Tensor], counts: Tensor) -> dict[str, dict[str, float]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from latentwire.data import Question
-from latentwire.encoder import Encoded
+from latentwire.encoder import Encoded, Tokens
 from latentwire.llm import PrefixLoss
 from latentwire.teacher import TeacherLine
 
@@ -44,13 +44,18 @@ def distillation_sum(scored: PrefixLoss, teacher: Sequence[TeacherLine]) -> Tens
 
 def span_sum(encoded: Encoded, questions: Sequence[Question]) -> Tensor:
     """Cross-entropy in nats of the answer's first and last wire token, halved: supervision by SQuAD's answer spans."""
-    edges = []
-    for question, text, spans in zip(questions, encoded.tokens.contents, encoded.tokens.spans, strict=True):
-        begin = text.context_at + question.starts[0]
-        edges.append(overlapping(spans, begin, begin + len(question.answers[0])))
-    edges = torch.tensor(edges, device=encoded.span.device)  # [B, 2]
+    edges = torch.tensor(answer_edges(encoded.tokens, questions), device=encoded.span.device)  # [B, 2]
     logits = encoded.span.transpose(1, 2).flatten(0, 1)  # [2 B, T], -inf outside the context
     return cross_entropy(logits, edges.flatten(), reduction="sum") / 2
+
+
+def answer_edges(tokens: Tokens, questions: Sequence[Question]) -> list[tuple[int, int]]:
+    """First and last wire token of each question's first answer."""
+    edges = []
+    for question, text, spans in zip(questions, tokens.contents, tokens.spans, strict=True):
+        begin = text.context_at + question.starts[0]
+        edges.append(overlapping(spans, begin, begin + len(question.answers[0])))
+    return edges
 
 
 def overlapping(spans: np.ndarray, begin: int, end: int) -> tuple[int, int]:

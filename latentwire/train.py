@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from latentwire.curves import draw_curves
 from latentwire.data import Question, load_questions, split_by_article, subset
 from latentwire.encoder import CodebookEncoder, Encoder, ResamplingEncoder, SelectingEncoder
 from latentwire.llm import load_llm
-from latentwire.losses import overlapping
+from latentwire.losses import answer_edges
 from latentwire.metrics import f1_score
 from latentwire.model import LatentWire, SoftPrompts
 from latentwire.prompts import PromptBuilder
@@ -124,9 +125,8 @@ def _train(
                 None, None, "fp16", config.d_z, (), (), config.seed)
         for name, llm in llms.items()
     ]  # fmt: skip
-    job = (_rival if config.stage in TUNED else _latentwire)(
-        config, settings, questions, held, origin, last if state else None
-    )
+    start = _Start(config, settings, questions, held, origin, last if state else None)
+    job = _rival(start) if config.stage in TUNED else _latentwire(start)
     trainer = Trainer(job, accelerator, folder, state)
     seconds = _announce(trainer, job, config, accelerator, held)
     if config.kd_weight and settings:
@@ -145,61 +145,62 @@ def _train(
         print(f"best: step {best['step']}, {best['validation']}; wrote {folder / 'checkpoint_best'}")
 
 
-def _latentwire(
-    config: TrainConfig,
-    settings: Sequence[Setting],
-    questions: list[Question],
-    held: list[Question],
-    origin: dict,
-    last: Path | None,
-) -> Job:
+@dataclass
+class _Start:
+    """What a stage starts from. origin: what its checkpoints say of their making; last: where it was stopped."""
+
+    config: TrainConfig
+    settings: Sequence[Setting]
+    questions: list[Question]
+    held: list[Question]
+    origin: dict
+    last: Path | None
+
+
+def _latentwire(start: _Start) -> Job:
     """LatentWire from the stage before, or from where this one was stopped."""
-    encoder, adapters, made = load_checkpoint(last or Path(config.init), config.llm_ids)
+    config, held = start.config, start.held
+    encoder, adapters, made = load_checkpoint(start.last or Path(config.init), config.llm_ids)
     require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.init} has d_z={made['d_z']}; set that")
-    if not last:
+    if not start.last:
         encoder = _encoder(config, encoder, made["encoder"])
     model = LatentWire(encoder, adapters, config.source, config.latent_len)
-    origin = origin | {"interface": made.get("interface"), "init": config.init}
+    origin = start.origin | {"interface": made.get("interface"), "init": config.init}
 
     def validate() -> dict[str, float]:
         if config.stage == "scores":
             return _selection_figures(encoder, held, config)
         sender = Sender(encoder, config.source, "fp16")
-        ready = [dataclasses.replace(s, sender=sender, adapter=adapters[s.llm.name], pool=held) for s in settings]
+        ready = [dataclasses.replace(s, sender=sender, adapter=adapters[s.llm.name], pool=held) for s in start.settings]
         return _answer_figures("latentwire", ready, held, config)
 
     def save(folder: Path, training: dict | None, notes: dict) -> None:
         save_checkpoint(folder, encoder, adapters, origin | notes, training)
 
-    return Job(config, model, settings, questions, validate, save, {})
+    return Job(config, model, start.settings, start.questions, validate, save, {})
 
 
-def _rival(
-    config: TrainConfig,
-    settings: Sequence[Setting],
-    questions: list[Question],
-    held: list[Question],
-    origin: dict,
-    last: Path | None,
-) -> Job:
+def _rival(start: _Start) -> Job:
     """Soft prompts before the text that the rival sends."""
-    model = SoftPrompts(settings, config.stage.removesuffix("_tuned"), config.latent_len)
-    if last:
-        model.vectors.load_state_dict(load_soft_prompts(last, config.llm_ids))
+    config, held = start.config, start.held
+    model = SoftPrompts(start.settings, config.stage.removesuffix("_tuned"), config.latent_len)
+    if start.last:
+        model.vectors.load_state_dict(load_soft_prompts(start.last, config.llm_ids))
 
     def prompts() -> dict[str, torch.Tensor]:
         return {name: vectors.detach().cpu() for name, vectors in model.vectors.items()}
 
     def validate() -> dict[str, float]:
         ready = [
-            dataclasses.replace(s, soft_prompts={config.stage: prompts()[s.llm.name]}, pool=held) for s in settings
+            dataclasses.replace(s, soft_prompts={config.stage: prompts()[s.llm.name]}, pool=held)
+            for s in start.settings
         ]
         return _answer_figures(config.stage, ready, held, config)
 
     def save(folder: Path, training: dict | None, notes: dict) -> None:
-        save_soft_prompts(folder, prompts(), origin | notes, training)
+        save_soft_prompts(folder, prompts(), start.origin | notes, training)
 
-    return Job(config, model, settings, questions, validate, save, {})
+    return Job(config, model, start.settings, start.questions, validate, save, {})
 
 
 def _encoder(config: TrainConfig, before: Encoder, shape: dict) -> Encoder:
@@ -249,9 +250,7 @@ def _selection_figures(encoder: SelectingEncoder, held: Sequence[Question], conf
         figures["encoder_f1"] = float(np.mean([f1_score(encoder.read(q), q.answers) for q in held]))
     kept = []
     for question, encoded in zip(held, encoder.encoded(held, config.source, config.latent_len), strict=True):
-        (text,), (spans,) = encoded.tokens.contents, encoded.tokens.spans
-        begin = text.context_at + question.starts[0]
-        first, last = overlapping(spans, begin, begin + len(question.answers[0]))
+        ((first, last),) = answer_edges(encoded.tokens, [question])
         kept.append(bool((encoded.places[0].sum(dim=0)[first : last + 1] > 0.5).all()))
     figures["answer_kept"] = float(np.mean(kept))
     return figures | {"score": figures["answer_kept"] + figures.get("encoder_f1", 0.0)}

@@ -70,17 +70,28 @@ def steps_of(config: TrainConfig, n: int, processes: int) -> tuple[int, int]:
     return each, each * config.epochs
 
 
-def batch_of(config: TrainConfig, questions: Sequence[Question], step: int, processes: int) -> list[Question]:
-    """All processes' questions of one step: batches of similar length, in random order."""
-    per_epoch, _ = steps_of(config, len(questions), processes)
-    epoch, place = divmod(step, per_epoch)
-    size, rng = config.batch_size * processes, random.Random(f"{config.seed} {epoch}")
-    order = rng.sample(range(len(questions)), len(questions))[: per_epoch * size]
-    pools = [order[i : i + _POOL * size] for i in range(0, len(order), _POOL * size)]
-    order = [i for pool in pools for i in sorted(pool, key=lambda i: len(questions[i].context))]
-    starts = list(range(0, len(order), size))
-    rng.shuffle(starts)
-    return [questions[i] for i in order[starts[place] : starts[place] + size]]
+class Batches:
+    """All processes' questions of each step: batches of similar length, in an order that is drawn anew each epoch."""
+
+    def __init__(self, config: TrainConfig, questions: Sequence[Question], processes: int):
+        self.questions, self.seed, self.size = questions, config.seed, config.batch_size * processes
+        self.per_epoch, _ = steps_of(config, len(questions), processes)
+        self._epoch, self._batches = -1, []
+
+    def __getitem__(self, step: int) -> list[Question]:
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, self._draw(epoch)
+        return [self.questions[i] for i in self._batches[place]]
+
+    def _draw(self, epoch: int) -> list[list[int]]:
+        rng = random.Random(f"{self.seed} {epoch}")
+        order = rng.sample(range(len(self.questions)), len(self.questions))[: self.per_epoch * self.size]
+        pools = [order[i : i + _POOL * self.size] for i in range(0, len(order), _POOL * self.size)]
+        order = [i for pool in pools for i in sorted(pool, key=lambda i: len(self.questions[i].context))]
+        batches = [order[i : i + self.size] for i in range(0, len(order), self.size)]
+        rng.shuffle(batches)
+        return batches
 
 
 class Trainer:
@@ -89,6 +100,7 @@ class Trainer:
     def __init__(self, job: Job, accelerator: Accelerator, folder: Path, state: dict | None):
         self.job, self.accelerator, self.folder, config = job, accelerator, folder, job.config
         self.per_epoch, self.total = steps_of(config, len(job.questions), accelerator.num_processes)
+        self.batches = Batches(config, job.questions, accelerator.num_processes)
         components = job.model.components()
         self.components = {
             name: params for name, params in components.items() if name.startswith(_TRAINED[config.stage])
@@ -159,21 +171,13 @@ class Trainer:
         if isinstance(self.job.model, LatentWire) and "backbone" not in self.components:
             self.job.model.encoder.backbone.eval()  # frozen: no dropout either
         loss, parts, ids = self._loss(self.step)
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss.item()} at step {self.step} (questions {', '.join(ids)}); nothing was changed by "
-                "this step. Lower LR, or look at these questions; --resume goes on from the last checkpoint"
-            )
+        self._require_finite("loss", loss, ids)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         norms = {f"grad_norm_{name}": _norm([p.grad for p in params]) for name, params in self.components.items()}
         trained = [p for params in self.components.values() for p in params]
         total = self.accelerator.clip_grad_norm_(trained, config.clip)
-        if not torch.isfinite(total):
-            raise ValueError(
-                f"the gradient is not finite at step {self.step} (questions {', '.join(ids)}); nothing was changed by "
-                "this step. Lower LR, or look at these questions; --resume goes on from the last checkpoint"
-            )
+        self._require_finite("length of the gradient", total, ids)
         rate = self.schedule.get_last_lr()[-1]
         self.optimizer.step()
         self.schedule.step()
@@ -188,11 +192,18 @@ class Trainer:
             "examples_per_s": len(ids) / (time.perf_counter() - started), "memory_mb": _memory_mb(),
         }  # fmt: skip
 
+    def _require_finite(self, what: str, value: Tensor, ids: Sequence[str]) -> None:
+        if not torch.isfinite(value):
+            raise ValueError(
+                f"the {what} is {value.item()} at step {self.step} (questions {', '.join(ids)}); nothing was changed "
+                "by this step. Lower LR, or look at these questions; --resume goes on from the last checkpoint"
+            )
+
     def _loss(self, step: int) -> tuple[Tensor, dict[str, Tensor], list[str]]:
         """Loss of this process (divided by counts of all processes' questions, so that averaged gradients are those of
         the whole batch), its parts, and the ids of all questions."""
         config, rank, world = self.job.config, self.accelerator.process_index, self.accelerator.num_processes
-        whole = batch_of(config, self.job.questions, step, world)
+        whole = self.batches[step]
         mine = whole[rank::world]
         torch.manual_seed((config.seed * 1_000_003 + step) * world + rank)
         slots = self.model(mine)
@@ -214,9 +225,10 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config, llm, prompts = self.job.config, setting.llm, setting.prompts
         rows = slots.embeds[llm.name]
-        labels = [prompts.label_ids(q.answers[0], config.k) for q in mine]
-        scored = llm.loss_with_prefix(prompts.head, rows, [prompts.tail(q.question) for q in mine], labels)
-        count = sum(len(prompts.label_ids(q.answers[0], config.k)) for q in whole)
+        labels = {q.id: prompts.label_ids(q.answers[0], config.k) for q in whole}
+        tails = [prompts.tail(q.question) for q in mine]
+        scored = llm.loss_with_prefix(prompts.head, rows, tails, [labels[q.id] for q in mine])
+        count = sum(map(len, labels.values()))
         sums = answer_sums(scored)
         parts = {
             "ce": sums["ce"] / count,

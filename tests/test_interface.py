@@ -105,3 +105,12 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_read_as_f
     table = wire_table(short, llm.tokenizer)
     assert table.shape[0] == len(llm.tokenizer) and torch.isfinite(table).all()
     torch.testing.assert_close(table[:-5], llm.embedding_table()[: len(llm.tokenizer) - 5])
+
+
+def test_codes_have_a_unit_whatever_the_llms(parts):
+    tables, counts = parts
+    weights = (counts + 1) / (counts + 1).sum()  # as the codebook weights them
+    for factor in (1.0, 30.0):
+        scaled = {name: factor * table for name, table in tables.items()}
+        codes = build_interface(scaled, counts, 16).codebook.double()
+        assert abs((weights[:, None] * codes.square()).sum() / 16 - 1) < 1e-3

@@ -1,8 +1,11 @@
 """What is trained changes, what is frozen does not, and training sees what an evaluation will."""
 
+import copy
+
 import pytest
 import torch
 
+from latentwire.adapter import Adapter
 from latentwire.backbone import ByteBackbone, load_backbone
 from latentwire.conditions import CONDITIONS, Sender, Setting
 from latentwire.encoder import ResamplingEncoder, SelectingEncoder
@@ -24,7 +27,7 @@ def stage0(llms, texts):
 def model_of(llms, stage0, encoder_folder):
     def make(kind="hf", source="prompt", pooling="select"):
         codebook, closed = stage0
-        adapters = {name: type(a).from_closed_form(a.linear.weight, a.linear.bias) for name, a in closed.items()}
+        adapters = {name: copy.deepcopy(adapter) for name, adapter in closed.items()}
         torch.manual_seed(0)
         backbone = ByteBackbone() if kind == "byte" else load_backbone(encoder_folder)
         if kind == "hf":
@@ -157,3 +160,16 @@ def test_soft_prompts_start_as_the_instruction_and_are_all_that_changes(settings
         start = setting.llm.embed(setting.prompts.head[:SOFT_VECTORS])
         assert (model.vectors[setting.llm.name] != start).any(dim=1).all(), "every vector learns"
     assert [setting.llm.weights_sha256() for setting in settings] == frozen
+
+
+def test_an_adapter_learns_in_units_of_its_llms_embeddings(stage0):
+    """Embeddings eightfold as large must not make a step eightfold as small."""
+    weight, bias = torch.randn(48, D_Z), torch.randn(48)
+    small, large = Adapter.from_closed_form(weight, bias), Adapter.from_closed_form(8 * weight, 8 * bias)
+    torch.testing.assert_close(small.linear.weight, large.linear.weight)
+    torch.testing.assert_close(small.linear.bias, large.linear.bias)
+    assert abs(small.linear.weight.square().sum(dim=1).mean() - 1) < 1e-4
+    z = torch.randn(5, D_Z)
+    torch.testing.assert_close(small(z), z @ weight.T + bias, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(large.linear(z) * large.scale, 8 * small.linear(z) * small.scale)
+    assert {"scale"} == set(small.state_dict()) - set(dict(small.named_parameters())), "kept, and never trained"

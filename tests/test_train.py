@@ -26,7 +26,7 @@ from latentwire.eval import evaluate
 from latentwire.llm import load_llm
 from latentwire.run import RunFolder
 from latentwire.train import train
-from latentwire.training import Trainer, batch_of, steps_of
+from latentwire.training import Batches, Trainer, steps_of
 
 ROOT = Path(__file__).parents[1]
 LLMS = ("llama", "qwen")
@@ -487,7 +487,7 @@ def test_what_is_not_finite_stops_before_any_weight_changes(stopped, joint_confi
         with pytest.raises(ValueError, match=f"the {what} is n") as error:
             train(joint_config(stopped, resume=True))
     config = joint_config(stopped)
-    ids = [q.id for q in batch_of(config, trained_on(config)[0], 4, 1)]
+    ids = [q.id for q in Batches(config, trained_on(config)[0], 1)[4]]
     assert f"at step 4 (questions {', '.join(ids)})" in str(error.value)
     train(joint_config(stopped, resume=True))
     assert_same_run(stopped, joint)
@@ -603,7 +603,7 @@ def test_held_out_articles_are_never_trained_on(joint_config, tmp_path):
     titles = {q.title for q in held}
     assert list(trainer.job.questions) == questions and len(held) == 5, "the sample's article has no more"
     for step in range(STEPS):
-        assert not titles & {q.title for q in batch_of(config, trainer.job.questions, step, 1)}
+        assert not titles & {q.title for q in Batches(config, trainer.job.questions, 1)[step]}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -613,22 +613,22 @@ def test_an_epoch_asks_each_question_at_most_once_in_an_order_of_its_own(config,
     each, total = steps_of(settings, len(questions), processes)
     assert (each, total) == (45 // (8 * processes), 3 * each)
     epochs = [
-        [q.id for step in range(e * each, (e + 1) * each) for q in batch_of(settings, questions, step, processes)]
+        [q.id for step in range(e * each, (e + 1) * each) for q in Batches(settings, questions, processes)[step]]
         for e in range(3)
     ]
     for ids in epochs:
         assert len(ids) == len(set(ids)) == each * 8 * processes
     assert epochs[0] != epochs[1] != epochs[2] and set(epochs[0]) != set(epochs[1])
-    again = [q.id for step in range(each) for q in batch_of(settings, questions, step, processes)]
+    again = [q.id for step in range(each) for q in Batches(settings, questions, processes)[step]]
     assert again == epochs[0]
     other = dataclasses.replace(settings, seed=1)
-    assert [q.id for step in range(each) for q in batch_of(other, questions, step, processes)] != epochs[0]
+    assert [q.id for step in range(each) for q in Batches(other, questions, processes)[step]] != epochs[0]
 
 
 def test_fewer_questions_than_a_batch_are_still_a_step(config, tmp_path):
     settings = config(tmp_path, samples=5, stage="text_tuned")
     questions, _ = trained_on(settings)
-    assert steps_of(settings, 5, 1) == (1, 1) and len(batch_of(settings, questions, 0, 1)) == 5
+    assert steps_of(settings, 5, 1) == (1, 1) and len(Batches(settings, questions, 1)[0]) == 5
 
 
 @pytest.mark.parametrize("kd_weight", [0.0, 0.5])
