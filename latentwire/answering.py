@@ -1,11 +1,14 @@
 """From questions to prediction lines: one batch of one condition, read and answered by one LLM."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+from tqdm import tqdm
 
 from latentwire.conditions import Condition, Setting
 from latentwire.data import Question
 from latentwire.metrics import exact_match, f1_score
+from latentwire.predictions import Predictions
 
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
@@ -13,6 +16,34 @@ def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]
     ordered = sorted(questions, key=lambda q: (-len(q.context) - len(q.question), q.id))
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]
+
+
+def complete(
+    predictions: Predictions,
+    label: Mapping[str, object],
+    setting: Setting,
+    condition: Condition,
+    m: int,
+    batch_size: int,
+    max_new_tokens: int,
+) -> dict[str, dict]:
+    """Lines by question id of one condition on the setting's pool, the missing ones computed and kept under `label`
+    (condition, m, llm).
+
+    The batches are always the same, so that a continued run gives the same numbers as an uninterrupted one.
+    """
+    lines = predictions.of(label)
+    title = " ".join([label["llm"] or "", label["condition"], *([f"M={m}"] if label["m"] else [])])
+    with tqdm(total=len(setting.pool), desc=title, unit="q", mininterval=1) as bar:
+        for batch in batches(setting.pool, batch_size):
+            missing = {q.id for q in batch} - lines.keys()
+            if missing:
+                found = answer(condition, setting, batch, m, max_new_tokens)
+                new = [line for line in found if line["id"] in missing]
+                predictions.append([{"id": line["id"]} | label | line for line in new])
+                lines.update({line["id"]: line for line in new})
+            bar.update(len(batch))
+    return lines
 
 
 def answer(

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import os
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
@@ -13,6 +14,7 @@ DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2
 CHOSEN_WORDINGS = {"offline:smollm2-135m-instruct": "plain", "offline:qwen2.5-coder-0.5b-instruct": "chat"}
 DEFAULT_SAMPLES, DEFAULT_LATENT_LEN, DEFAULT_D_Z = 1000, 32, 256
 SOURCES = ("prompt", "context")
+SPLITS = ("dev", "train", "held_out")
 POOLINGS = ("select", "cif")
 DTYPES = ("float32", "bfloat16", "float16")
 ENCODERS = ("hf", "byte", "queries")
@@ -66,7 +68,9 @@ class EvalConfig(_Common):
     ckpt: str = option("", "checkpoint folder; without it, the untrained wire (stage 0) is built")
     tuned: str = option("", "folder of scripts/baselines/tuned_baselines.sh, for text_tuned and token_budget_tuned")
     dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path")
-    split: str = option("dev", "dev, or train (for choosing things: never choose on dev)")
+    split: str = option(
+        "dev", "dev; for choosing things (never choose on dev) train, or held_out: articles of train not trained on"
+    )
     source: str = option("prompt", "prompt: Z stands for context and question; context: for the context alone")
     conditions: str = option("", "comma-separated; NAME@M gives one another M; default: all that fit the source")
     llms: str = option("llama,qwen", "names of the LLMs; NAME's model is read from NAME_ID, upper case")
@@ -87,7 +91,7 @@ class EvalConfig(_Common):
         for name in ("samples", "latent_len", "d_z", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
-        require(self.split in ("dev", "train"), "split", self.split, "choose dev or train")
+        require(self.split in SPLITS, "split", self.split, f"choose one of {', '.join(SPLITS)}")
         self.require_known()
         require(self.codec in CODECS, "codec", self.codec, f"choose one of {', '.join(CODECS)}")
         require(self.dtype in ("", *DTYPES), "dtype", self.dtype, f"choose one of {', '.join(DTYPES)}")
@@ -133,6 +137,7 @@ class TrainConfig(_Common):
     tensorboard: bool = option(False, "write TensorBoard events too (pip install tensorboard)")
     save_dir: str = option("runs/experiments/latentwire", "output folder")
     resume: bool = option(False, "continue the run in save_dir, if there is one")
+    estimate: bool = option(False, "print the estimated time and stop")
 
     def __post_init__(self) -> None:
         for name in ("samples", "val_samples", "epochs", "batch_size", "latent_len", "d_z", "k", "max_new_tokens"):
@@ -153,8 +158,103 @@ class TrainConfig(_Common):
         require(
             bool(self.init) or not needs, "init", self.init, f"stage {self.stage} starts from a checkpoint: name one"
         )
+        require(
+            self.stage != "codebook" or not self.estimate, "estimate", True, "stage codebook has no steps to be timed"
+        )
         own = self.encoder_type == "hf" or self.stage not in ("scores", "adapters")
         require(own, "stage", self.stage, f"encoder_type {self.encoder_type} has no such stage; go on with joint")
+
+
+@dataclass
+class DiagnosticsConfig(_Common):
+    """What a checkpoint's embeddings look like to each LLM, beside those of text, and what changing them does."""
+
+    ckpt: str = option("", "checkpoint folder (needed)")
+    dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path")
+    source: str = option("prompt", "prompt: Z stands for context and question; context: for the context alone")
+    llms: str = option("llama,qwen", "names of the LLMs; NAME's model is read from NAME_ID, upper case")
+    wordings: str = option("", "LLM=WORDING,...; default: the wording chosen for the model on train questions")
+    samples: int = option(100, "dev questions; more than exist means all")
+    seed: int = option(0, "seed of the choice of questions and of the bootstrap")
+    batch_size: int = option(16, "questions a batch")
+    max_new_tokens: int = option(12, "longest answer, in tokens")
+    device: str = option("", "cpu, cuda, cuda:1, ...; default: cuda where there is one")
+    dtype: str = option("", "float32, bfloat16 or float16; default: float32 on a CPU, bfloat16 on a GPU")
+    save_dir: str = option("runs/embed_diagnostics", "output folder")
+
+    def __post_init__(self) -> None:
+        require(bool(self.ckpt), "ckpt", self.ckpt, "name a checkpoint folder")
+        for name in ("samples", "batch_size", "max_new_tokens"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require(self.dtype in ("", *DTYPES), "dtype", self.dtype, f"choose one of {', '.join(DTYPES)}")
+        self.require_known()
+
+
+_LISTS = {"latent_lens": int, "d_zs": int, "ftce_weights": float, "ks": int}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One combination of a sweep's lists."""
+
+    latent_len: int
+    d_z: int
+    first_token_ce_weight: float
+    k: int
+
+    @property
+    def name(self) -> str:
+        return f"M{self.latent_len}_dz{self.d_z}_ftce{self.first_token_ce_weight}_K{self.k}"
+
+
+@dataclass
+class SweepConfig(_Common):
+    """Train and evaluate every combination of four lists. All other settings of the launchers (LR, KD_WEIGHT, ...) are
+    read from the environment and are the same for all."""
+
+    latent_lens: str = option("32,48,64", "list of M, latents a question")
+    d_zs: str = option("256,512", "list of widths of a latent")
+    ftce_weights: str = option("0.5,1.0", "list of extra weights of the first answer token's cross-entropy")
+    ks: str = option("4,8", "list of numbers of answer tokens to learn")
+    samples: int = option(10_000, "train questions of a configuration; more than exist means all")
+    epochs: int = option(1, "passes of a configuration through the LLMs")
+    eval_samples: int = option(300, "questions, from articles that are not trained on, that rank the configurations")
+    dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a folder")
+    llms: str = option("llama,qwen", "names of the LLMs; NAME's model is read from NAME_ID, upper case")
+    seed: int = option(0, "seed of the choice of questions, of training and of the bootstrap")
+    gpus_per_trial: int | None = option(None, "GPUs of a configuration; default: 1 where there are any, else 0")
+    concurrent: int | None = option(
+        None, "configurations at a time; default: 1 on a CPU, as many as there are GPUs for on GPUs"
+    )
+    save_dir: str = option("runs/sweeps/hyperparam", "output folder")
+    dry_run: bool = option(False, "print the configurations and the estimated time, and stop")
+
+    def __post_init__(self) -> None:
+        for name in _LISTS:
+            self.numbers(name)
+        for name in ("samples", "epochs", "eval_samples", "concurrent"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "must be at least 1")
+        require((self.gpus_per_trial or 0) >= 0, "gpus_per_trial", self.gpus_per_trial, "must not be negative")
+        require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
+
+    @property
+    def grid(self) -> list[Configuration]:
+        """Every combination, in the order of the lists."""
+        return [Configuration(*values) for values in itertools.product(*map(self.numbers, _LISTS))]
+
+    def numbers(self, name: str) -> list[int] | list[float]:
+        """The numbers of one list, in its order; ValueError if one is wrong or stands there twice."""
+        kind, text = _LISTS[name], getattr(self, name)
+        least = 1 if kind is int else 0
+        try:
+            found = [kind(part) for part in text.replace(",", " ").split()]
+        except ValueError:
+            found = []
+        holds = bool(found) and len(set(found)) == len(found) and all(number >= least for number in found)
+        what = "whole numbers" if kind is int else "numbers"
+        require(holds, name, text, f"list {what} of at least {least}, each once, separated by commas")
+        return found
 
 
 def llm_id(name: str) -> str:
@@ -183,7 +283,7 @@ def parse(cls: type[T], argv: list[str] | None = None, epilog: str = "") -> T:
     for field in dataclasses.fields(cls):
         flag, text = f"--{field.name}", field.metadata["help"]
         if field.type is bool:
-            parser.add_argument(flag, action="store_true", help=text)
+            parser.add_argument(*dict.fromkeys((flag, flag.replace("_", "-"))), action="store_true", help=text)
         else:
             kind = int if field.type == int | None else field.type
             shown = "" if field.default in ("", None) else f" (default: {field.default})"

@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from latentwire.adapter import Adapter
-from latentwire.answering import answer, batches
+from latentwire.answering import answer, complete
 from latentwire.checkpoint import checkpoint_sha256, load_checkpoint, load_soft_prompts, read_config, save_checkpoint
 from latentwire.conditions import CONDITIONS, Condition, Sender, Setting, explained_variance, parse_conditions
 from latentwire.config import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalConfig, parse, require
-from latentwire.data import Question, load_questions, subset
+from latentwire.data import Question, load_questions, split_by_article, subset
 from latentwire.llm import FrozenLLM, load_llm
 from latentwire.predictions import Predictions
 from latentwire.prompts import WORDINGS, PromptBuilder
@@ -43,7 +42,7 @@ def main() -> None:
 def evaluate(config: EvalConfig) -> dict:
     """Run one evaluation and return what it wrote to results.json."""
     set_seed(config.seed)
-    dataset, questions = load_questions(config.dataset, config.split)
+    dataset, questions = _questions(config)
     chosen = subset(questions, config.samples or DEFAULT_SAMPLES, config.seed)
     few = f" (all there are; {config.samples} asked for)" if len(chosen) < (config.samples or 0) else ""
     print(f"data: {dataset} {config.split}, {len(chosen)} questions{few}", flush=True)
@@ -60,6 +59,15 @@ def evaluate(config: EvalConfig) -> dict:
     print(*critical_lines(results["comparisons"]), sep="\n")
     print(f"wrote {run.path / 'results.json'}")
     return results
+
+
+def _questions(config: EvalConfig) -> tuple[str, list[Question]]:
+    """Name of the data, and the questions of the split; held_out: on the articles that the training held out."""
+    if config.split != "held_out":
+        return load_questions(config.dataset, config.split)
+    dataset, everything = load_questions(config.dataset, "train")
+    seed = read_config(Path(config.ckpt)).get("train_seed") if config.ckpt else None
+    return dataset, split_by_article(everything, config.seed if seed is None else seed)[1]
 
 
 def _resolved(config: EvalConfig, dataset: str, n: int) -> EvalConfig:
@@ -167,8 +175,10 @@ def _evaluate(
         for condition, m in conditions:
             if not condition.by_llm and setting is not settings[0]:
                 continue
-            lines = _complete(predictions, setting, condition, m, config)
-            row = _row(setting, condition, m) | summarise(lines, chosen, config.seed)
+            row = _row(setting, condition, m)
+            label = {key: row[key] for key in ("condition", "m", "llm")}
+            lines = complete(predictions, label, setting, condition, m, config.batch_size, config.max_new_tokens)
+            row |= summarise(lines, chosen, config.seed)
             row["explained_variance"] = explained_variance(condition, setting, m)
             rows.append(row)
             scores[row_key(row)] = [lines[q.id]["f1"] for q in chosen]
@@ -252,32 +262,6 @@ def _latentwire(
     }  # fmt: skip
     save_checkpoint(folder / "checkpoint_stage0", encoder, adapters, made)
     return Sender(encoder, config.source, config.codec), adapters, made
-
-
-def _complete(
-    predictions: Predictions, setting: Setting, condition: Condition, m: int, config: EvalConfig
-) -> dict[str, dict]:
-    """Lines by question id of one condition, the missing ones computed.
-
-    The batches are always the same, so that a continued run gives the same numbers as an uninterrupted one.
-    """
-    row = _row(setting, condition, m)
-    lines = predictions.of(row)
-    label = {key: row[key] for key in ("condition", "m", "llm")}
-    title = " ".join([row["llm"] or "", row["condition"], *([f"M={m}"] if row["m"] else [])])
-    with tqdm(total=len(setting.pool), desc=title, unit="q", mininterval=1) as bar:
-        for batch in batches(setting.pool, config.batch_size):
-            missing = {q.id for q in batch} - lines.keys()
-            if missing:
-                new = [
-                    line
-                    for line in answer(condition, setting, batch, m, config.max_new_tokens)
-                    if line["id"] in missing
-                ]
-                predictions.append([{"id": line["id"]} | label | line for line in new])
-                lines.update({line["id"]: line for line in new})
-            bar.update(len(batch))
-    return lines
 
 
 def _line(row: dict) -> str:

@@ -89,6 +89,24 @@ class FrozenLLM:
         with torch.no_grad():
             return self.embed(range(self.embedding.weight.shape[0])).float().cpu()
 
+    @torch.inference_mode()
+    def first_norm(self, embeds: Tensor) -> Tensor:
+        """embeds [P, d] after the first layer's normalisation, float32: what its attention reads.
+
+        Raises ValueError for a model whose layers have no `input_layernorm`.
+        """
+        layer = self.model.get_decoder().layers[0]
+        if not hasattr(layer, "input_layernorm"):
+            raise ValueError(f"{self.name} ({self.id}): its first layer normalises nothing by the name input_layernorm")
+        return layer.input_layernorm(embeds.to(self.device, self.dtype)).float().cpu()
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that the cache keeps for one position."""
+        cache = DynamicCache(config=self.model.config)
+        self._forward(self.embed([0])[None], torch.ones(1, 1, dtype=torch.long, device=self.device), cache, keep=1)
+        return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+
     def weights_sha256(self) -> str:
         """One hash of all weights: that they stayed frozen can be checked."""
         digest = hashlib.sha256()

@@ -26,7 +26,7 @@ OUTPUTS = (
     "hierarchy.png",
 )  # cleared by a fresh start
 # A folder where one of these has content holds a run; stage codebook writes nothing but its checkpoint.
-BEGUN = ("predictions.jsonl", "metrics.jsonl", "checkpoint_best/config.json")
+BEGUN = ("predictions.jsonl", "metrics.jsonl", "checkpoint_best/config.json", "sweep_summary.json")
 
 
 class RunFolder:

@@ -129,6 +129,8 @@ def _train(
     job = _rival(start) if config.stage in TUNED else _latentwire(start)
     trainer = Trainer(job, accelerator, folder, state)
     seconds = _announce(trainer, job, config, accelerator, held)
+    if config.estimate:
+        return
     if config.kd_weight and settings:
         accelerator.print(f"the teacher reads {len(questions)} texts ({seconds / 60:.0f} minutes, kept on disk) ...")
         for setting in settings:
@@ -313,7 +315,7 @@ def _identity(config: TrainConfig, dataset: str, questions: list[Question], held
         "questions_sha256": hashlib.sha256(repr([questions, held]).encode()).hexdigest()[:16],
         "init_sha256": checkpoint_sha256(Path(config.init))[:16] if config.init else None,
     }
-    for name in ("save_dir", "resume", "save_minutes", "tensorboard", "llms"):
+    for name in ("save_dir", "resume", "estimate", "save_minutes", "tensorboard", "llms"):
         del identity[name]
     return identity
 

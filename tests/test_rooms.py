@@ -9,13 +9,26 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "latentwire"
 FLOORS = [
-    {"config", "wire", "metrics", "models_cache", "run", "relevance", "pooling", "resampler", "curves"},
+    {
+        "config",
+        "wire",
+        "metrics",
+        "models_cache",
+        "run",
+        "relevance",
+        "pooling",
+        "resampler",
+        "curves",
+        "charts",
+        "geometry",
+        "findings",
+    },
     {"data", "prompts"},
     {"llm", "backbone"},
     {"interface", "adapter", "encoder", "teacher"},
     {"conditions", "checkpoint", "results", "stage0", "losses"},
     {"predictions", "answering", "model", "training"},
-    {"train", "eval", "report"},
+    {"train", "eval", "diagnostics", "report"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 ROOMS = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")

@@ -155,6 +155,28 @@ def test_free_queries_go_from_the_codebook_to_joint(recorded):
     assert flag(calls[1], "init").endswith("stages/codebook/checkpoint_best") and flag(calls[1], "epochs") == "4"
 
 
+def test_a_single_epoch_is_the_joint_stages(recorded):
+    done, calls = recorded("experiments/train_latentwire.sh", EPOCHS="1")
+    assert done.returncode == 0 and [flag(call, "stage") for call in calls] == ["codebook", "scores", "joint"]
+    assert flag(calls[2], "init").endswith("stages/scores/checkpoint_best") and flag(calls[2], "epochs") == "1"
+
+
+def test_the_diagnostics_train_a_quick_checkpoint_unless_one_is_named(recorded, copy):
+    script = copy / "scripts/run_embedding_diagnostics.sh"
+    done, calls = recorded(script, OUTPUT_DIR="", TRAIN_SAMPLES="9", EVAL_SAMPLES="7")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [flag(call, "stage") for call in calls[:3]] == ["codebook", "scores", "joint"]
+    assert {flag(call, "samples") for call in calls[:3]} == {"9"} and flag(calls[3], "samples") == "7"
+    assert "latentwire/diagnostics.py" in calls[3]
+    assert flag(calls[3], "ckpt") == "runs/embed_diagnostics/quick/checkpoint_best"
+    assert flag(calls[3], "save_dir") == "runs/embed_diagnostics"
+    done, calls = recorded(script, OUTPUT_DIR="", CKPT="some/checkpoint")
+    assert done.returncode == 0 and len(calls) == 1 and flag(calls[0], "ckpt") == "some/checkpoint"
+    for number, step in enumerate(("--stage scores", "diagnostics.py")):
+        done, calls = recorded(script, FAILING=step)
+        assert done.returncode == 9 and step in calls[-1] and len(calls) == (2, 4)[number]
+
+
 def test_the_rivals_are_trained_and_evaluated_where_the_documents_say(recorded, copy):
     done, calls = recorded(copy / "scripts/baselines/tuned_baselines.sh", OUTPUT_DIR="", EVAL_SAMPLES="7", SAMPLES="5")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -664,6 +664,13 @@ def test_timing_the_steps_changes_nothing(joint_config, tmp_path):
     assert all(p.grad is None for p in trainer.job.model.parameters())
 
 
+def test_an_estimate_trains_nothing(config, scores, tmp_path, capsys):
+    train(config(tmp_path / "a", stage="joint", init=str(scores / "checkpoint_best"), kd_weight=0.0, estimate=True))
+    said = capsys.readouterr().out
+    assert "estimate: 0 minutes for 3 steps" in said and "held out:" not in said
+    assert not list((tmp_path / "a").glob("checkpoint*")) and not (tmp_path / "a" / "metrics.jsonl").exists()
+
+
 def test_a_long_training_says_how_long_and_stops_on_a_cpu_unless_asked_for_by_hand(
     config, tmp_path, capsys, monkeypatch
 ):
