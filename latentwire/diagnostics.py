@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from latentwire import wire
 from latentwire.answering import complete
-from latentwire.charts import draw_embeddings, draw_interventions
 from latentwire.checkpoint import checkpoint_sha256, load_checkpoint
 from latentwire.conditions import CONDITIONS, Sender, Setting, Slot
 from latentwire.config import DiagnosticsConfig, parse
 from latentwire.data import Question, load_questions, subset
+from latentwire.embedding_charts import draw_embeddings, draw_interventions
 from latentwire.encoder import CodebookEncoder
 from latentwire.findings import findings_markdown
 from latentwire.geometry import (
