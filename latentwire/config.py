@@ -257,6 +257,32 @@ class SweepConfig(_Common):
         return found
 
 
+@dataclass
+class DemoConfig(_Common):
+    """One question of one text, answered by each LLM from the text and from the wire. Without --context it asks."""
+
+    ckpt: str = option("runs/experiments/latentwire/checkpoint_best", "checkpoint folder")
+    context: str = option("", "file with the text")
+    question: str = option("", "the question")
+    llms: str = option("llama,qwen", "names of the LLMs; NAME's model is read from NAME_ID, upper case")
+    wordings: str = option("", "LLM=WORDING,...; default: the wording chosen for the model on train questions")
+    codec: str = option("fp16", "wire codec: fp16, int8 or int4")
+    max_new_tokens: int = option(12, "longest answer, in tokens")
+    device: str = option("", "cpu, cuda, cuda:1, ...; default: cuda where there is one")
+    dtype: str = option("", "float32, bfloat16 or float16; default: float32 on a CPU, bfloat16 on a GPU")
+
+    def __post_init__(self) -> None:
+        require(self.codec in CODECS, "codec", self.codec, f"choose one of {', '.join(CODECS)}")
+        require(self.dtype in ("", *DTYPES), "dtype", self.dtype, f"choose one of {', '.join(DTYPES)}")
+        require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "must be at least 1")
+        require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
+        one = not self.context or bool(self.question.strip())
+        require(one, "question", self.question, "--context needs one; without both, the demo asks")
+        require(
+            bool(self.context) or not self.question, "context", self.context, "--question needs a file with the text"
+        )
+
+
 def llm_id(name: str) -> str:
     """Hub id, folder or offline id of the LLM called `name`; ValueError when nothing says which it is."""
     found = os.environ.get(f"{name.upper()}_ID") or DEFAULT_LLMS.get(name)

@@ -68,6 +68,7 @@ class FrozenLLM:
         self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
         self.width: int = self.embedding.weight.shape[1]
         self.window = _sliding_window(model.config)
+        self.positions: int | None = getattr(model.config, "max_position_embeddings", None)  # that it was trained for
         self.end_ids = self._end_ids()
         self.stop_ids = self._stop_ids()
         self._heads: dict[tuple[int, ...], DynamicCache] = {}

@@ -19,16 +19,17 @@ FLOORS = [
         "pooling",
         "resampler",
         "curves",
-        "charts",
+        "embedding_charts",
         "geometry",
         "findings",
+        "keeper",
     },
     {"data", "prompts"},
     {"llm", "backbone"},
     {"interface", "adapter", "encoder", "teacher"},
     {"conditions", "checkpoint", "results", "stage0", "losses"},
-    {"predictions", "answering", "model", "training"},
-    {"train", "eval", "diagnostics", "report"},
+    {"predictions", "answering", "model", "training", "ranking"},
+    {"train", "eval", "diagnostics", "demo", "report", "sweep"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 ROOMS = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
