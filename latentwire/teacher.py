@@ -1,7 +1,7 @@
 """The teacher: what the same frozen LLM says of the answer's tokens when it reads the whole text.
 
 Its most likely tokens are computed once and kept on disk, in blocks whose name is a hash of everything they depend on:
-what is stale is never found, and a block that a crash cut off is computed again.
+what is stale is never found, and a block that was cut off or altered (its own hash tells) is computed again.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ def teach(
             if tensors is None:
                 tensors = _compute(llm, prompts, block, k, bar)
                 temporary = path.with_suffix(".tmp")
-                save_file(tensors, temporary)
+                save_file(tensors, temporary, {"sha256": _sha256(tensors)})
                 temporary.replace(path)
             else:
                 bar.update(len(block))
@@ -64,13 +64,22 @@ def teach(
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
+    """A block that is whole, or None."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in TENSORS}
-    except SafetensorError:  # cut by a crash: computed again
+            tensors = {key: file.get_tensor(key) for key in TENSORS}
+            return tensors if (file.metadata() or {}).get("sha256") == _sha256(tensors) else None
+    except SafetensorError:
         return None
+
+
+def _sha256(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in TENSORS:
+        digest.update(tensors[key].numpy().tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -98,6 +98,16 @@ def test_a_cut_file_is_computed_again_and_no_other(llms, folder, some, asked, ke
     assert asked["llama"] == [3] and path.read_bytes() == data
 
 
+def test_a_block_with_one_altered_byte_is_computed_again(llms, folder, some, asked):
+    lines = teach(llms["llama"], "w", prompts_of(llms), some, K)
+    asked["llama"].clear()
+    path = max(folder.iterdir(), key=lambda p: p.stat().st_size)
+    data = path.read_bytes()
+    path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])  # the header is whole: only the values differ
+    assert same(teach(llms["llama"], "w", prompts_of(llms), some, K), lines)
+    assert asked["llama"] and path.read_bytes() == data
+
+
 @pytest.mark.parametrize(
     "change",
     [{"k": 2}, {"wording": "chat"}, {"source": "context"}, {"sha": "v"}, {"name": "qwen"}, {"answer": "27"}],
