@@ -1,52 +1,51 @@
-"""Tables and charts from results.json: for people who would rather look than read.
+"""Tables, charts and a page of what runs left: for people who would rather look than read.
 
-python latentwire/report.py RUN [RUN ...]     writes table.md and hierarchy.png into each and prints the table
+python latentwire/report.py RUN [RUN ...]     one report.html of all runs, into the first; table.md and hierarchy.png
+                                              into each folder that holds a results.json
+python latentwire/report.py RUN --html PATH   puts the page elsewhere
 python latentwire/report.py RUN --readme      also renews the result table in README.md
+
+A RUN is the folder of an evaluation, a training or diagnostics, or one that holds such folders.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+from latentwire.charts import describe_llm, hierarchy, llms_of
+from latentwire.gathering import gather
+from latentwire.page import render
 from latentwire.results import critical_lines
-from latentwire.run import cli, read_json, write_text
+from latentwire.run import cli, write_text
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- results: start -->", "<!-- results: end -->"
-_COLOURS = {"latentwire": "#d1495b", "text": "#2e4057", "no_context": "#9aa5b1", "shuffled_z": "#9aa5b1"}
-_OTHERS = "#66a182"
 _SAMPLE_WARNING = "\n**The sample set shows that everything runs; its numbers support no claim.**"
 
 
 def main() -> None:
-    """Command line: tables and charts of the given runs."""
+    """Command line: tables, charts and page of the given runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders that hold a results.json")
-    parser.add_argument("--readme", action="store_true", help="put the table of the (one) run into README.md")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--html", type=Path, metavar="PATH", help="the page; default: report.html in the first RUN")
+    parser.add_argument("--readme", action="store_true", help="put the table of the (one) evaluation into README.md")
     args = parser.parse_args()
-    if args.readme and len(args.runs) != 1:
-        parser.error("--readme takes exactly one run")
-    for run in args.runs:
-        results = load_results(run)
-        table = table_markdown(results)
-        write_text(run / "table.md", table)
-        draw_hierarchy(results, run / "hierarchy.png")
-        print(table, f"wrote {run / 'table.md'} and {run / 'hierarchy.png'}", sep="\n")
+    parts = gather(args.runs)
+    evaluations = [part for part in parts if part.results]
+    if args.readme and len(evaluations) != 1:
+        parser.error(f"--readme takes exactly one evaluation, found {len(evaluations)}")
+    for part in evaluations:
+        table = table_markdown(part.results)
+        write_text(part.folder / "table.md", table)
+        drawn = hierarchy(part.results, llms_of(part.results["results"]))
+        drawn.savefig(part.folder / "hierarchy.png", dpi=130)
+        print(table, f"wrote {part.folder / 'table.md'} and {part.folder / 'hierarchy.png'}", sep="\n")
     if args.readme:
         renew_readme(README, table)
-
-
-def load_results(run: Path) -> dict:
-    """results.json of a run; FileNotFoundError if it has none."""
-    path = run / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; run the evaluation to its end first")
-    return read_json(path)
+    page = args.html or args.runs[0] / "report.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, render(parts))
+    print(f"wrote {page}")
 
 
 def table_markdown(results: Mapping) -> str:
@@ -75,40 +74,6 @@ def table_markdown(results: Mapping) -> str:
     if critical:
         lines += ["", "```text", *critical, "```"]
     return "\n".join(lines) + "\n"
-
-
-def describe_llm(llm_id: str) -> str:
-    """An LLM's id, with its precision where the id does not tell."""
-    return f"{llm_id.removeprefix('offline:')}, dequantised Q4" if llm_id.startswith("offline:") else llm_id
-
-
-def draw_hierarchy(results: Mapping, path: Path) -> None:
-    """Bars of F1 with 95% intervals, best first, one panel an LLM."""
-    llms = list(dict.fromkeys(row["llm"] for row in results["results"] if row["llm"])) or [None]
-    shown = {llm: [row for row in results["results"] if row["llm"] in (llm, None)] for llm in llms}
-    longest = max(map(len, shown.values()))
-    figure, panels = plt.subplots(
-        1, len(llms), figsize=(6 * len(llms), 1.6 + 0.36 * longest), sharex=True, squeeze=False, layout="constrained"
-    )
-    for panel, llm in zip(panels[0], llms, strict=True):
-        rows = sorted(shown[llm], key=lambda row: row["f1"])
-        for y, row in enumerate(rows):
-            low, high = row["f1_ci95"] or (row["f1"], row["f1"])
-            error = [[max(0, row["f1"] - low)], [max(0, high - row["f1"])]]
-            colour = _COLOURS.get(row["condition"], _OTHERS)
-            panel.barh(y, row["f1"], xerr=error, color=colour, height=0.7, error_kw={"capsize": 3, "lw": 1})
-            panel.text(max(high, row["f1"]) + 0.01, y, f"{row['f1']:.2f}", va="center", fontsize=8)
-        panel.set_yticks(range(len(rows)), [_name(row) for row in rows])
-        panel.set_xlim(0, 1)
-        panel.set_xlabel("F1, 95% interval by paragraph")
-        ids = [row["llm_id"] for row in rows if row["llm"]]
-        panel.set_title(f"{llm}: {describe_llm(ids[0])}" if ids else "no LLM", fontsize=10)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{results['dataset']} {results['split']}, n={results['n']}, source {results['source']}", fontsize=11
-    )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def renew_readme(readme: Path, table: str) -> None:
@@ -156,10 +121,6 @@ def _interface_lines(results: Mapping) -> list[str]:
             line += f"; reading ceiling F1 {ceiling:.3f}, {ceiling / as_text:.2f} of the same window as text"
         lines.append(line + ".")
     return lines
-
-
-def _name(row: Mapping) -> str:
-    return row["condition"] + (f"  M={row['m']}" if row["m"] else "")
 
 
 def _figure(value: float | None, digits: int) -> str:

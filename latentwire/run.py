@@ -24,6 +24,7 @@ OUTPUTS = (
     "results.json",
     "table.md",
     "hierarchy.png",
+    "report.html",
 )  # cleared by a fresh start
 # A folder where one of these has content holds a run; stage codebook writes nothing but its checkpoint.
 BEGUN = ("predictions.jsonl", "metrics.jsonl", "checkpoint_best/config.json", "sweep_summary.json")

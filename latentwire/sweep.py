@@ -11,6 +11,7 @@ one failed. RAY_ADDRESS joins a cluster, whose machines need this checkout and t
 
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import re
@@ -20,17 +21,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from latentwire.config import Configuration, SweepConfig, parse, require
-from latentwire.data import load_questions, split_by_article, subset
+from latentwire.data import Question, load_questions, split_by_article, subset
 from latentwire.ranking import ERROR, Ranking, is_finished
-from latentwire.run import RunFolder, cli, read_json, write_text
-
-if TYPE_CHECKING:
-    from ray.tune import Callback
+from latentwire.run import RunFolder, cli, write_text
 
 ROOT = Path(__file__).parents[1]
 # What all configurations share, as the launchers read it: settings, which make two sweeps the same one, and places.
@@ -68,12 +65,7 @@ def main() -> None:
 
 def sweep(config: SweepConfig) -> int:
     """Run what is left of a sweep; 1 if a configuration failed, else 0."""
-    gpus = int(torch.cuda.is_available()) if config.gpus_per_trial is None else config.gpus_per_trial
-    config = dataclasses.replace(
-        config, gpus_per_trial=gpus, concurrent=config.concurrent or (None if gpus else 1),
-        save_dir=str(Path(config.save_dir).resolve()),
-        dataset=str(Path(config.dataset).resolve()) if os.path.exists(config.dataset) else config.dataset,
-    )  # fmt: skip
+    config = _resolved(config)
     folder, grid = Path(config.save_dir), config.grid
     todo = [configuration for configuration in grid if not is_finished(folder, configuration)]
     if config.dry_run:
@@ -82,7 +74,7 @@ def sweep(config: SweepConfig) -> int:
     dataset, questions = load_questions(config.dataset, "train")
     held = subset(split_by_article(questions, config.seed)[1], config.eval_samples, config.seed)
     baselines = folder / "baselines" / f"dz{max(config.numbers('d_zs'))}"  # PCA's width; the widest is the strongest
-    with RunFolder(folder, _identity(config, dataset, repr(questions)), restart="by removing it (rm -r)"):
+    with RunFolder(folder, _identity(config, dataset, held), restart="by removing it (rm -r)"):
         ranking = Ranking(folder, grid, held, baselines, config.seed)
         print(f"{len(grid)} configurations, {len(grid) - len(todo)} of them finished; {folder}", flush=True)
         shared = _baselines(config, baselines, ranking)
@@ -95,12 +87,25 @@ def sweep(config: SweepConfig) -> int:
     return int(len(summary["ranked"]) < len(grid))
 
 
-def _identity(config: SweepConfig, dataset: str, questions: str) -> dict:
+def _resolved(config: SweepConfig) -> SweepConfig:
+    """Fill in what was left to the machine, and whole paths: the programs run elsewhere."""
+    gpus = int(torch.cuda.is_available()) if config.gpus_per_trial is None else config.gpus_per_trial
+    named = config.dataset in ("squad", "sample")
+    return dataclasses.replace(
+        config,
+        gpus_per_trial=gpus,
+        concurrent=config.concurrent or (None if gpus else 1),
+        dataset=config.dataset if named else str(Path(config.dataset).resolve()),
+        save_dir=str(Path(config.save_dir).resolve()),
+    )
+
+
+def _identity(config: SweepConfig, dataset: str, held: Sequence[Question]) -> dict:
     """What makes two sweeps the same one. The lists are left out: they may be extended."""
     kept = ("samples", "epochs", "eval_samples", "seed")
     return {name: getattr(config, name) for name in kept} | {
         "dataset": dataset,
-        "questions_sha256": hashlib.sha256(questions.encode()).hexdigest()[:16],
+        "questions_sha256": hashlib.sha256(repr(held).encode()).hexdigest()[:16],
         "llm_ids": list(config.llm_ids.items()),
         "processes": max(1, config.gpus_per_trial),
         **{name: os.environ.get(name) for name in SETTINGS},
@@ -201,7 +206,7 @@ def _ray() -> tuple:
     """Ray and its Tune, started: quiet, and for this machine alone unless RAY_ADDRESS names a cluster."""
     address = os.environ.get("RAY_ADDRESS")
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-    os.environ |= {"TUNE_PRINT_ALL_TRIAL_ERRORS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"TUNE_PRINT_ALL_TRIAL_ERRORS": "0", "RAY_AIR_NEW_OUTPUT": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ |= {} if address else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # so that it stays on 127.0.0.1
     try:
         import ray  # a GPU machine may lack it
@@ -229,10 +234,10 @@ def _name_of(trial: object) -> str:
     return trial.config["configuration"]
 
 
-def _reporter(base: "type[Callback]", ranking: Ranking) -> "Callback":
-    """Renews the ranking and prints a line whenever a trial ends."""
+def _reporter(callback: type, ranking: Ranking) -> object:
+    """Ray's callback that renews the ranking and prints a line whenever a trial ends."""
 
-    class Reporter(base):
+    class Reporter(callback):
         def on_trial_complete(self, iteration: int, trials: list, trial: object, **info: object) -> None:
             ranking.report(_name_of(trial))
 
@@ -248,14 +253,18 @@ def _reporter(base: "type[Callback]", ranking: Ranking) -> "Callback":
 
 
 def _train_and_evaluate(folder: Path, programs: Sequence[Program]) -> dict[str, float]:
-    """In a worker of Ray: run a configuration's programs and report its F1s; RuntimeError, and error.txt, at a failure."""
+    """In a worker of Ray: a configuration's programs, then its F1s. RuntimeError, and error.txt, if one fails.
+
+    It uses nothing of ours that imports torch, which takes a worker seconds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for program in programs:
         error = _run(program, folder / "trial.log")
         if error:
-            write_text(folder / ERROR, error)
+            (folder / ERROR).write_text(error, encoding="utf-8")
             raise RuntimeError(error.splitlines()[0])
-    return {f"f1_{row['llm']}": row["f1"] for row in read_json(folder / "eval" / "results.json")["results"]}
+    results = json.loads((folder / "eval" / "results.json").read_text(encoding="utf-8"))
+    return {f"f1_{row['llm']}": row["f1"] for row in results["results"]}
 
 
 def _run(program: Program, log: Path) -> str | None:
@@ -302,13 +311,14 @@ def _hours(config: SweepConfig, todo: Sequence[Configuration]) -> float:
         error = _run(program, log)
         if error:
             raise ValueError(error.splitlines()[0])
-        found = re.findall(r"^estimate: (\d+) minutes for \d+ steps \((\d+) of them", log.read_text(), re.MULTILINE)
+        found = re.findall(r"estimate: (\d+) minutes for \d+ steps \((\d+) of them", log.read_text(encoding="utf-8"))
+        assert len(found) == len(sizes), found
     minutes = {m: (int(whole), int(teacher)) for m, (whole, teacher) in zip(sizes, found, strict=True)}
     passes = sum(minutes[c.latent_len][0] - minutes[c.latent_len][1] for c in todo) * config.epochs
     teachers = len({c.k for c in todo}) * max(teacher for _, teacher in minutes.values())
-    at_once = min(config.concurrent or len(todo), torch.cuda.device_count() // config.gpus_per_trial or 1) if (
-        config.gpus_per_trial
-    ) else 1  # on a CPU they share its cores  # fmt: skip
+    at_once = 1  # on a CPU they share its cores
+    if config.gpus_per_trial:
+        at_once = max(1, min(config.concurrent or len(todo), torch.cuda.device_count() // config.gpus_per_trial))
     return (passes + teachers) / at_once / 60
 
 

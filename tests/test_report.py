@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from latentwire.report import END, README, START, draw_hierarchy, load_results, renew_readme, table_markdown
+from latentwire.charts import hierarchy, llms_of
+from latentwire.report import END, README, START, renew_readme, table_markdown
 from latentwire.results import compare, critical_lines, row_key
 
 ROOT = Path(__file__).parents[1]
@@ -62,14 +63,15 @@ def test_latentwire_of_each_llm_meets_the_encoder_alone_and_nobody_elses_rivals(
     assert all(c["a"] == "latentwire" for c in found)
 
 
-def test_the_encoder_alone_is_in_table_and_charts_without_an_llm(tmp_path):
+def test_the_encoder_alone_is_in_table_and_charts_without_an_llm():
     results = RESULTS | {"results": [*ROWS, alone(0.3)]}
     table = table_markdown(results)
     assert "| none | encoder_only |  | 0.300 [0.200, 0.300] | 0.300 |  |  | 0 | 100 |" in table
     assert "none: " not in table
-    draw_hierarchy(results, tmp_path / "both.png")
-    draw_hierarchy(RESULTS | {"results": [alone(0.3)]}, tmp_path / "alone.png")
-    assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("both", "alone"))
+    for rows, titles in (([*ROWS, alone(0.3)], ["qwen: some-model, dequantised Q4"]), ([alone(0.3)], ["no LLM"])):
+        drawn = hierarchy(RESULTS | {"results": rows}, llms_of(rows))
+        assert [panel.get_title() for panel in drawn.axes] == titles
+        assert "encoder_only" in [label.get_text() for label in drawn.axes[0].get_yticklabels()]
 
 
 def test_the_critical_tests_take_the_better_pca_and_the_ratio_to_text():
@@ -97,9 +99,8 @@ def test_the_table_holds_every_row_and_what_is_needed_to_believe_it():
 
 
 def test_the_chart_is_drawn_also_without_intervals(tmp_path):
-    draw_hierarchy(
-        RESULTS | {"results": [*ROWS, row("text", 0.5, llm="llama") | {"f1_ci95": None}]}, tmp_path / "c.png"
-    )
+    rows = [*ROWS, row("text", 0.5, llm="llama") | {"f1_ci95": None}]
+    hierarchy(RESULTS | {"results": rows}, llms_of(rows)).savefig(tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -111,11 +112,6 @@ def test_the_readmes_table_is_replaced_between_its_marks(tmp_path):
     readme.write_text("no marks")
     with pytest.raises(ValueError, match="marks"):
         renew_readme(readme, "new\n")
-
-
-def test_a_run_without_results_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"results\.json"):
-        load_results(tmp_path)
 
 
 def test_the_readmes_figures_are_those_of_the_committed_results():
