@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,8 +41,9 @@ def teach(
     llm: FrozenLLM, weights_sha256: str, prompts: PromptBuilder, questions: Sequence[Question], k: int
 ) -> dict[str, TeacherLine]:
     """The teacher's lines by question id, for the first k labels of each question."""
-    folder = cache_dir() / "teacher"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, locks = cache_dir() / "teacher", cache_dir() / "teacher_locks"
+    for made in (folder, locks):
+        made.mkdir(parents=True, exist_ok=True)
     ordered = sorted(questions, key=lambda q: (len(q.context), q.id))
     lines: dict[str, TeacherLine] = {}
     with tqdm(total=len(ordered), desc=f"{llm.name} teacher", unit="q", mininterval=1) as bar:
@@ -49,14 +51,15 @@ def teach(
             block = ordered[start : start + BLOCK]
             depends = (weights_sha256, str(llm.dtype), prompts.head, prompts.source, prompts.tail(""), k, TOP, block)
             path = folder / f"{hashlib.sha256(repr(depends).encode()).hexdigest()[:32]}.safetensors"
-            tensors = _read(path)
-            if tensors is None:
-                tensors = _compute(llm, prompts, block, k, bar)
-                temporary = path.with_suffix(".tmp")
-                save_file(tensors, temporary, {"sha256": _sha256(tensors)})
-                temporary.replace(path)
-            else:
-                bar.update(len(block))
+            with FileLock(locks / f"{path.stem}.lock"):  # trainings that share a block compute it once
+                tensors = _read(path)
+                if tensors is None:
+                    tensors = _compute(llm, prompts, block, k, bar)
+                    temporary = path.with_suffix(".tmp")
+                    save_file(tensors, temporary, {"sha256": _sha256(tensors)})
+                    temporary.replace(path)
+                else:
+                    bar.update(len(block))
             for row, question in enumerate(block):
                 real = tensors["real"][row]
                 lines[question.id] = TeacherLine(*(tensors[key][row][real] for key in ("ids", "logprobs", "right")))
