@@ -152,7 +152,7 @@ def _curves(id_: str, lines: Sequence[Mapping], name: str) -> Chart:
                 spans.append(f"{kind} {key} from {points[0][1]:.3g} to {points[-1][1]:.3g}")
         rows += [(kind, f"{step:.0f}", *(_figure(values[step].get(key), 3) for key in keys)) for step in sorted(values)]
     label = f"{charts.CURVES[name][0]} over {lines[-1]['step']} steps: " + ", ".join(spans)
-    return _chart(charts.training_curves(lines, name, width=5.6), id_, label, Table(("", "step", *keys), rows))
+    return _chart(charts.training_curves(lines, name, width=5.6), id_, label, Table(("questions", "step", *keys), rows))
 
 
 def _diagnostics(number: int, part: Part) -> dict:
@@ -324,16 +324,18 @@ def _configuration(part: Part) -> dict:
     made = part.record | (part.diagnostics or {}) | (part.results or {})
     config, machine = part.config, made.get("machine") or {}
     facts = {key: made.get(key, config.get(key)) for key in ("dataset", "split", "source", "n", "seed", "checkpoint")}
+    facts["n"] = facts["n"] or config.get("samples")  # a training has no results
     facts["commit"] = made.get("git")
     facts |= {key: ", ".join(value) if isinstance(value, list) else value for key, value in machine.items()}
     if part.best:
         facts["best checkpoint"] = f"step {part.best.get('step')}, {_figures(part.best.get('validation') or {})}"
+    known = [(key, str(value)) for key, value in facts.items() if value not in (None, "")]  # a seed may be 0
     kinds = {"evaluation": part.results, "training": part.metrics, "diagnostics": part.diagnostics}
     return {
         "label": part.label,
         "kinds": ", ".join(kind for kind, found in kinds.items() if found),
         "sample": facts["dataset"] == "sample",
-        "facts": Table(("", ""), [(key, str(value)) for key, value in facts.items() if value not in (None, "")]),
+        "facts": Table(("fact", "value"), known),
         "settings": Table(("setting", "value"), [(key, _setting(value)) for key, value in config.items()]),
     }
 

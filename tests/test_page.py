@@ -175,6 +175,7 @@ def test_every_section_is_there_with_everything(html):
     }  # fmt: skip
     assert all(role == "img" and len(label) > 20 for _, role, label in seen.figures)
     assert seen.text["training"].index("scores") < seen.text["training"].index("stage joint"), "stages in their order"
+    assert re.search(r"seed\s*0", seen.text["configuration"]) and re.search(r"seed\s*7", seen.text["configuration"])
     for fact in ("trained/stages/scores", "step 40, score 0.375", "abc123", "support no claim", "0.0005"):
         assert fact in seen.text["configuration"], fact
 
@@ -205,6 +206,7 @@ def test_the_page_needs_nothing_else_and_its_ids_are_unique(html):
     assert {address[1:] for address in seen.addresses} <= set(seen.ids)
     assert len(seen.ids) == len(set(seen.ids))
     assert not re.findall(r"@import|<link|url\((?!#)", html)
+    assert set(re.findall(r"url\(#(.*?)\)", html)) <= set(seen.ids)
     assert "<?xml" not in html and html.count("<!DOCTYPE") == 1
 
 
@@ -284,12 +286,15 @@ def test_an_evaluation_without_any_llm_is_shown(tmp_path):
     assert "encoder_only" in seen.text["hierarchy"] and "encoder_only" in seen.text["questions"]
 
 
-def test_bad_signs_come_first_and_name_their_part(html):
-    found = re.findall(r'<li class="(good|bad|undecided)">', html)
-    assert found == sorted(found, key=("bad", "undecided", "good").index) or "not measured here" in html
+def test_bad_signs_come_first_and_what_is_not_measured_last(run, html):
+    found = page.signs(gather([run]))
+    *measured, last = [sign["level"] for sign in found]
+    assert measured == sorted(measured, key=("bad", "undecided", "good").index) and measured[0] == "bad"
+    assert last == "undecided" and found[-1]["title"] == "Shuffled Z against no context"
+    assert re.findall(r'<li class="(good|bad|undecided)">', html) == [*measured, last]
     text = Page(html).text["signs"]
-    assert "trained/checkpoint_best/eval_sample, llama M=32" in text and "Training loss" in text
-    assert "one answer" not in text and "the most frequent answer, “same”, 3 of 4" in text
+    assert "trained/checkpoint_best/eval_sample, llama M=32" in text and "not measured here" in text
+    assert "the most frequent answer, “same”, 3 of 4" in text and "trained/stages/scores" in text
 
 
 @pytest.mark.parametrize(
