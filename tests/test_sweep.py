@@ -319,6 +319,7 @@ def stopped_in(environment, folder, name, number):
     process = subprocess.Popen(
         command(folder), cwd=ROOT, env=environment | {"SLOW": name}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what runs in the background
     )  # fmt: skip
     until = time.monotonic() + 120
     while not (noted.is_file() and noted.read_text()):
