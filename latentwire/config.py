@@ -41,6 +41,10 @@ class _Common:
     def require_known(self) -> None:
         """ValueError where the source or the LLMs cannot be."""
         require(self.source in SOURCES, "source", self.source, f"choose {' or '.join(SOURCES)}")
+        self.require_llms()
+
+    def require_llms(self) -> None:
+        """ValueError where no LLM is named."""
         require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
 
     @property
@@ -236,7 +240,7 @@ class SweepConfig(_Common):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
         require((self.gpus_per_trial or 0) >= 0, "gpus_per_trial", self.gpus_per_trial, "must not be negative")
-        require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
+        self.require_llms()
 
     @property
     def grid(self) -> list[Configuration]:
@@ -275,7 +279,7 @@ class DemoConfig(_Common):
         require(self.codec in CODECS, "codec", self.codec, f"choose one of {', '.join(CODECS)}")
         require(self.dtype in ("", *DTYPES), "dtype", self.dtype, f"choose one of {', '.join(DTYPES)}")
         require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "must be at least 1")
-        require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
+        self.require_llms()
         one = not self.context or bool(self.question.strip())
         require(one, "question", self.question, "--context needs one; without both, the demo asks")
         require(

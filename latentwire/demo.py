@@ -13,7 +13,7 @@ from latentwire.data import Question
 from latentwire.encoder import CodebookEncoder
 from latentwire.llm import load_llm
 from latentwire.prompts import PromptBuilder
-from latentwire.run import cli, default_device
+from latentwire.run import cli, default_device, default_dtype
 
 _SHOWN = {"text": "text", "latentwire": "wire"}  # conditions, and what they are called here
 
@@ -33,7 +33,7 @@ class Demo:
 
     def __init__(self, config: DemoConfig):
         device = config.device or default_device()
-        dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
+        dtype = config.dtype or default_dtype(device)
         encoder, adapters, made = load_checkpoint(Path(config.ckpt), config.llm_ids)
         source, self.m, self.longest = made.get("source", "prompt"), made["latent_len"], config.max_new_tokens
         sender = Sender(encoder.to(device), source, config.codec)

@@ -43,7 +43,7 @@ from latentwire.model import LatentWire
 from latentwire.predictions import Predictions
 from latentwire.prompts import PromptBuilder, content
 from latentwire.results import summarise
-from latentwire.run import SCHEMA, RunFolder, cli, default_device, set_seed, write_json, write_text
+from latentwire.run import SCHEMA, RunFolder, cli, default_device, default_dtype, set_seed, write_json, write_text
 
 KINDS = ("text", "latentwire")  # conditions whose embeddings are compared
 _EXAMPLES = 8  # questions whose latents are shown word by word
@@ -60,7 +60,7 @@ def main() -> None:
 def diagnose(config: DiagnosticsConfig) -> dict:
     """Run all diagnostics and return what was written to diagnostics.json."""
     device = config.device or default_device()
-    dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
+    dtype = config.dtype or default_dtype(device)
     config = dataclasses.replace(config, device=device, dtype=dtype)
     set_seed(config.seed)
     dataset, questions = load_questions(config.dataset, "dev")

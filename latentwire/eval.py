@@ -25,7 +25,7 @@ from latentwire.llm import FrozenLLM, load_llm
 from latentwire.predictions import Predictions
 from latentwire.prompts import WORDINGS, PromptBuilder
 from latentwire.results import compare, critical_lines, row_key, summarise
-from latentwire.run import SCHEMA, RunFolder, cli, default_device, reason, set_seed, write_json
+from latentwire.run import SCHEMA, RunFolder, cli, default_device, default_dtype, reason, set_seed, write_json
 from latentwire.stage0 import closed_form, fit_texts
 
 LONG_ANSWERS = 2000  # an evaluation of this many answers or more is timed before it starts
@@ -80,7 +80,7 @@ def _resolved(config: EvalConfig, dataset: str, n: int) -> EvalConfig:
         latent_len=config.latent_len or made.get("latent_len", DEFAULT_LATENT_LEN),
         d_z=config.d_z or made.get("d_z", DEFAULT_D_Z),
         device=device,
-        dtype=config.dtype or ("float32" if device == "cpu" else "bfloat16"),
+        dtype=config.dtype or default_dtype(device),
         save_dir=config.save_dir or str(Path(config.ckpt or "runs/eval/untrained") / f"eval_{name}"),
     )
 

@@ -174,6 +174,11 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def default_dtype(device: str) -> str:
+    """ "float32" on a CPU, else "bfloat16"."""
+    return "float32" if device == "cpu" else "bfloat16"
+
+
 @cache
 def hub_answers() -> bool:
     """Whether the model hub can be reached; asked once, because the hub's own client retries for most of a minute."""

@@ -42,7 +42,7 @@ from latentwire.losses import answer_edges
 from latentwire.metrics import f1_score
 from latentwire.model import LatentWire, SoftPrompts
 from latentwire.prompts import PromptBuilder
-from latentwire.run import SCHEMA, RunFolder, cli, default_device, set_seed
+from latentwire.run import SCHEMA, RunFolder, cli, default_device, default_dtype, set_seed
 from latentwire.stage0 import closed_form, fit_texts
 from latentwire.teacher import teach
 from latentwire.training import Job, Trainer, steps_of
@@ -59,7 +59,7 @@ def main() -> None:
 def train(config: TrainConfig) -> None:
     """Run one stage, or what is left of it."""
     device = config.device or default_device()
-    dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
+    dtype = config.dtype or default_dtype(device)
     config = dataclasses.replace(config, device=device, dtype=dtype)
     accelerator = Accelerator(
         cpu=device == "cpu",
