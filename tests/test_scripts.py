@@ -135,8 +135,9 @@ def test_a_training_fails_with_its_first_failing_step_and_begins_no_later_one(re
 
 def test_the_stages_follow_one_another_where_the_documents_say(recorded, copy):
     done, calls = recorded(
-        copy / "scripts/experiments/train_latentwire.sh", OUTPUT_DIR="", EPOCHS="4", SCORES_EPOCHS="5"
-    )
+        copy / "scripts/experiments/train_latentwire.sh", OUTPUT_DIR="", EPOCHS="4", SCORES_EPOCHS="5",
+        SAMPLES="300", SCORES_SAMPLES="900",
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     stages = "runs/experiments/latentwire/stages"
     assert [flag(call, "save_dir") for call in calls] == [
@@ -145,6 +146,7 @@ def test_the_stages_follow_one_another_where_the_documents_say(recorded, copy):
     inits = [flag(call, "init") for call in calls[1:]]
     assert inits == [f"{stages}/{stage}/checkpoint_best" for stage in ("codebook", "scores", "adapters")]
     assert [flag(call, "epochs") for call in calls[1:]] == ["5", "1", "3"]
+    assert [flag(call, "samples") for call in calls] == ["300", "900", "300", "300"]
     assert all("--resume" in call for call in calls), "what a kill left is continued"
     assert list((copy / "runs/experiments/latentwire").glob("20*.log"))
 
