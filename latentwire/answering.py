@@ -39,9 +39,7 @@ def complete(
             missing = {q.id for q in batch} - lines.keys()
             if missing:
                 found = answer(condition, setting, batch, m, max_new_tokens)
-                new = [line for line in found if line["id"] in missing]
-                predictions.append([{"id": line["id"]} | label | line for line in new])
-                lines.update({line["id"]: line for line in new})
+                predictions.append([{"id": x["id"]} | label | x for x in found if x["id"] in missing])
             bar.update(len(batch))
     return lines
 

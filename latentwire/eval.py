@@ -4,7 +4,7 @@
     python latentwire/eval.py --dataset sample --conditions text,token_budget,token_budget@64,latentwire
 
 Writes config.json, manifest.json, predictions.jsonl (as it goes) and results.json. Run again, it keeps what is finished
-and computes the rest; --fresh_eval starts over.
+and computes the rest; --fresh_eval starts over. --reuse takes over the rivals' answers of an earlier evaluation.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from latentwire.conditions import CONDITIONS, Condition, Sender, Setting, explai
 from latentwire.config import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalConfig, parse, require
 from latentwire.data import Question, load_questions, split_by_article, subset
 from latentwire.llm import FrozenLLM, load_llm
-from latentwire.predictions import Predictions
+from latentwire.predictions import Predictions, reusable
 from latentwire.prompts import WORDINGS, PromptBuilder
 from latentwire.results import compare, critical_lines, row_key, summarise
 from latentwire.run import SCHEMA, RunFolder, cli, default_device, default_dtype, reason, set_seed, write_json
@@ -36,11 +36,12 @@ LONGEST_S = 2 * 3600
 def main() -> None:
     """Command line: one evaluation."""
     meanings = (f"  {c.name:<22}{c.build.__doc__.splitlines()[0]}" for c in CONDITIONS.values())
-    evaluate(parse(EvalConfig, epilog="\n".join(["conditions (what the LLM finds in the content slot):", *meanings])))
+    epilog = "\n".join(["conditions (what the LLM finds in the content slot):", *meanings])
+    evaluate(parse(EvalConfig, epilog=epilog))
 
 
-def evaluate(config: EvalConfig) -> dict:
-    """Run one evaluation and return what it wrote to results.json."""
+def evaluate(config: EvalConfig) -> dict | None:
+    """Run one evaluation and return what it wrote to results.json; None if only its time was asked for."""
     set_seed(config.seed)
     dataset, questions = _questions(config)
     chosen = subset(questions, config.samples or DEFAULT_SAMPLES, config.seed)
@@ -50,11 +51,19 @@ def evaluate(config: EvalConfig) -> dict:
     conditions = parse_conditions(config.conditions, config.source, config.latent_len)
     _check(config, conditions, chosen)
     train_texts = fit_texts(config.dataset)
+    if config.estimate:
+        settings, _ = _settings(config, conditions, chosen, train_texts, None)
+        _announce(Predictions(Path(config.save_dir) / "predictions.jsonl"), settings, conditions, config)
+        return None
     identity = _identity(config, dataset, chosen, train_texts)
+    reused = reusable(config.reuse, identity, conditions, config.llm_names) if config.reuse else []
     with RunFolder(config.save_dir, identity, fresh=config.fresh_eval) as run:
         manifest = {"dataset": dataset, "split": config.split, "seed": config.seed, "ids": [q.id for q in chosen]}
         write_json(run.path / "manifest.json", manifest)
-        results = _evaluate(config, conditions, dataset, chosen, train_texts, run.path) | run.origin
+        predictions = Predictions(run.path / "predictions.jsonl")
+        if taken := [line for line in reused if line["id"] not in predictions.of(line)]:
+            predictions.append(taken)
+        results = _evaluate(config, conditions, dataset, chosen, train_texts, predictions) | run.origin
         write_json(run.path / "results.json", results)
     print(*critical_lines(results["comparisons"]), sep="\n")
     print(f"wrote {run.path / 'results.json'}")
@@ -122,7 +131,7 @@ def _identity(config: EvalConfig, dataset: str, chosen: list[Question], train_te
             else [],
         }
     )
-    for name in ("save_dir", "fresh_eval", "conditions", "llms"):
+    for name in ("save_dir", "fresh_eval", "conditions", "llms", "reuse", "estimate"):
         del identity[name]
     return identity
 
@@ -133,43 +142,15 @@ def _evaluate(
     dataset: str,
     chosen: list[Question],
     train_texts: list[str],
-    folder: Path,
+    predictions: Predictions,
 ) -> dict:
-    predictions = Predictions(folder / "predictions.jsonl")
     conditions = [
         *conditions,
         *predictions.finished(conditions, config.latent_len, config.llm_names, {q.id for q in chosen}),
     ]
-    reads_wire = any("wire" in condition.uses for condition, _ in conditions)
-    llms = {name: load_llm(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
-    sender, adapters, made = _latentwire(config, llms, train_texts, folder) if reads_wire else (None, {}, {})
-    stage0 = {}
-    if any("stage0" in condition.uses for condition, _ in conditions):
-        encoder, closed, _ = closed_form(llms, train_texts, config.d_z)
-        before = Sender(encoder, config.source, config.codec)
-        stage0 = {name: (before, adapter) for name, adapter in closed.items()}
-    soft_prompts = {
-        condition.name: load_soft_prompts(Path(config.tuned) / condition.name / "checkpoint_best", config.llm_ids)
-        for condition, _ in conditions
-        if "tuned" in condition.uses
-    }
-    settings = [
-        Setting(
-            llm=llm,
-            prompts=PromptBuilder(llm.tokenizer, config.source, config.llm_wordings[name]),
-            sender=sender,
-            adapter=adapters.get(name),
-            codec=config.codec,
-            d_z=config.d_z,
-            train_texts=train_texts,
-            pool=chosen,
-            seed=config.seed,
-            soft_prompts={condition: by_llm[name] for condition, by_llm in soft_prompts.items()},
-            stage0=stage0.get(name),
-        )
-        for name, llm in llms.items()
-    ]
-    _announce(predictions, settings, conditions, config)
+    settings, made = _settings(config, conditions, chosen, train_texts, predictions.path.parent)
+    if sum(missing for *_, missing in _missing(predictions, settings, conditions)) >= LONG_ANSWERS:
+        _announce(predictions, settings, conditions, config)
     rows, scores = [], {}
     for setting in settings:
         for condition, m in conditions:
@@ -192,13 +173,66 @@ def _evaluate(
     }  # fmt: skip
 
 
+def _settings(
+    config: EvalConfig,
+    conditions: Sequence[tuple[Condition, int]],
+    chosen: list[Question],
+    train_texts: list[str],
+    folder: Path | None,
+) -> tuple[list[Setting], dict]:
+    """What the conditions need, an LLM each, and how the checkpoint was made; folder: where stage 0 is kept."""
+    reads_wire = any("wire" in condition.uses for condition, _ in conditions)
+    llms = {name: load_llm(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
+    sender, adapters, made = _latentwire(config, llms, train_texts, folder) if reads_wire else (None, {}, {})
+    stage0 = {}
+    if any("stage0" in condition.uses for condition, _ in conditions):
+        encoder, closed, _ = closed_form(llms, train_texts, config.d_z)
+        before = Sender(encoder, config.source, config.codec)
+        stage0 = {name: (before, adapter) for name, adapter in closed.items()}
+    soft_prompts = {
+        condition.name: load_soft_prompts(Path(config.tuned) / condition.name / "checkpoint_best", config.llm_ids)
+        for condition, _ in conditions
+        if "tuned" in condition.uses and not config.estimate
+    }
+    settings = [
+        Setting(
+            llm=llm,
+            prompts=PromptBuilder(llm.tokenizer, config.source, config.llm_wordings[name]),
+            sender=sender,
+            adapter=adapters.get(name),
+            codec=config.codec,
+            d_z=config.d_z,
+            train_texts=train_texts,
+            pool=chosen,
+            seed=config.seed,
+            soft_prompts={condition: by_llm[name] for condition, by_llm in soft_prompts.items()},
+            stage0=stage0.get(name),
+        )
+        for name, llm in llms.items()
+    ]
+    return settings, made
+
+
+def _missing(
+    predictions: Predictions, settings: list[Setting], conditions: Sequence[tuple[Condition, int]]
+) -> list[tuple[Setting, Condition, int, int]]:
+    """How many answers of which LLM and condition are not there yet."""
+    return [
+        (setting, condition, m, missing)
+        for setting in settings
+        for condition, m in conditions
+        if condition.by_llm
+        if (missing := len(setting.pool) - len(predictions.of(_row(setting, condition, m))))
+    ]
+
+
 def _announce(
     predictions: Predictions,
     settings: list[Setting],
     conditions: Sequence[tuple[Condition, int]],
     config: EvalConfig,
 ) -> None:
-    """Before a long evaluation, time one batch of each kind and say how long all will take.
+    """Time one batch of each kind and say how long all will take.
 
     Raises ValueError where that is over LONGEST_S on a CPU, unless the number of questions was chosen by hand.
     """
@@ -206,15 +240,7 @@ def _announce(
     ordered = sorted(chosen, key=lambda q: len(q.context))
     middle = max(0, len(ordered) // 2 - PROBE_QUESTIONS // 2)
     probe = ordered[middle : middle + PROBE_QUESTIONS]
-    todo = [
-        (setting, condition, m, missing)
-        for setting in settings
-        for condition, m in conditions
-        if condition.by_llm
-        if (missing := len(chosen) - len(predictions.of(_row(setting, condition, m))))
-    ]
-    if sum(missing for *_, missing in todo) < LONG_ANSWERS:
-        return
+    todo = _missing(predictions, settings, conditions)
     print("timing a few batches ...", flush=True)
     per_question: dict[tuple[str, int | None], float] = {}  # by LLM and M; None stands for the whole text
     seconds = 0.0
@@ -222,11 +248,12 @@ def _announce(
         kind = setting.llm.name, m if "m" in condition.uses and condition.name != "pca_rank" else None
         if kind not in per_question:
             started = time.perf_counter()
-            answer(condition, setting, probe, m, config.max_new_tokens)
+            same = CONDITIONS[condition.name.removesuffix("_tuned")]  # a rival's soft prompt hardly changes the time
+            answer(same, setting, probe, m, config.max_new_tokens)
             per_question[kind] = (time.perf_counter() - started) / len(probe)
         seconds += missing * per_question[kind]
     print(f"estimate: {seconds / 60:.0f} minutes for {sum(missing for *_, missing in todo)} answers", flush=True)
-    if seconds > LONGEST_S and config.device == "cpu" and config.samples is None:
+    if seconds > LONGEST_S and not config.estimate and config.device == "cpu" and config.samples is None:
         raise ValueError(
             f"samples: {len(chosen)} questions would take about {seconds / 3600:.1f} hours on this CPU; "
             "choose fewer, or the same number by hand to run it anyway (SAMPLES=..., --samples ...)"
@@ -244,9 +271,9 @@ def _row(setting: Setting, condition: Condition, m: int) -> dict:
 
 
 def _latentwire(
-    config: EvalConfig, llms: dict[str, FrozenLLM], train_texts: list[str], folder: Path
+    config: EvalConfig, llms: dict[str, FrozenLLM], train_texts: list[str], folder: Path | None
 ) -> tuple[Sender, dict[str, Adapter], dict]:
-    """Sender and adapters of the checkpoint, or of stage 0, which is saved beside the results; and how it was made."""
+    """Sender and adapters of the checkpoint, or of stage 0, which is saved in `folder`; and how it was made."""
     if config.ckpt:
         encoder, adapters, made = load_checkpoint(Path(config.ckpt), config.llm_ids)
         require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.ckpt} has d_z={made['d_z']}; set that")
@@ -260,7 +287,8 @@ def _latentwire(
         "schema": SCHEMA, "stage": "codebook", "latent_len": config.latent_len, "d_z": config.d_z,
         "llms": config.llm_ids, "train_seed": None, "interface": report,
     }  # fmt: skip
-    save_checkpoint(folder / "checkpoint_stage0", encoder, adapters, made)
+    if folder:
+        save_checkpoint(folder / "checkpoint_stage0", encoder, adapters, made)
     return Sender(encoder, config.source, config.codec), adapters, made
 
 

@@ -1,12 +1,12 @@
 """What a report is about: finds evaluations, trainings and diagnostics in run folders, and reads them."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentwire.curves import read_metrics
+from latentwire.predictions import read_lines
 from latentwire.run import read_json
 
 _SUBFOLDERS = ("*", "stages/*", "checkpoint_best/*")  # the last one: where eval.py writes without --save_dir
@@ -99,15 +99,9 @@ def _record(path: Path, keys: Sequence[str] = ()) -> dict | None:
 
 
 def _predictions(path: Path) -> list[dict]:
-    """Finished lines of predictions.jsonl. Unlike `predictions.Predictions`, it never touches the file."""
-    lines = []
-    written = path.read_bytes() if path.is_file() else b""
-    for number, text in enumerate(written.split(b"\n")[:-1], start=1):  # a last line without its end was cut off
-        try:
-            lines.append(json.loads(text))
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise ValueError(f"{path}:{number} is damaged ({error}); evaluate again with --fresh_eval") from error
-        _require(lines[-1], _LINE, Path(f"{path}:{number}"))
+    lines = read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        _require(line, _LINE, Path(f"{path}:{number}"))
     return lines
 
 

@@ -2,11 +2,16 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from latentwire.conditions import CONDITIONS, Condition
+from latentwire.config import require
 from latentwire.results import row_key
+from latentwire.run import read_json
+
+_OF_CHECKPOINT = {"wire", "stage0", "tuned"}  # what a condition may use that another evaluation has otherwise
+_FREE = ("ckpt", "checkpoint_sha256", "tuned", "tuned_sha256", "latent_len", "batch_size", "device")  # M is the line's
 
 
 class Predictions:
@@ -18,16 +23,11 @@ class Predictions:
     def __init__(self, path: Path):
         self.path = path
         written = path.read_bytes() if path.is_file() else b""
-        whole = written[: written.rfind(b"\n") + 1]
-        if len(whole) < len(written):
-            os.truncate(path, len(whole))
+        whole = written.rfind(b"\n") + 1
+        if whole < len(written):
+            os.truncate(path, whole)
         self._lines: dict[tuple, dict[str, dict]] = {}
-        for number, text in enumerate(whole.split(b"\n")[:-1], start=1):
-            try:
-                line = json.loads(text)
-            except ValueError as error:  # not JSON, or not UTF-8
-                raise ValueError(f"{path}:{number} is damaged ({error}); use --fresh_eval to start over") from error
-            self.of(line)[line["id"]] = line
+        self._keep(read_lines(path))
 
     def of(self, row: dict) -> dict[str, dict]:
         """Finished lines, by question id, of the condition, M and LLM that `row` names."""
@@ -55,3 +55,59 @@ class Predictions:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
+        self._keep(lines)
+
+    def _keep(self, lines: list[dict]) -> None:
+        for line in lines:
+            self.of(line)[line["id"]] = line
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The finished lines of a predictions.jsonl, which is left as it is; none without the file.
+
+    Raises ValueError naming the line when one is damaged.
+    """
+    lines = []
+    written = path.read_bytes() if path.is_file() else b""
+    for number, text in enumerate(written.split(b"\n")[:-1], start=1):  # a last line without its end was cut off
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:  # not JSON, or not UTF-8
+            raise ValueError(f"{path}:{number} is damaged ({error}); evaluate again with --fresh_eval") from error
+    return lines
+
+
+def reusable(
+    folder: str, identity: Mapping, conditions: Sequence[tuple[Condition, int]], llms: Sequence[str]
+) -> list[dict]:
+    """Lines of the evaluation in `folder` for those of the conditions that read no checkpoint, each with where it is
+    `taken_from`.
+
+    Raises FileNotFoundError if there is none, ValueError naming what differs from the evaluation of this identity.
+    """
+    if not (Path(folder) / "predictions.jsonl").is_file():
+        raise FileNotFoundError(f"reuse={folder!r} holds no predictions.jsonl; name the folder of an evaluation")
+    record = read_json(Path(folder) / "config.json")
+    before, now = (_comparable(config, llms) for config in (record["config"], identity))
+    changes = "; ".join(f"{k}: {before.get(k)!r} there, {now[k]!r} now" for k in now if now[k] != before.get(k))
+    require(not changes, "reuse", folder, f"is an evaluation of something else ({changes}); name another")
+    where = (
+        f"{folder}, commit {record['git']}, {', '.join(record['machine']['gpus']) or record['machine']['processor']}"
+    )
+    keys = {
+        (condition.name, m if "m" in condition.uses else None, llm)
+        for condition, m in conditions
+        if not _OF_CHECKPOINT & set(condition.uses)
+        for llm in llms
+    }
+    return [
+        line | {"taken_from": where} for line in read_lines(Path(folder) / "predictions.jsonl") if row_key(line) in keys
+    ]
+
+
+def _comparable(config: Mapping, llms: Sequence[str]) -> dict:
+    """What two evaluations must have in common to share answers of these LLMs, as JSON gives it back."""
+    kept = {name: value for name, value in config.items() if name not in _FREE}
+    kept |= {"llm_ids": {name: llm_id for name, llm_id in config["llm_ids"] if name in llms}}
+    kept |= {"wordings": {name: config["wordings"].get(name) for name in llms}}
+    return json.loads(json.dumps(kept))

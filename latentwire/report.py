@@ -68,7 +68,7 @@ def table_markdown(results: Mapping) -> str:
         )
     names = {row["llm"]: row["llm_id"] for row in results["results"] if row["llm"]}
     lines += ["", "; ".join(f"{name}: {describe_llm(llm_id)}" for name, llm_id in names.items()) + "."]
-    lines += ["", *_variance_lines(results["results"]), *_interface_lines(results)]
+    lines += ["", *_variance_lines(results["results"]), *_interface_lines(results), *_origin_lines(results["results"])]
     lines += _difference_lines(results["comparisons"])
     critical = critical_lines(results["comparisons"])
     if critical:
@@ -104,6 +104,15 @@ def _variance_lines(rows: Sequence[Mapping]) -> list[str]:
         if row["explained_variance"] is not None:
             held.setdefault(row["llm"], []).append(f"{row['condition']} {row['explained_variance']:.3f}")
     return [f"- Explained variance of PCA, {llm}: {', '.join(shares)}." for llm, shares in held.items()]
+
+
+def _origin_lines(rows: Sequence[Mapping]) -> list[str]:
+    """Which rows an earlier evaluation computed, and where."""
+    taken: dict[str, list[str]] = {}
+    for row in rows:
+        for where in row.get("taken_from", ()):
+            taken.setdefault(where, []).append(f"{row['llm']} {row['condition']}")
+    return [f"- Taken from {where}: {', '.join(names)}." for where, names in taken.items()]
 
 
 def _interface_lines(results: Mapping) -> list[str]:

@@ -1,7 +1,8 @@
 """From one line a question to results.json: means, intervals, paired comparisons, the three critical tests.
 
 A prediction line holds: id, condition, m, llm, prediction, references, f1, em, first_token_correct, answer_nll (nats),
-answer_tokens, answer_bytes, llm_positions, wire_bytes, text_bytes, seconds.
+answer_tokens, answer_bytes, llm_positions, wire_bytes, text_bytes, seconds; and, where another evaluation computed
+it, taken_from.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,7 @@ def summarise(lines: Mapping[str, Line], questions: Sequence[Question], seed: in
         "text_bytes": float(np.mean(column("text_bytes"))),
         "seconds": seconds,
         "examples_per_s": len(ordered) / seconds if seconds else None,
+        "taken_from": sorted({line["taken_from"] for line in ordered if "taken_from" in line}),
     }
 
 

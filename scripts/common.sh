@@ -35,12 +35,12 @@ logged() {
 # evaluate CONDITIONS: the evaluation of these conditions with the settings of the environment, then its table.
 evaluate() {
     DATASET=${DATASET:-squad} SOURCE=${SOURCE:-prompt} SAMPLES=${SAMPLES:-} SEED=${SEED:-0}
-    CKPT=${CKPT:-} TUNED=${TUNED:-} CODEC=${CODEC:-fp16} LLMS=${LLMS:-llama,qwen} DTYPE=${DTYPE:-}
+    CKPT=${CKPT:-} TUNED=${TUNED:-} REUSE=${REUSE:-} CODEC=${CODEC:-fp16} LLMS=${LLMS:-llama,qwen} DTYPE=${DTYPE:-}
     MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-12} BATCH_SIZE=${BATCH_SIZE:-32} FRESH_EVAL=${FRESH_EVAL:-0} CONDITIONS=$1
     if [ -z "$CKPT" ]; then LATENT_LEN=${LATENT_LEN:-32} D_Z=${D_Z:-256}; fi  # a checkpoint knows its own
     LATENT_LEN=${LATENT_LEN:-} D_Z=${D_Z:-}
     show LLAMA_ID QWEN_ID LLMS DATASET SOURCE SAMPLES SEED LATENT_LEN D_Z CODEC CONDITIONS MAX_NEW_TOKENS \
-        BATCH_SIZE DTYPE CKPT TUNED FRESH_EVAL OUTPUT_DIR
+        BATCH_SIZE DTYPE CKPT TUNED REUSE FRESH_EVAL OUTPUT_DIR
     local extra=()
     case "$FRESH_EVAL" in
         0) ;;
@@ -50,8 +50,8 @@ evaluate() {
     [ -z "$SAMPLES" ] || extra+=(--samples "$SAMPLES")
     [ -z "$LATENT_LEN" ] || extra+=(--latent_len "$LATENT_LEN")
     [ -z "$D_Z" ] || extra+=(--d_z "$D_Z")
-    logged "$PYTHON" -u latentwire/eval.py --ckpt "$CKPT" --tuned "$TUNED" --dataset "$DATASET" --source "$SOURCE" \
-        --seed "$SEED" --codec "$CODEC" --llms "$LLMS" --dtype "$DTYPE" \
+    logged "$PYTHON" -u latentwire/eval.py --ckpt "$CKPT" --tuned "$TUNED" --reuse "$REUSE" --dataset "$DATASET" \
+        --source "$SOURCE" --seed "$SEED" --codec "$CODEC" --llms "$LLMS" --dtype "$DTYPE" \
         --max_new_tokens "$MAX_NEW_TOKENS" --batch_size "$BATCH_SIZE" --conditions "$CONDITIONS" \
         --save_dir "$OUTPUT_DIR" ${extra[@]+"${extra[@]}"}
     logged "$PYTHON" -u latentwire/report.py "$OUTPUT_DIR"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import pytest
 import torch
 
+from latentwire import answering
 from latentwire.backbone import load_backbone
 from latentwire.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
 from latentwire.conditions import CONDITIONS
@@ -17,6 +19,7 @@ from latentwire.config import EvalConfig, parse
 from latentwire.data import SAMPLE_DIR, load_questions, split_by_article
 from latentwire.encoder import SelectingEncoder
 from latentwire.eval import evaluate, main
+from latentwire.report import table_markdown
 from latentwire.run import RunFolder
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
@@ -52,6 +55,11 @@ def predictions(folder):
 
 def predictions_bytes(folder):
     return (folder / "predictions.jsonl").read_bytes()
+
+
+def record_calls(calls, function):
+    """The function, which notes its arguments."""
+    return lambda *arguments: (calls.append(arguments), function(*arguments))[1]
 
 
 @pytest.fixture(scope="module")
@@ -447,3 +455,51 @@ def test_flags_follow_the_settings(capsys):
     with pytest.raises(SystemExit) as stop:
         parse(EvalConfig, ["--output_dir", "x"])
     assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: unrecognized arguments: --output_dir")
+
+
+def test_what_no_checkpoint_changes_is_taken_from_another_evaluation(finished, trained, tmp_path, monkeypatch):
+    folder, before = finished
+    asked = []
+    monkeypatch.setattr("latentwire.answering._read", record_calls(asked, answering._read))
+    results = evaluate(
+        config(tmp_path / "r", ckpt=str(trained), conditions="text,token_budget,pca,latentwire", reuse=str(folder))
+    )
+    assert {condition.name for condition, *_ in asked} == {"latentwire"}
+    rows = {(row["condition"], row["llm"]): row for row in results["results"]}
+    for row in before["results"]:
+        if row["condition"] in ("text", "token_budget", "pca"):
+            taken = rows[row["condition"], row["llm"]]
+            assert taken | {"taken_from": []} == row
+            assert taken["taken_from"][0].startswith(f"{folder}, commit ")
+    assert rows["latentwire", "llama"]["taken_from"] == []
+    assert any(c["b"] == "text" and c["critical"] == 3 for c in results["comparisons"] if "critical" in c)
+    assert f"- Taken from {folder}" in table_markdown(results)
+
+
+def test_the_answers_of_one_of_two_llms_may_be_taken(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("latentwire.answering._read", lambda *a: pytest.fail("computed again"))
+    results = evaluate(config(tmp_path / "r", llms="qwen", conditions="text", reuse=str(finished[0])))
+    assert [row["llm"] for row in results["results"]] == ["qwen"]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"samples": 8}, "questions_sha256: "),
+        ({"max_new_tokens": 5}, "max_new_tokens: 4 there, 5 now"),
+        ({"d_z": 16}, "d_z: 24 there, 16 now"),
+        ({"reuse": "/no/such/run"}, "/no/such/run"),
+    ],
+)
+def test_answers_to_something_else_are_not_taken(finished, tmp_path, change, match):
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
+        evaluate(config(tmp_path / "r", **({"reuse": str(finished[0]), "conditions": "text"} | change)))
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_estimate_runs_nothing_and_writes_nothing(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("latentwire.eval.LONGEST_S", 0)
+    conditions = "text,latentwire,text_tuned,token_budget_tuned"
+    done = evaluate(config(tmp_path / "r", conditions=conditions, tuned="not/there/yet", samples=None, estimate=True))
+    assert done is None and not (tmp_path / "r").exists()
+    assert re.search(r"estimate: \d+ minutes for 960 answers", capsys.readouterr().out)

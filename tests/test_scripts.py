@@ -1,5 +1,6 @@
 """The launchers, run as a user runs them, with small random models."""
 
+import functools
 import json
 import os
 import shutil
@@ -23,12 +24,16 @@ SCRIPTS = sorted(p for p in ROOT.glob("scripts/**/*.sh"))
 def launch(llm_folders, tmp_path):
     """Run a script with settings of the environment; results go to tmp_path / "out"."""
 
-    def start(script, **settings):
+    def start(script, *arguments, **settings):
         environment = {k: v for k, v in os.environ.items() if k not in ("SQUAD_DIR", "MODELS_DIR")} | llm_folders
         environment |= {"PYTHON": sys.executable, "OUTPUT_DIR": str(tmp_path / "out"), "DATASET": "sample"}
         environment |= {"SAMPLES": "4", "D_Z": "24", "MAX_NEW_TOKENS": "3"} | settings
         return subprocess.run(
-            ["bash", str(ROOT / "scripts" / script)], env=environment, capture_output=True, text=True, cwd=tmp_path
+            ["bash", str(ROOT / "scripts" / script), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
         )
 
     return start
@@ -99,12 +104,28 @@ def recorded(launch, tmp_path):
     python.chmod(0o755)
     calls = tmp_path / "calls"
 
-    def start(script, **settings):
+    def start(script, *arguments, **settings):
         calls.write_text("")
-        done = launch(script, PYTHON=str(python), CALLS=str(calls), **settings)
+        done = launch(script, *arguments, PYTHON=str(python), CALLS=str(calls), **settings)
         return done, calls.read_text().splitlines()
 
     return start
+
+
+@pytest.fixture
+def guessed(recorded, tmp_path):
+    """As `recorded`, with programs that guess a time when asked for one and leave what the whole suite looks at."""
+    python = tmp_path / "python-that-notes"
+    python.write_text(
+        python.read_text()
+        + """
+case "$*" in *--estimate*) echo "estimate: 7 minutes for 1 steps"; exit ;; esac
+folder=$(expr "$*" : '.*eval.py .*--save_dir \\([^ ]*\\)') || exit 0
+mkdir -p "$folder"
+printf "before\\n\\`\\`\\`text\\nPASS llama 1.\\nFAIL qwen 3.\\n\\`\\`\\`\\n" > "$folder/table.md"
+"""
+    )
+    return functools.partial(recorded, TMPDIR="/tmp")
 
 
 def flag(call, name):
@@ -221,6 +242,77 @@ def test_a_training_from_end_to_end_is_not_repeated(launch, tmp_path, encoder_fo
     done = launch("experiments/train_latentwire.sh", PYTHON=str(again), **settings)
     assert done.returncode == 0 and f"{out} is finished already" in done.stdout, done.stdout + done.stderr
     assert before == {path: path.read_bytes() for path in out.rglob("*.pt")}
+
+
+SUITE = [
+    "--stage codebook --save_dir /tmp", "--stage token_budget_tuned --save_dir /tmp",
+    "--stage text_tuned --save_dir /tmp", "--stage scores --save_dir /tmp", "--stage joint --save_dir /tmp",
+    "eval.py --ckpt /tmp",
+    "eval.py --ckpt  --tuned  --reuse  ", "report.py runs/all/baselines",
+    "--stage token_budget_tuned --save_dir runs", "--stage text_tuned --save_dir runs",
+    "--stage codebook --save_dir runs", "--stage scores --save_dir runs", "--stage adapters --save_dir runs",
+    "--stage joint --save_dir runs",
+    "eval.py --ckpt runs/all/latentwire/checkpoint_best --tuned runs/all/tuned --reuse runs/all/baselines ",
+    "report.py runs/all/eval\n",
+    "report.py runs/all/eval runs/all/latentwire runs/all/tuned --html runs/all/report.html",
+]  # fmt: skip
+
+
+def test_the_whole_suite_plans_first_and_ends_with_the_critical_tests(guessed, copy):
+    done, calls = guessed(copy / "scripts/run_all.sh", OUTPUT_DIR="", EVAL_SAMPLES="7", EPOCHS="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(calls) == len(SUITE) and all(part in f"{call}\n" for part, call in zip(SUITE, calls, strict=True))
+    said = done.stdout
+    assert (
+        said.index("plan, in runs/all")
+        < said.index("35 min  altogether")
+        < said.index("OUTPUT_DIR      runs/all/baselines")
+    )
+    assert said.endswith("the critical tests:\nPASS llama 1.\nFAIL qwen 3.\n")
+    evaluations = [call for call in calls if "eval.py" in call and "--estimate" not in call]
+    compared = [set(flag(call, "conditions").split(",")) for call in evaluations]
+    assert compared[0] < compared[1], "the baselines are compared with, and their answers are there already"
+    assert {"latentwire", "shuffled_z", "encoder_only", "text_tuned"} <= compared[1] - compared[0]
+    assert {flag(call, "samples") for call in evaluations} == {"7"}
+    assert all("--resume" in call for call in calls if "--stage" in call and "--estimate" not in call)
+
+
+@pytest.mark.parametrize("number", range(len(SUITE)))
+def test_the_whole_suite_fails_with_any_step_and_begins_no_later_one(guessed, copy, number):
+    step = SUITE[number].rstrip("\n")
+    done, calls = guessed(copy / "scripts/run_all.sh", OUTPUT_DIR="", FAILING=step, EPOCHS="2")
+    assert done.returncode != 0 and "critical" not in done.stdout
+    assert len(calls) == number + 1 and step in calls[-1]
+
+
+def test_a_dry_run_of_the_whole_suite_leaves_nothing(guessed, copy):
+    done, calls = guessed(copy / "scripts/run_all.sh", "--dry-run", OUTPUT_DIR="", TRAINED_RIVALS="0")
+    assert done.returncode == 0 and "21 min  altogether" in done.stdout, done.stdout + done.stderr
+    assert len(calls) == 4 and not any("tuned --save_dir" in call for call in calls)
+    assert not (copy / "runs").exists()
+
+
+@pytest.mark.parametrize(("arguments", "settings"), [(["--dryrun"], {}), ([], {"TRAINED_RIVALS": "no"})])
+def test_the_whole_suite_refuses_what_it_does_not_know(guessed, copy, arguments, settings):
+    done, calls = guessed(copy / "scripts/run_all.sh", *arguments, OUTPUT_DIR="", **settings)
+    assert done.returncode == 2 and not calls
+    assert (arguments or ["TRAINED_RIVALS=no"])[0] in done.stderr
+
+
+def test_the_whole_suite_from_end_to_end(launch, tmp_path, encoder_folder):
+    settings = {
+        "SAMPLES": "8", "BATCH_SIZE": "4", "VAL_SAMPLES": "2", "EPOCHS": "1", "SCORES_EPOCHS": "1", "LATENT_LEN": "16",
+        "NPROC": "1", "ENCODER_ID": encoder_folder, "LATENTWIRE_CACHE": str(tmp_path / "cache"), "EVAL_SAMPLES": "6",
+        "TRAINED_RIVALS": "0",
+    }  # fmt: skip
+    done = launch("run_all.sh", **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / "out"
+    results = json.loads((out / "eval" / "results.json").read_text())
+    taken = {row["condition"]: bool(row["taken_from"]) for row in results["results"]}
+    assert taken["text"] and taken["pca"] and not taken["latentwire"] and not taken["encoder_only"]
+    assert len(done.stdout.split("the critical tests:\n")[1].splitlines()) == 6
+    assert "latentwire" in (out / "report.html").read_text()
 
 
 def test_only_one_starts_over(launch):
