@@ -22,6 +22,13 @@ _MARKERS = "osD^vP*X<>p"
 _WIDTH = 5.2  # inches of a chart for one LLM: its letters can still be read on a phone
 _SMOOTH = 20  # steps that one point of a curve averages, at most
 
+# Histograms of diagnostics.json, and their titles.
+_DISTRIBUTIONS = {
+    "rms_per_token": "RMS per token",
+    "rms_per_dimension": "RMS per dimension",
+    "first_norm": "RMS after the first norm",
+    "nearest_cosine": "cosine to the nearest token",
+}
 # Which values of metrics.jsonl go into a chart of training: label, keys, logarithmic or not.
 CURVES: dict[str, tuple[str, Callable[[str], bool], bool]] = {
     "first_token_accuracy": ("first-token accuracy", lambda key: "first_token_acc" in key, False),
@@ -142,38 +149,56 @@ def rms_histogram(histograms: Mapping[str, Mapping], vocabulary: float | None, t
     """RMS per token by kind of embeddings (histograms: edges and counts by kind), the vocabulary's as a line."""
     figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
     panel = figure.subplots()
-    for number, (kind, found) in enumerate(histograms.items()):
-        shares = [count / (sum(found["counts"]) or 1) for count in found["counts"]]
-        colour = _COLOURS.get(kind, f"C{number}")
-        panel.stairs(shares, found["edges"], label=kind, color=colour, fill=True, alpha=0.6)
-    if vocabulary is not None:
-        panel.axvline(vocabulary, color="black", lw=1, ls=":", label="vocabulary")
+    _distributions(panel, histograms, vocabulary)
     panel.set_xlabel("RMS of a token's embedding")
     panel.set_ylabel("share of tokens")
     panel.set_title(title, fontsize=10)
-    panel.spines[["top", "right"]].set_visible(False)
     panel.legend(fontsize=9, frameon=False)
     return figure
 
 
-def interventions(rows: Sequence[Mapping], title: str) -> Figure:
-    """F1 with 95% intervals after each intervention on one LLM's embeddings, the kinds of embeddings side by side."""
+def embeddings(llms: Mapping[str, Mapping]) -> Figure:
+    """Distributions of text and learned embeddings and their share of variance by direction, a row an LLM (llms: as in
+    diagnostics.json)."""
+    figure = Figure(figsize=(17, 3 * len(llms)), layout="constrained")
+    panels = figure.subplots(len(llms), len(_DISTRIBUTIONS) + 1, squeeze=False)
+    for (name, llm), row in zip(llms.items(), panels, strict=True):
+        kinds = llm["embeddings"]
+        for key, panel in zip(_DISTRIBUTIONS, row, strict=False):
+            mark = llm["vocabulary_rms"] if key == "rms_per_token" else None
+            _distributions(panel, {kind: found[key] for kind, found in kinds.items()}, mark)
+            panel.set_title(f"{name}: {_DISTRIBUTIONS[key]}", fontsize=9)
+        for number, (kind, found) in enumerate(kinds.items()):
+            directions = range(1, len(found["spectrum"]) + 1)
+            row[-1].plot(directions, found["spectrum"], color=_COLOURS.get(kind, f"C{number}"), label=kind)
+        row[-1].set(xscale="log", yscale="log")
+        row[-1].set_title(f"{name}: share of variance by direction", fontsize=9)
+        row[-1].spines[["top", "right"]].set_visible(False)
+        row[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def interventions(rows: Sequence[Mapping], llms: Sequence[str]) -> Figure:
+    """F1 with 95% intervals after each intervention, the kinds of embeddings side by side, one panel an LLM."""
     kinds = list(dict.fromkeys(row["embeddings"] for row in rows))
     places = {name: -y for y, name in enumerate(dict.fromkeys(row["intervention"] for row in rows))}
     height = 0.8 / len(kinds)
-    figure = Figure(figsize=(_WIDTH, 1.6 + 0.2 * len(rows)), layout="constrained")
-    panel = figure.subplots()
-    for number, kind in enumerate(kinds):
-        colour = _COLOURS.get(kind, f"C{number}")
-        for row in (row for row in rows if row["embeddings"] == kind):
-            _bar(panel, places[row["intervention"]] + 0.4 - height * (number + 0.5), row, colour, 0.9 * height)
-        panel.barh(0, 0, color=colour, label=kind)
-    panel.set_yticks(list(places.values()), list(places))
-    panel.set_xlim(left=0)
-    panel.set_xlabel("F1, 95% interval by paragraph")
-    panel.set_title(title, fontsize=10)
-    panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(kinds), fontsize=9, frameon=False)
+    size = (_WIDTH * len(llms), 1.6 + 0.2 * len(places) * len(kinds))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(llms), squeeze=False)[0]
+    for panel, llm in zip(panels, llms, strict=True):
+        for number, kind in enumerate(kinds):
+            colour = _COLOURS.get(kind, f"C{number}")
+            for row in (row for row in rows if (row["llm"], row["embeddings"]) == (llm, kind)):
+                _bar(panel, places[row["intervention"]] + 0.4 - height * (number + 0.5), row, colour, 0.9 * height)
+            panel.barh(0, 0, color=colour, label=kind)
+        panel.set_yticks(list(places.values()), list(places))
+        panel.set_xlim(left=0)
+        panel.set_xlabel("F1, 95% interval by paragraph")
+        panel.set_title(llm, fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(kinds), fontsize=9, frameon=False)
     return figure
 
 
@@ -191,6 +216,17 @@ def inline_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
     return re.sub(r"(fill|stroke): #000000", r"\1: currentColor", svg)
+
+
+def _distributions(panel: Axes, histograms: Mapping[str, Mapping], mark: float | None) -> None:
+    """Shares by bin, a colour a kind, and a dotted line at `mark`."""
+    for number, (kind, found) in enumerate(histograms.items()):
+        shares = [count / (sum(found["counts"]) or 1) for count in found["counts"]]
+        colour = _COLOURS.get(kind, f"C{number}")
+        panel.stairs(shares, found["edges"], label=kind, color=colour, fill=True, alpha=0.6)
+    if mark is not None:
+        panel.axvline(mark, color="black", lw=1, ls=":", label="vocabulary")
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _bar(panel: Axes, y: float, row: Mapping, colour: str, height: float) -> None:

@@ -144,9 +144,7 @@ def _load_squad(split: str) -> tuple[str, list[Question]]:
     questions = _load_from_hub(split)
     if questions is not None:
         return "squad", questions
-    print(
-        "data: no SQUAD_DIR and no hub, so this runs on the sample set (its numbers support no claim)", file=sys.stderr
-    )
+    print("data: no SQUAD_DIR and no hub, so the sample set is read (its numbers support no claim)", file=sys.stderr)
     return load_questions("sample", split)
 
 

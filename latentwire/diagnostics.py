@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentwire import wire
+from latentwire import charts, wire
 from latentwire.answering import complete
 from latentwire.checkpoint import checkpoint_sha256, load_checkpoint
 from latentwire.conditions import CONDITIONS, Sender, Setting, Slot
 from latentwire.config import DiagnosticsConfig, parse
 from latentwire.data import Question, load_questions, subset
-from latentwire.embedding_charts import draw_embeddings, draw_interventions
 from latentwire.encoder import CodebookEncoder
 from latentwire.findings import findings_markdown
 from latentwire.geometry import (
@@ -90,8 +89,8 @@ def diagnose(config: DiagnosticsConfig) -> dict:
         results |= {"latents": _latents(settings, m, predictions)} | run.origin
         write_json(run.path / "diagnostics.json", results)
         write_text(run.path / "findings.md", findings_markdown(results))
-        for name, draw in (("embeddings", draw_embeddings), ("interventions", draw_interventions)):
-            draw(results, run.path / f"{name}.png")
+        charts.embeddings(found).savefig(run.path / "embeddings.png", dpi=130)
+        charts.interventions(results["interventions"], list(found)).savefig(run.path / "interventions.png", dpi=130)
     print(f"wrote {run.path / 'findings.md'} and diagnostics.json")
     return results
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentwire.curves import read_metrics
-from latentwire.predictions import read_lines
-from latentwire.run import read_json
+from latentwire.run import read_json, read_lines
 
 _SUBFOLDERS = ("*", "stages/*", "checkpoint_best/*")  # the last one: where eval.py writes without --save_dir
 _RESULTS = (

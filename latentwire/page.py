@@ -204,7 +204,7 @@ def _interventions(number: int, rows: Sequence[Mapping]) -> list[Chart]:
         ]  # fmt: skip
         label = f"F1 of {llm} after interventions: " + ", ".join(" ".join(figure[:3]) for figure in figures)
         table = Table(("embeddings", "intervention", "F1", "95%", "NLL per token", "empty answers"), figures)
-        drawn.append(_chart(charts.interventions(mine, llm), f"interventions{number}-{place}", label, table))
+        drawn.append(_chart(charts.interventions(mine, [llm]), f"interventions{number}-{place}", label, table))
     return drawn
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from latentwire.conditions import CONDITIONS, Condition
 from latentwire.config import require
 from latentwire.results import row_key
-from latentwire.run import read_json
+from latentwire.run import read_json, read_lines
 
 _OF_CHECKPOINT = {"wire", "stage0", "tuned"}  # what a condition may use that another evaluation has otherwise
 _FREE = ("ckpt", "checkpoint_sha256", "tuned", "tuned_sha256", "latent_len", "batch_size", "device")  # M is the line's
@@ -60,21 +60,6 @@ class Predictions:
     def _keep(self, lines: list[dict]) -> None:
         for line in lines:
             self.of(line)[line["id"]] = line
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The finished lines of a predictions.jsonl, which is left as it is; none without the file.
-
-    Raises ValueError naming the line when one is damaged.
-    """
-    lines = []
-    written = path.read_bytes() if path.is_file() else b""
-    for number, text in enumerate(written.split(b"\n")[:-1], start=1):  # a last line without its end was cut off
-        try:
-            lines.append(json.loads(text))
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise ValueError(f"{path}:{number} is damaged ({error}); evaluate again with --fresh_eval") from error
-    return lines
 
 
 def reusable(

@@ -110,6 +110,21 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path}: not JSON ({error}); remove it or restore it") from error
 
 
+def read_lines(path: Path) -> list[dict]:
+    """The finished lines of a predictions.jsonl; none without the file, which is left as it is.
+
+    Raises ValueError naming the line when one is damaged.
+    """
+    lines = []
+    written = path.read_bytes() if path.is_file() else b""
+    for number, text in enumerate(written.split(b"\n")[:-1], start=1):  # a last line without its end was cut off
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:  # not JSON, or not UTF-8
+            raise ValueError(f"{path}:{number} is damaged ({error}); evaluate again with --fresh_eval") from error
+    return lines
+
+
 def write_json(path: Path, content: object) -> None:
     """Write JSON so that a reader never sees half a file."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

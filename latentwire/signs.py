@@ -15,7 +15,7 @@ _FIRST_TOKEN = (0.10, 0.20)  # bad below, good above
 _ONE_ANSWER = 0.20  # share of all predictions from which on an answer is a collapse
 _EMPTY = 0.05
 _RMS = 3.0  # prefix RMS / vocabulary RMS: good from 1 / _RMS to _RMS
-_FLOOR = 0.02  # shuffled_z is at the floor if it cannot be further above no_context
+_FLOOR = 0.03  # shuffled_z is at the floor if it cannot be further above no_context
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,9 @@ def _side(ci: Sequence[float] | None) -> str:
 
 
 def _floor(ci: Sequence[float] | None) -> str:
-    if ci and ci[0] > 0:
-        return BAD
-    return GOOD if ci and ci[1] <= _FLOOR else UNDECIDED
+    if ci and ci[1] <= _FLOOR:
+        return GOOD
+    return BAD if ci and ci[0] > 0 else UNDECIDED
 
 
 def _mean(lines: Sequence[Mapping], key: str) -> float:

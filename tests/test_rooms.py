@@ -21,7 +21,6 @@ FLOORS = [
         "curves",
         "charts",
         "signs",
-        "embedding_charts",
         "geometry",
         "findings",
         "keeper",

@@ -45,7 +45,7 @@ def test_the_critical_test_does_not_repeat_the_comparison():
 
 @pytest.mark.parametrize(
     ("interval", "level"),
-    [([0.001, 0.006], BAD), ([-0.01, 0.02], GOOD), ([0.0, 0.0], GOOD), ([-0.1, 0.021], UNDECIDED), (None, UNDECIDED)],
+    [([0.001, 0.04], BAD), ([0.001, 0.03], GOOD), ([0.0, 0.0], GOOD), ([-0.1, 0.031], UNDECIDED), (None, UNDECIDED)],
 )
 def test_shuffled_z_must_be_at_the_floor(interval, level):
     assert levels(judge_results(results(shuffled=interval)))[SHUFFLED] == level
