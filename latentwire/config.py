@@ -267,7 +267,7 @@ class SweepConfig(_Common):
 class DemoConfig(_Common):
     """One question of one text, answered by each LLM from the text and from the wire. Without --context it asks."""
 
-    ckpt: str = option("runs/experiments/latentwire/checkpoint_best", "checkpoint folder")
+    ckpt: str = option("checkpoints/latentwire_m32", "checkpoint folder; default: the one that ships here")
     context: str = option("", "file with the text")
     question: str = option("", "the question")
     llms: str = option("llama,qwen", "names of the LLMs; NAME's model is read from NAME_ID, upper case")

@@ -221,6 +221,29 @@ def test_a_training_starts_one_process_a_gpu_and_refuses_an_unknown_resume(recor
     assert done.returncode == 2 and "RESUME=yes" in done.stderr and not calls
 
 
+def test_the_quickstart_evaluates_the_shipped_checkpoint_and_squad_only_where_it_is(recorded, copy, tmp_path):
+    script = copy / "scripts/quickstart.sh"
+    done, calls = recorded(script, OUTPUT_DIR="", DATASET="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [flag(call, "save_dir") for call in calls if "eval.py" in call] == ["runs/quickstart/sample"]
+    done, calls = recorded(script, OUTPUT_DIR="", DATASET="", SQUAD_DIR="/some/folder")
+    evaluations = [call for call in calls if "eval.py" in call]
+    assert [flag(call, "dataset") for call in evaluations] == ["sample", "squad"]
+    assert {flag(call, "ckpt") for call in evaluations} == {"checkpoints/latentwire_m32"}
+    own = copy / "runs/experiments/latentwire/checkpoint_best"
+    own.mkdir(parents=True)
+    (own / "config.json").touch()
+    done, calls = recorded(script, OUTPUT_DIR="")
+    (evaluation,) = (call for call in calls if "eval.py" in call)
+    assert flag(evaluation, "ckpt") == str(own.relative_to(copy))
+    assert flag(evaluation, "save_dir") == "runs/quickstart_trained/sample"
+    done, calls = recorded(script, CKPT="")
+    assert "--ckpt  --tuned" in " ".join(calls)
+    for number, step in enumerate(("eval.py", "report.py")):
+        done, calls = recorded(script, FAILING=step)
+        assert done.returncode == 9 and len(calls) == number + 1
+
+
 def test_a_training_from_end_to_end_is_not_repeated(launch, tmp_path, encoder_folder):
     settings = {
         "SAMPLES": "8", "BATCH_SIZE": "4", "VAL_SAMPLES": "2", "EPOCHS": "2", "SCORES_EPOCHS": "1", "LATENT_LEN": "16",
