@@ -122,6 +122,9 @@ class TrainConfig(_Common):
     seed: int = option(0, "seed of the choice and order of questions, of dropout and of new weights")
     latent_len: int = option(DEFAULT_LATENT_LEN, "M, latents a question")
     d_z: int = option(DEFAULT_D_Z, "width of a latent; chosen at stage codebook")
+    interface: str = option(
+        "closed_form", "how stage codebook begins: closed_form, or random (an ablation: everything must be learned)"
+    )
     encoder_type: str = option(
         "hf", "hf: pretrained, chooses tokens; queries: pretrained, free queries; byte: from scratch"
     )
@@ -159,6 +162,8 @@ class TrainConfig(_Common):
             self.encoder_type in ENCODERS, "encoder_type", self.encoder_type, f"choose one of {', '.join(ENCODERS)}"
         )
         require(self.pooling in POOLINGS, "pooling", self.pooling, f"choose {' or '.join(POOLINGS)}")
+        known = ("closed_form", "random")
+        require(self.interface in known, "interface", self.interface, f"choose {' or '.join(known)}")
         require(self.dtype in ("", "float32", "bfloat16"), "dtype", self.dtype, "choose float32 or bfloat16")
         needs = self.stage in ("scores", "adapters", "joint")
         require(

@@ -71,12 +71,11 @@ def evaluate(config: EvalConfig) -> dict | None:
 
 
 def _questions(config: EvalConfig) -> tuple[str, list[Question]]:
-    """Name of the data, and the questions of the split; held_out: on the articles that the training held out."""
+    """Name of the data, and the questions of the split; held_out: on the articles of train that no training sees."""
     if config.split != "held_out":
         return load_questions(config.dataset, config.split)
     dataset, everything = load_questions(config.dataset, "train")
-    seed = read_config(Path(config.ckpt)).get("train_seed") if config.ckpt else None
-    return dataset, split_by_article(everything, config.seed if seed is None else seed)[1]
+    return dataset, split_by_article(everything)[1]
 
 
 def _resolved(config: EvalConfig, dataset: str, n: int) -> EvalConfig:

@@ -81,6 +81,17 @@ def build_interface(tables: Mapping[str, Tensor], counts: Tensor, d_z: int) -> I
     return Interface(codes / rms, adapters)
 
 
+def random_interface(like: Interface, seed: int) -> Interface:
+    """Codes and maps of the same shapes and sizes that know nothing of any LLM: what the closed form must beat."""
+    drawing = torch.Generator().manual_seed(seed)
+
+    def drawn(found: Tensor) -> Tensor:
+        return found.square().mean().sqrt() * torch.randn(found.shape, generator=drawing)
+
+    adapters = {name: (drawn(weight), torch.zeros_like(bias)) for name, (weight, bias) in like.adapters.items()}
+    return Interface(drawn(like.codebook), adapters)
+
+
 def interface_report(interface: Interface, tables: Mapping[str, Tensor], counts: Tensor) -> dict[str, dict[str, float]]:
     """Per LLM, how well the codes stand for its own embeddings.
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from latentwire.adapter import Adapter
 from latentwire.data import load_questions, subset
 from latentwire.encoder import CodebookEncoder
-from latentwire.interface import build_interface, interface_report, token_counts, wire_table
+from latentwire.interface import build_interface, interface_report, random_interface, token_counts, wire_table
 from latentwire.llm import FrozenLLM
 
 FIT_QUESTIONS = 5000  # train questions whose text weights the codebook and fits the PCA
@@ -18,13 +18,18 @@ def fit_texts(dataset: str) -> list[str]:
 
 
 def closed_form(
-    llms: Mapping[str, FrozenLLM], texts: Sequence[str], d_z: int
+    llms: Mapping[str, FrozenLLM], texts: Sequence[str], d_z: int, random_seed: int | None = None
 ) -> tuple[CodebookEncoder, dict[str, Adapter], dict]:
-    """Encoder, adapters, and `interface_report`'s figures. The wire's vocabulary is that of the first LLM."""
+    """Encoder, adapters, and `interface_report`'s figures. The wire's vocabulary is that of the first LLM.
+
+    random_seed: draw an interface that knows nothing instead, to learn what the closed form is worth.
+    """
     tokenizer = next(iter(llms.values())).tokenizer
     tables = {name: wire_table(llm, tokenizer) for name, llm in llms.items()}
     counts = token_counts(tokenizer, texts)
     interface = build_interface(tables, counts, d_z)
+    if random_seed is not None:
+        interface = random_interface(interface, random_seed)
     encoder = CodebookEncoder.from_codebook(tokenizer, interface.codebook)
     adapters = {name: Adapter.from_closed_form(*parts) for name, parts in interface.adapters.items()}
     return encoder, adapters, interface_report(interface, tables, counts)

@@ -72,7 +72,7 @@ def sweep(config: SweepConfig) -> int:
         _dry_run(config, todo)
         return 0
     dataset, questions = load_questions(config.dataset, "train")
-    held = subset(split_by_article(questions, config.seed)[1], config.eval_samples, config.seed)
+    held = subset(split_by_article(questions)[1], config.eval_samples, config.seed)
     baselines = folder / "baselines" / f"dz{max(config.numbers('d_zs'))}"  # PCA's width; the widest is the strongest
     with RunFolder(folder, _identity(config, dataset, held), restart="by removing it (rm -r)"):
         ranking = Ranking(folder, grid, held, baselines, config.seed)

@@ -68,7 +68,7 @@ def train(config: TrainConfig) -> None:
     )
     set_seed(config.seed)
     dataset, everything = load_questions(config.dataset, "train")
-    pool, held = split_by_article(everything, config.seed)
+    pool, held = split_by_article(everything)
     questions = subset(pool, config.samples or FULL_SQUAD, config.seed)
     held = subset(held, config.val_samples, config.seed)
     accelerator.print(
@@ -115,7 +115,8 @@ def _train(
         "settings": dataclasses.asdict(config), **(run.origin if run else {}),
     }  # fmt: skip
     if config.stage == "codebook":
-        encoder, adapters, report = closed_form(llms, fit_texts(config.dataset), config.d_z)
+        seed = config.seed if config.interface == "random" else None
+        encoder, adapters, report = closed_form(llms, fit_texts(config.dataset), config.d_z, seed)
         if run:
             save_checkpoint(folder / "checkpoint_best", encoder, adapters, origin | {"interface": report})
         accelerator.print(f"wrote {folder / 'checkpoint_best'}")

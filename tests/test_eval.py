@@ -306,20 +306,16 @@ def test_the_encoder_alone_has_one_row_without_llm_and_latentwire_meets_it_for_e
     assert len(lines) == 9 and all(line["llm"] is None and line["prediction"] for line in lines)
 
 
-def test_held_out_questions_are_those_that_the_checkpoints_training_did_not_see(trained, tmp_path):
-    everything = load_questions("sample", "train")[1]
+def test_held_out_questions_are_those_that_no_training_sees(trained, tmp_path):
+    pool, held = split_by_article(load_questions("sample", "train")[1])
     made = json.loads((trained / "config.json").read_text())
     write = (trained / "config.json").write_text
-    asked = set()
     for seed in (3, 5):
         write(json.dumps(made | {"train_seed": seed}))
         folder = tmp_path / f"r{seed}"
         evaluate(config(folder, ckpt=str(trained), split="held_out", samples=99, conditions="no_context"))
-        pool, held = split_by_article(everything, seed)
         ids = json.loads((folder / "manifest.json").read_text())["ids"]
         assert set(ids) == {q.id for q in held} and not set(ids) & {q.id for q in pool}
-        asked.add(frozenset(ids))
-    assert len(asked) == 2, "another training seed holds out others"
 
 
 def test_the_encoders_answers_are_kept_by_a_later_call_for_more(trained, tmp_path, monkeypatch):

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from latentwire.adapter import Adapter
-from latentwire.interface import build_interface, interface_report, principal_directions, token_counts, wire_table
+from latentwire.interface import (
+    build_interface,
+    interface_report,
+    principal_directions,
+    random_interface,
+    token_counts,
+    wire_table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +121,19 @@ def test_codes_have_a_unit_whatever_the_llms(parts):
         scaled = {name: factor * table for name, table in tables.items()}
         codes = build_interface(scaled, counts, 16).codebook.double()
         assert abs((weights[:, None] * codes.square()).sum() / 16 - 1) < 1e-3
+
+
+def test_a_random_interface_has_the_size_of_the_closed_form_and_knows_nothing(parts):
+    tables, counts = parts
+    closed = build_interface(tables, counts, d_z=24)
+    drawn = random_interface(closed, seed=0)
+    assert drawn.codebook.shape == closed.codebook.shape
+    torch.testing.assert_close(drawn.codebook.square().mean(), closed.codebook.square().mean(), rtol=0.05, atol=0)
+    for name, (weight, _) in closed.adapters.items():
+        ours, bias = drawn.adapters[name]
+        torch.testing.assert_close(ours.square().mean(), weight.square().mean(), rtol=0.1, atol=0)
+        assert not bias.any()
+    for name, report in interface_report(drawn, tables, counts).items():
+        assert report["explained_variance"] < 0 < interface_report(closed, tables, counts)[name]["explained_variance"]
+    again, other = (random_interface(closed, seed=seed).codebook for seed in (0, 1))
+    assert torch.equal(again, drawn.codebook) and not torch.equal(other, drawn.codebook)

@@ -184,6 +184,46 @@ def test_a_single_epoch_is_the_joint_stages(recorded):
     assert flag(calls[2], "init").endswith("stages/scores/checkpoint_best") and flag(calls[2], "epochs") == "1"
 
 
+def test_a_named_checkpoint_takes_the_place_of_the_first_stages(recorded):
+    done, calls = recorded("experiments/train_latentwire.sh", INIT="some/scores", EPOCHS="1")
+    assert done.returncode == 0 and [flag(call, "stage") for call in calls] == ["joint"]
+    assert flag(calls[0], "init") == "some/scores"
+
+
+def test_without_span_supervision_there_is_no_stage_for_it(recorded):
+    done, calls = recorded("experiments/train_latentwire.sh", SPAN_WEIGHT="0", EPOCHS="2", INTERFACE="random")
+    assert done.returncode == 0 and [flag(call, "stage") for call in calls] == ["codebook", "adapters", "joint"]
+    assert {flag(call, "interface") for call in calls} == {"random"}
+
+
+def test_ablations_change_one_thing_a_row_and_are_paired_with_three_seeds(recorded, copy):
+    script = copy / "scripts/experiments/ablations.sh"
+    done, calls = recorded(script, OUTPUT_DIR="", ROWS="byte kd no_span M8", SAMPLES="5", LLMS="llama")
+    assert done.returncode == 0, done.stdout + done.stderr
+    joint = {flag(call, "save_dir"): call for call in calls if "--stage joint" in call}
+    folder = "runs/ablations"
+    assert list(joint) == [f"{folder}/{name}" for name in ("base", "seed1", "seed2", "byte", "kd", "no_span", "M8")]
+    seeds = [flag(joint[f"{folder}/{name}"], "seed") for name in ("base", "seed1", "seed2", "byte")]
+    assert seeds == ["0", "1", "2", "0"]
+    changed = {
+        ("byte", "encoder_type"): "byte", ("kd", "kd_weight"): "0.5", ("no_span", "span_weight"): "0",
+        ("M8", "latent_len"): "8",
+    }  # fmt: skip
+    for (name, option), value in changed.items():
+        assert flag(joint[f"{folder}/{name}"], option) == value != flag(joint[f"{folder}/base"], option)
+    assert flag(joint[f"{folder}/M8"], "init") == flag(joint[f"{folder}/base"], "init")
+    evaluations = [call for call in calls if "eval.py" in call]
+    assert all("--split held_out" in call for call in evaluations) and len(evaluations) == 7
+    first = ",".join(f"{folder}/{name}/eval" for name in ("base", "seed1", "seed2"))
+    others = " ".join(f"{folder}/{name}/eval" for name in ("byte", "kd", "no_span", "M8"))
+    assert calls[-1].endswith(f"compare.py {first} {others} --save_dir {folder}")
+    for step in ("--stage joint", "eval.py", "compare.py"):
+        done, calls = recorded(script, FAILING=step, ROWS="byte")
+        assert done.returncode == 9 and step in calls[-1]
+    done, calls = recorded(script, ROWS="bytes")
+    assert done.returncode == 2 and "bytes is not known" in done.stderr and not calls
+
+
 def test_the_diagnostics_train_a_quick_checkpoint_unless_one_is_named(recorded, copy):
     script = copy / "scripts/run_embedding_diagnostics.sh"
     done, calls = recorded(script, OUTPUT_DIR="", TRAIN_SAMPLES="9", EVAL_SAMPLES="7")

@@ -78,7 +78,7 @@ def environment(tmp_path_factory):
     stub.write_text(STUB.format(python=sys.executable))
     stub.chmod(0o755)
     left_out = ("SQUAD_DIR", "MODELS_DIR", "RAY_ADDRESS", "OUTPUT_DIR")
-    ids = [q.id for q in split_by_article(load_questions("sample", "train")[1], 0)[1]]
+    ids = [q.id for q in split_by_article(load_questions("sample", "train")[1])[1]]
     return {k: v for k, v in os.environ.items() if k not in left_out} | {
         "PYTHON": str(stub), "PYTHONPATH": str(ROOT), "CALLS": str(folder / "calls"), "IDS": json.dumps(ids),
     }  # fmt: skip

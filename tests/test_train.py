@@ -288,7 +288,7 @@ def files(folder):
 
 def trained_on(config):
     """Questions that are trained on, and those that are held out."""
-    pool, held = split_by_article(load_questions("sample", "train")[1], config.seed)
+    pool, held = split_by_article(load_questions("sample", "train")[1])
     return subset(pool, config.samples, config.seed), subset(held, config.val_samples, config.seed)
 
 
