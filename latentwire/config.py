@@ -294,6 +294,41 @@ class DemoConfig(_Common):
         )
 
 
+@dataclass
+class BenchmarkConfig(_Common):
+    """Ratios of speed, ours beside the obvious way, measured in one run."""
+
+    parts: str = option("train,text_eval,serving,mfu,growth", "comma-separated; those in save_dir are not repeated")
+    llms: str = option("llama,qwen", "names of the LLMs; NAME's model is read from NAME_ID, upper case")
+    wordings: str = option("", "LLM=WORDING,...; default: the wording chosen for the model on train questions")
+    random_weights: bool = option(False, "Llama-3.1-8B's and Qwen2.5-7B's shapes with random weights, made on the GPU")
+    dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path")
+    batch_size: int = option(16, "questions a step, and a batch of an evaluation")
+    steps: int = option(2, "steps (or batches) that a repeat takes")
+    repeats: int = option(3, "how often everything is measured, after one round that is not counted")
+    latent_len: int = option(DEFAULT_LATENT_LEN, "M, latents a question")
+    d_z: int = option(DEFAULT_D_Z, "width of a latent")
+    k: int = option(4, "answer tokens to learn, the end of sequence among them")
+    encoder_id: str = option(DEFAULT_ENCODER, "pretrained encoder: offline:..., a folder, or a hub id")
+    max_new_tokens: int = option(12, "longest answer, in tokens")
+    device: str = option("", "cpu or cuda; default: cuda where there is one")
+    dtype: str = option("", "of the frozen LLMs: float32 or bfloat16; default: float32 on a CPU, bfloat16 on a GPU")
+    save_dir: str = option("runs/benchmark", "output folder")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "steps", "repeats", "latent_len", "d_z", "k", "max_new_tokens"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        known = BenchmarkConfig.parts.split(",")
+        for part in self.part_names:
+            require(part in known, "parts", part, f"choose among {', '.join(known)}")
+        require(self.dtype in ("", "float32", "bfloat16"), "dtype", self.dtype, "choose float32 or bfloat16")
+        self.require_llms()
+
+    @property
+    def part_names(self) -> list[str]:
+        return [part.strip() for part in self.parts.split(",") if part.strip()]
+
+
 def llm_id(name: str) -> str:
     """Hub id, folder or offline id of the LLM called `name`; ValueError when nothing says which it is."""
     found = os.environ.get(f"{name.upper()}_ID") or DEFAULT_LLMS.get(name)

@@ -27,7 +27,7 @@ OUTPUTS = (
     "report.html",
 )  # cleared by a fresh start
 # A folder where one of these has content holds a run; stage codebook writes nothing but its checkpoint.
-BEGUN = ("predictions.jsonl", "metrics.jsonl", "checkpoint_best/config.json", "sweep_summary.json")
+BEGUN = ("predictions.jsonl", "results.json", "metrics.jsonl", "checkpoint_best/config.json", "sweep_summary.json")
 
 
 class RunFolder:

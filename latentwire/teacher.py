@@ -38,10 +38,16 @@ class TeacherLine:
 
 
 def teach(
-    llm: FrozenLLM, weights_sha256: str, prompts: PromptBuilder, questions: Sequence[Question], k: int
+    llm: FrozenLLM,
+    weights_sha256: str,
+    prompts: PromptBuilder,
+    questions: Sequence[Question],
+    k: int,
+    cache: Path | None = None,
 ) -> dict[str, TeacherLine]:
-    """The teacher's lines by question id, for the first k labels of each question."""
-    folder, locks = cache_dir() / "teacher", cache_dir() / "teacher_locks"
+    """The teacher's lines by question id, for the first k labels of each question. cache: default LATENTWIRE_CACHE."""
+    cache = cache or cache_dir()
+    folder, locks = cache / "teacher", cache / "teacher_locks"
     for made in (folder, locks):
         made.mkdir(parents=True, exist_ok=True)
     ordered = sorted(questions, key=lambda q: (len(q.context), q.id))

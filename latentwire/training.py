@@ -135,7 +135,7 @@ class Trainer:
         while self.step < self.total:
             if self.step == 0 and metrics:
                 self._validate(metrics, board)
-            line = self._step()
+            line = self.take_step()
             self.step += 1
             if metrics:
                 metrics.write(line)
@@ -165,7 +165,8 @@ class Trainer:
             self.optimizer.zero_grad()
         return (time.perf_counter() - started) / steps
 
-    def _step(self) -> dict:
+    def take_step(self) -> dict:
+        """Step number `self.step`; what metrics.jsonl says of it."""
         started, config = time.perf_counter(), self.job.config
         self.model.train()
         if isinstance(self.job.model, LatentWire) and "backbone" not in self.components:

@@ -29,8 +29,8 @@ FLOORS = [
     {"llm", "backbone"},
     {"interface", "adapter", "encoder", "teacher"},
     {"conditions", "checkpoint", "results", "stage0", "losses"},
-    {"predictions", "answering", "model", "training", "ranking", "page"},
-    {"train", "eval", "diagnostics", "compare", "demo", "export", "report", "sweep"},
+    {"predictions", "answering", "model", "training", "ranking", "page", "plain"},
+    {"train", "eval", "benchmark", "diagnostics", "compare", "demo", "export", "report", "sweep"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 ROOMS = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")

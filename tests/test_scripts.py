@@ -224,6 +224,17 @@ def test_ablations_change_one_thing_a_row_and_are_paired_with_three_seeds(record
     assert done.returncode == 2 and "bytes is not known" in done.stderr and not calls
 
 
+def test_the_benchmark_takes_its_settings_and_fails_with_its_program(recorded, copy):
+    script = copy / "scripts/benchmark.sh"
+    done, (call,) = recorded(script, OUTPUT_DIR="", PARTS="mfu", RANDOM_WEIGHTS="1")
+    assert done.returncode == 0 and flag(call, "parts") == "mfu" and "--random_weights" in call
+    assert flag(call, "save_dir") == "runs/benchmark"
+    done, calls = recorded(script, FAILING="benchmark.py")
+    assert done.returncode == 9 and len(calls) == 1
+    done, calls = recorded(script, RANDOM_WEIGHTS="yes")
+    assert done.returncode == 2 and "RANDOM_WEIGHTS=yes" in done.stderr and not calls
+
+
 def test_the_diagnostics_train_a_quick_checkpoint_unless_one_is_named(recorded, copy):
     script = copy / "scripts/run_embedding_diagnostics.sh"
     done, calls = recorded(script, OUTPUT_DIR="", TRAIN_SAMPLES="9", EVAL_SAMPLES="7")
