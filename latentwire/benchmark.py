@@ -24,15 +24,14 @@ import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from latentwire.answering import answer
 from latentwire.backbone import load_backbone
 from latentwire.conditions import CONDITIONS, Sender, Setting
-from latentwire.config import BenchmarkConfig, TrainConfig, parse, require
+from latentwire.config import BenchmarkConfig, TrainConfig, parse
 from latentwire.data import Question, load_questions, subset
 from latentwire.encoder import SelectingEncoder
-from latentwire.llm import FrozenLLM, load_llm
+from latentwire.llm import FrozenLLM, load_llm, random_llm
 from latentwire.model import LatentWire
 from latentwire.plain import PlainLLM, answer_batched, answer_one_by_one, teach_now
 from latentwire.prompts import PromptBuilder
@@ -56,17 +55,6 @@ _EPOCHS = 3  # passes that share the cost of the teacher's cache
 _LENGTHS = (150, 1000, 4000)  # tokens of a context
 _DECODED = 8  # tokens that a timed answer takes
 _BATCHES, _SIZES = (4, 8, 16, 32), (8, 32, 64)  # growth: questions a step, and M
-# Llama-3.1-8B and Qwen2.5-7B.
-_LARGE = {
-    "llama": LlamaConfig(
-        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
-        vocab_size=128256, max_position_embeddings=131072, rms_norm_eps=1e-5,
-    ),
-    "qwen": Qwen2Config(
-        hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-        vocab_size=152064, max_position_embeddings=32768, rms_norm_eps=1e-6,
-    ),
-}  # fmt: skip
 _CLEAR = "/proc/self/clear_refs"
 _MATRICES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
 
@@ -107,10 +95,8 @@ class Bench:
         self.config = config
         _, questions = load_questions(config.dataset, "train")
         self.questions = subset(questions, config.steps * config.batch_size, 0)
-        self.llms = {
-            name: (_random_llm if config.random_weights else load_llm)(name, llm_id, config.device, config.dtype)
-            for name, llm_id in config.llm_ids.items()
-        }
+        load = random_llm if config.random_weights else load_llm
+        self.llms = {name: load(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
         before, self.adapters, _ = closed_form(self.llms, fit_texts(config.dataset), config.d_z)
         backbone = load_backbone(config.encoder_id)
         self.encoder = SelectingEncoder(before.tokenizer, *before.codebook.weight.shape, backbone, "select")
@@ -303,15 +289,6 @@ PARTS: dict[str, Callable[[Bench], list[dict]]] = {
 
 def _answer(llm: FrozenLLM, prompts: PromptBuilder, slot: torch.Tensor, tails: Sequence[Sequence[int]]) -> None:
     llm.generate_with_prefix(prompts.head, [slot], tails, _DECODED)
-
-
-def _random_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
-    """The brief's large model of this name in its true shape, with random weights made on the device: right for times,
-    never for answers. Tokens are those of the model that `llm_id` names."""
-    require(name in _LARGE, "llms", name, f"with --random_weights choose among {', '.join(_LARGE)}")
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(_LARGE[name], dtype=getattr(torch, dtype))
-    return FrozenLLM(name, model, load_llm(name, llm_id, "cpu", dtype).tokenizer, f"{name}, random weights")
 
 
 def _take(trainer: Trainer, step: int) -> None:

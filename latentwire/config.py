@@ -12,6 +12,17 @@ from latentwire.wire import CODECS
 DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2.5-coder-0.5b-instruct"}
 # Chosen on 100 train questions as text (LOG.md); a model that is not named here gets "chat".
 CHOSEN_WORDINGS = {"offline:smollm2-135m-instruct": "plain", "offline:qwen2.5-coder-0.5b-instruct": "chat"}
+# The shapes of the brief's models, Llama-3.1-8B and Qwen2.5-7B, for times with random weights.
+LARGE_SHAPES = {
+    "llama": {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+    },
+    "qwen": {
+        "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 32768,
+    },
+}  # fmt: skip
 DEFAULT_SAMPLES, DEFAULT_LATENT_LEN, DEFAULT_D_Z = 1000, 32, 256
 SOURCES = ("prompt", "context")
 SPLITS = ("dev", "train", "held_out")

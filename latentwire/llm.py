@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from latentwire.config import LARGE_SHAPES, require
 from latentwire.models_cache import OFFLINE_LLMS, ensure_offline_model
 from latentwire.prompts import END_OF_TURN, IGNORE
 from latentwire.run import hub_answers, reason
@@ -278,3 +280,14 @@ def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
     if loaded["missing_keys"]:  # transformers would go on with random weights
         raise ValueError(f"the model {llm_id!r} lacks the weights {sorted(loaded['missing_keys'])}; {remedy}")
     return FrozenLLM(name, model.to(device), tokenizer, llm_id)
+
+
+def random_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
+    """The large model of this name in its true shape, with random weights made on the device: right for times, never
+    for answers. It reads with the tokenizer of `llm_id`, whose ids must fit. Raises ValueError for an unknown name."""
+    require(name in LARGE_SHAPES, "llms", name, f"random weights have the shapes of {', '.join(LARGE_SHAPES)}")
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**LARGE_SHAPES[name]), dtype=getattr(torch, dtype)
+        )
+    return FrozenLLM(name, model, load_llm(name, llm_id, "cpu", dtype).tokenizer, f"{name}, random weights")

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from latentwire.llm import FrozenLLM, load_llm
+from latentwire.config import LARGE_SHAPES
+from latentwire.llm import FrozenLLM, load_llm, random_llm
 from latentwire.prompts import IGNORE, PromptBuilder
 
 NAMES = ["llama", "qwen"]
@@ -218,3 +219,15 @@ def test_a_prompt_beyond_a_sliding_window_is_refused_and_one_within_it_is_exact(
     assert ours == reference_answers(llm, head, short, tails, 6)
     with pytest.raises(ValueError, match="300 positions only"):
         llm.prefill(head, [llm.embed(slots[0] * 3)], tails[:1])
+
+
+def test_random_weights_come_in_the_shape_that_is_asked_for(llm_folders, monkeypatch):
+    shape = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000}  # fmt: skip
+    monkeypatch.setitem(LARGE_SHAPES, "qwen", shape)
+    llm = random_llm("qwen", llm_folders["QWEN_ID"], "cpu", "bfloat16")
+    assert llm.width == 32 and llm.dtype == torch.bfloat16 and len(llm.model.get_decoder().layers) == 2
+    assert llm.kv_bytes == 2 * 2 * 2 * 8 * 2  # keys and values, layers, heads, their width, bytes
+    assert isinstance(llm.generate_with_prefix((1, 2), [torch.randn(3, 32)], [[3]], 2)[0], str)
+    with pytest.raises(ValueError, match="llms='gemma'"):
+        random_llm("gemma", llm_folders["QWEN_ID"], "cpu", "bfloat16")
