@@ -15,7 +15,7 @@ from latentwire.conditions import Setting
 from latentwire.data import Question
 from latentwire.llm import FrozenLLM, PrefixLoss
 from latentwire.prompts import IGNORE
-from latentwire.teacher import TOP, TeacherLine
+from latentwire.teacher import TOP, TeacherLine, score_texts
 
 
 class PlainLLM(FrozenLLM):
@@ -52,13 +52,7 @@ class PlainLLM(FrozenLLM):
 @torch.no_grad()
 def teach_now(setting: Setting, questions: Sequence[Question], k: int) -> dict[str, TeacherLine]:
     """The teacher's lines for one batch, without a cache."""
-    llm, prompts = setting.llm, setting.prompts
-    scored = llm.loss_with_prefix(
-        prompts.head,
-        [llm.embed(prompts.ids(prompts.content_text(q.context, q.question))) for q in questions],
-        [prompts.tail(q.question) for q in questions],
-        [prompts.label_ids(q.answers[0], k) for q in questions],
-    )
+    scored = score_texts(setting.llm, setting.prompts, questions, k)
     top = scored.logits.float().log_softmax(dim=2).topk(TOP, dim=2)
     lines = {}
     for row, question in enumerate(questions):

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latentwire.data import Question
-from latentwire.llm import FrozenLLM
+from latentwire.llm import FrozenLLM, PrefixLoss
 from latentwire.models_cache import cache_dir
 from latentwire.prompts import PromptBuilder
 
@@ -92,6 +92,17 @@ def _sha256(tensors: dict[str, Tensor]) -> str:
 
 
 @torch.no_grad()
+def score_texts(llm: FrozenLLM, prompts: PromptBuilder, batch: Sequence[Question], k: int) -> PrefixLoss:
+    """What the LLM says of the first k labels when it reads the whole texts."""
+    return llm.loss_with_prefix(
+        prompts.head,
+        [llm.embed(prompts.ids(prompts.content_text(q.context, q.question))) for q in batch],
+        [prompts.tail(q.question) for q in batch],
+        [prompts.label_ids(q.answers[0], k) for q in batch],
+    )
+
+
+@torch.no_grad()
 def _compute(llm: FrozenLLM, prompts: PromptBuilder, block: Sequence[Question], k: int, bar: tqdm) -> dict[str, Tensor]:
     """ids int32, logprobs float16 [n, k, TOP], right and real bool [n, k], left-aligned."""
     out = {
@@ -102,12 +113,7 @@ def _compute(llm: FrozenLLM, prompts: PromptBuilder, block: Sequence[Question], 
     }
     for start in range(0, len(block), _BATCH):
         batch = block[start : start + _BATCH]
-        scored = llm.loss_with_prefix(
-            prompts.head,
-            [llm.embed(prompts.ids(prompts.content_text(q.context, q.question))) for q in batch],
-            [prompts.tail(q.question) for q in batch],
-            [prompts.label_ids(q.answers[0], k) for q in batch],
-        )
+        scored = score_texts(llm, prompts, batch, k)
         top = scored.logits.float().log_softmax(dim=2).topk(TOP, dim=2)
         for row in range(len(batch)):
             real = scored.mask[row]
