@@ -1,5 +1,7 @@
 """The real SmolLM2, downloaded on first use: what holds for random models holds for a trained one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from test_llm import prompts_of, reference_answers
@@ -10,6 +12,7 @@ from latentwire.eval import evaluate
 from latentwire.llm import load_llm
 
 SMOL = DEFAULT_LLMS["llama"]
+SHIPPED = Path(__file__).parents[1] / "checkpoints" / "latentwire_m32"
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +54,20 @@ def test_it_answers_from_text_and_from_the_untrained_wire_but_not_from_nothing(t
     f1 = {row["condition"]: row["f1"] for row in results["results"]}
     assert f1["oracle_text"] > f1["no_context"] + 0.1
     assert f1["oracle_wire"] > f1["no_context"] + 0.1
+
+
+def test_the_shipped_checkpoint_answers_passages_that_it_has_never_seen(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_ID", SMOL)
+    results = evaluate(
+        EvalConfig(
+            ckpt=str(SHIPPED),
+            dataset="sample",
+            samples=24,
+            llms="llama",
+            device="cpu",
+            save_dir=str(tmp_path / "run"),
+            conditions="latentwire,shuffled_z,no_context",
+        )
+    )
+    f1 = {row["condition"]: row["f1"] for row in results["results"]}
+    assert f1["latentwire"] > max(f1["shuffled_z"], f1["no_context"]) + 0.1
