@@ -255,12 +255,38 @@ def _sliding_window(config: PreTrainedConfig) -> int | None:
     return config.sliding_window if slides else None
 
 
-def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
-    """Load and freeze a causal LM.
+@dataclass
+class Shape:
+    """What an LLM's size follows from. key_width: width of a layer's keys, and of its values."""
 
-    llm_id: one of the offline models ("offline:..."), a folder, or a hub id; dtype: the name of a torch dtype.
-    Raises FileNotFoundError or ValueError that names the id and the way out.
-    """
+    parameters: int
+    layers: int
+    width: int
+    inner_width: int
+    key_width: int
+    vocabulary: int
+
+
+def shape_of(name: str, llm_id: str) -> Shape:
+    """The shape of an LLM, from its configuration alone: no weight is read. Raises as `load_llm` does."""
+    where, remedy = _where(name, llm_id)
+    try:
+        config = AutoConfig.from_pretrained(**where)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    inner = config.get_text_config(decoder=True)
+    heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
+    head_width = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
+    return Shape(
+        sum(weight.numel() for weight in model.parameters()), inner.num_hidden_layers, inner.hidden_size,
+        getattr(inner, "intermediate_size", 4 * inner.hidden_size), heads * head_width, inner.vocab_size,
+    )  # fmt: skip
+
+
+def _where(name: str, llm_id: str) -> tuple[dict, str]:
+    """Where transformers finds a model, and what to do when it does not."""
     source = str(ensure_offline_model(llm_id)) if llm_id in OFFLINE_LLMS else llm_id
     remedy = f"set {name.upper()}_ID to a hub id, a folder with config.json, or one of {', '.join(OFFLINE_LLMS)}"
     if llm_id.startswith("offline:") and llm_id not in OFFLINE_LLMS:
@@ -269,7 +295,16 @@ def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
     is_path = source.startswith((".", "/")) or Path(source).is_dir()
     if is_path and not Path(source, "config.json").is_file():
         raise FileNotFoundError(f"no model in {source!r} (no config.json there); {remedy}")
-    where = {"pretrained_model_name_or_path": source, "local_files_only": is_path or not hub_answers()}
+    return {"pretrained_model_name_or_path": source, "local_files_only": is_path or not hub_answers()}, remedy
+
+
+def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
+    """Load and freeze a causal LM.
+
+    llm_id: one of the offline models ("offline:..."), a folder, or a hub id; dtype: the name of a torch dtype.
+    Raises FileNotFoundError or ValueError that names the id and the way out.
+    """
+    where, remedy = _where(name, llm_id)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model, loaded = AutoModelForCausalLM.from_pretrained(

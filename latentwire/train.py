@@ -39,6 +39,7 @@ from latentwire.data import Question, load_questions, split_by_article, subset
 from latentwire.encoder import CodebookEncoder, Encoder, ResamplingEncoder, SelectingEncoder
 from latentwire.llm import load_llm
 from latentwire.losses import answer_edges
+from latentwire.memory import require_memory
 from latentwire.metrics import f1_score
 from latentwire.model import LatentWire, SoftPrompts
 from latentwire.prompts import PromptBuilder
@@ -104,6 +105,8 @@ def _train(
         if run:
             draw_curves(folder)  # a kill may have come just before
         return
+    if config.stage != "codebook":
+        accelerator.print(require_memory(config))
     names = {} if config.stage == "scores" else config.llm_ids
     where = str(accelerator.device)
     llms = {name: load_llm(name, llm_id, where, config.dtype) for name, llm_id in names.items()}

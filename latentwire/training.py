@@ -25,6 +25,7 @@ from latentwire.curves import Metrics
 from latentwire.data import Question
 from latentwire.losses import answer_sums, distillation_sum, span_sum
 from latentwire.model import LatentWire, Slots, SoftPrompts
+from latentwire.run import reason
 from latentwire.teacher import TeacherLine
 
 TERMINATED = 143  # exit status after SIGTERM, as shells have it: 128 + 15
@@ -135,7 +136,12 @@ class Trainer:
         while self.step < self.total:
             if self.step == 0 and metrics:
                 self._validate(metrics, board)
-            line = self.take_step()
+            try:
+                line = self.take_step()
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                raise ValueError(self._too_large(error)) from error
             self.step += 1
             if metrics:
                 metrics.write(line)
@@ -192,6 +198,17 @@ class Trainer:
             "step": self.step + 1, "epoch": self.step // self.per_epoch + 1, **figures, "lr": rate,
             "examples_per_s": len(ids) / (time.perf_counter() - started), "memory_mb": _memory_mb(),
         }  # fmt: skip
+
+    def _too_large(self, error: RuntimeError) -> str:
+        """How large the step was that memory ran out in, and what to try."""
+        config, batch = self.job.config, self.batches[self.step]
+        smaller = f"BATCH_SIZE={config.batch_size // 2}" if config.batch_size > 1 else "fewer LLMS, or smaller ones,"
+        return (
+            f"out of memory at step {self.step}: {config.batch_size} questions a process, the longest context of "
+            f"{max(len(q.context) for q in batch)} characters, {config.latent_len} latents each, "
+            f"{', '.join(config.llm_names)} in {config.dtype} ({reason(error)}); try {smaller} in another folder; what "
+            "was saved is kept"
+        )
 
     def _require_finite(self, what: str, value: Tensor, ids: Sequence[str]) -> None:
         if not torch.isfinite(value):
@@ -287,6 +304,10 @@ def _rate(config: TrainConfig, component: str) -> float:
     if component == "codebook":
         return config.codebook_lr
     return config.encoder_lr if component == "backbone" and config.encoder_type != "byte" else config.lr
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)  # a CPU has no type of its own
 
 
 def _norm(gradients: Sequence[Tensor | None]) -> Tensor:

@@ -27,7 +27,7 @@ FLOORS = [
     },
     {"data", "prompts", "gathering"},
     {"llm", "backbone"},
-    {"interface", "adapter", "encoder", "teacher"},
+    {"interface", "adapter", "encoder", "teacher", "memory"},
     {"conditions", "checkpoint", "results", "stage0", "losses"},
     {"predictions", "answering", "model", "training", "ranking", "page", "plain"},
     {"train", "eval", "benchmark", "diagnostics", "compare", "demo", "export", "report", "sweep"},

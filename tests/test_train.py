@@ -493,6 +493,21 @@ def test_what_is_not_finite_stops_before_any_weight_changes(stopped, joint_confi
     assert_same_run(stopped, joint)
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_tells_the_steps_size_and_a_smaller_batch(stopped, joint_config, joint, monkeypatch, error):
+    def full(self):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take_step", full)
+        with pytest.raises(ValueError, match=r"out of memory at step 4: 8 questions .* try BATCH_SIZE=4 in another"):
+            train(joint_config(stopped, resume=True))
+    train(joint_config(stopped, resume=True))
+    assert_same_run(stopped, joint)
+
+
 def test_weights_that_are_not_numbers_stop_the_first_step(joint_config, adapters, tmp_path):
     ids = read_config(adapters / "checkpoint_best")["llms"]
     encoder, mappings, made = load_checkpoint(adapters / "checkpoint_best", ids)
