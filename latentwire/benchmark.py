@@ -5,8 +5,8 @@
 
 Parts: train (a step against the same step done plainly), text_eval (answers from text against transformers.generate),
 serving (answers from Z against answers from text, at three lengths), mfu (floating point operations of a step against
-the device's own matrix products) and growth (time and memory with batch, M, context and questions). Writes results.json
-after every part, so that a killed run continues with the next, and table.md.
+the device's own matrix products), growth (time and memory with batch, M, context and questions) and processes (the same
+under torchrun). Writes results.json after every part, so that a killed run continues with the next, and table.md.
 """
 
 import copy
@@ -15,6 +15,8 @@ import itertools
 import os
 import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +45,7 @@ from latentwire.run import (
     default_dtype,
     machine,
     read_json,
+    read_lines,
     set_seed,
     write_json,
     write_text,
@@ -282,9 +285,49 @@ def growth_part(bench: Bench) -> list[dict]:
     return lines
 
 
+def processes_part(bench: Bench) -> list[dict]:
+    """Seconds of a step of `train.py` under torchrun, and memory of the main process, with more and more processes and
+    the same batch for each. None with random weights, which train.py has not."""
+    config, lines = bench.config, []
+    if config.random_weights:
+        return lines
+    with tempfile.TemporaryDirectory() as folder:
+        begun = Path(folder) / "codebook"
+        _torchrun(config, 1, begun, "--stage", "codebook")
+        for processes in range(1, max(2, torch.cuda.device_count()) + 1):
+            run = Path(folder) / str(processes)
+            samples = str((config.steps + 1) * config.batch_size * processes)
+            _torchrun(
+                config, processes, run, "--stage", "joint", "--init", str(begun / "checkpoint_best"), "--samples",
+                samples, "--val_samples", "1", "--kd_weight", "0", "--epochs", "1",
+            )  # fmt: skip
+            taken = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line][1:]  # the first one warms up
+            speed = statistics.median(line["examples_per_s"] for line in taken)
+            lines.append({
+                "name": "growth_processes", "value": processes, "unit": "s", "examples_per_s": speed,
+                "seconds": config.batch_size * processes / speed, "peak_memory_mb": taken[-1]["memory_mb"],
+            })  # fmt: skip
+    return lines
+
+
 PARTS: dict[str, Callable[[Bench], list[dict]]] = {
     "train": train_part, "text_eval": text_eval_part, "serving": serving_part, "mfu": mfu_part, "growth": growth_part,
+    "processes": processes_part,
 }  # fmt: skip
+
+
+def _torchrun(config: BenchmarkConfig, processes: int, folder: Path, *flags: str) -> None:
+    """One stage of training in processes of its own. Raises ValueError with what it said when it fails."""
+    program = Path(__file__).with_name("train.py")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(program),
+        "--save_dir", str(folder), "--device", config.device, "--dtype", config.dtype, "--dataset", config.dataset,
+        "--llms", config.llms, "--batch_size", str(config.batch_size), "--latent_len", str(config.latent_len),
+        "--d_z", str(config.d_z), "--k", str(config.k), "--encoder_id", config.encoder_id, *flags,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
 
 
 def _answer(llm: FrozenLLM, prompts: PromptBuilder, slot: torch.Tensor, tails: Sequence[Sequence[int]]) -> None:
@@ -373,7 +416,7 @@ def table_markdown(results: Mapping) -> str:
         cells += [f"{repeats[0][key] / 1e6:.2f} MB" for key in ("kv_bytes_z", "kv_bytes_text")]
         cells.append(f"{encode / (text - z):.1f}" if text > z else "never")
         lines.append(f"| {' | '.join(cells)} |")
-    grown = [line for line in results["raw"] if line["part"] == "growth"]
+    grown = [line for line in results["raw"] if line["name"].startswith("growth_")]
     if grown:
         lines += ["", "| grows | to | seconds | peak memory |", "|---|---|---|---|"]
     for line in grown:

@@ -309,7 +309,9 @@ class DemoConfig(_Common):
 class BenchmarkConfig(_Common):
     """Ratios of speed, ours beside the obvious way, measured in one run."""
 
-    parts: str = option("train,text_eval,serving,mfu,growth", "comma-separated; those in save_dir are not repeated")
+    parts: str = option(
+        "train,text_eval,serving,mfu,growth,processes", "comma-separated; those in save_dir are not repeated"
+    )
     llms: str = option("llama,qwen", "names of the LLMs; NAME's model is read from NAME_ID, upper case")
     wordings: str = option("", "LLM=WORDING,...; default: the wording chosen for the model on train questions")
     random_weights: bool = option(False, "Llama-3.1-8B's and Qwen2.5-7B's shapes with random weights, made on the GPU")
