@@ -178,22 +178,22 @@ class Trainer:
         if isinstance(self.job.model, LatentWire) and "backbone" not in self.components:
             self.job.model.encoder.backbone.eval()  # frozen: no dropout either
         loss, parts, ids = self._loss(self.step)
-        self._require_finite("loss", loss, ids)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        norms = {f"grad_norm_{name}": _norm([p.grad for p in params]) for name, params in self.components.items()}
+        device = self.accelerator.device
+        norms = {f"grad_norm_{name}": _norm(params, device) for name, params in self.components.items()}
         trained = [p for params in self.components.values() for p in params]
         total = self.accelerator.clip_grad_norm_(trained, config.clip)
-        self._require_finite("length of the gradient", total, ids)
-        rate = self.schedule.get_last_lr()[-1]
-        self.optimizer.step()
-        self.schedule.step()
         parts = {"loss": loss.detach() / self.accelerator.num_processes} | parts
         values = torch.stack([value.detach().float() for value in parts.values()])
         values = self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
-        figures = dict(
-            zip([*parts, *norms], [*values.tolist(), *torch.stack(list(norms.values())).tolist()], strict=True)
-        )
+        *values, length = torch.cat([values, torch.stack([*norms.values(), total])]).tolist()  # a GPU waits here alone
+        figures = dict(zip([*parts, *norms], values, strict=True))
+        self._require_finite("loss", figures["loss"], ids)
+        self._require_finite("length of the gradient", length, ids)
+        rate = self.schedule.get_last_lr()[-1]
+        self.optimizer.step()
+        self.schedule.step()
         return {
             "step": self.step + 1, "epoch": self.step // self.per_epoch + 1, **figures, "lr": rate,
             "examples_per_s": len(ids) / (time.perf_counter() - started), "memory_mb": _memory_mb(),
@@ -210,10 +210,10 @@ class Trainer:
             "was saved is kept"
         )
 
-    def _require_finite(self, what: str, value: Tensor, ids: Sequence[str]) -> None:
-        if not torch.isfinite(value):
+    def _require_finite(self, what: str, value: float, ids: Sequence[str]) -> None:
+        if not math.isfinite(value):
             raise ValueError(
-                f"the {what} is {value.item()} at step {self.step} (questions {', '.join(ids)}); nothing was changed "
+                f"the {what} is {value} at step {self.step} (questions {', '.join(ids)}); nothing was changed "
                 "by this step. Lower LR, or look at these questions; --resume goes on from the last checkpoint"
             )
 
@@ -310,9 +310,10 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)  # a CPU has no type of its own
 
 
-def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
-    found = [gradient.detach().float().norm() for gradient in gradients if gradient is not None]
-    return torch.stack(found).norm().cpu() if found else torch.zeros(())
+def _norm(params: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Length of the parameters' gradient, a scalar on the device."""
+    found = [param.grad.float().norm() for param in params if param.grad is not None]
+    return torch.stack(found).norm() if found else torch.zeros((), device=device)
 
 
 def _memory_mb() -> float:
