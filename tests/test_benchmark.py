@@ -95,7 +95,7 @@ def test_ratios_add_the_llms_up_repeat_by_repeat():
 
 def test_an_encoder_that_never_pays_is_said_so():
     seconds = {"encode": 1.0, "prefill_z": 0.5, "prefill_text": 0.4}
-    line = {"part": "serving", "llm": "a", "text_positions": 40, "kv_bytes_z": 1, "kv_bytes_text": 5}
+    line = {"part": "serving", "name": "ttft", "llm": "a", "text_positions": 40, "kv_bytes_z": 1, "kv_bytes_text": 5}
     hardware = {"gpus": [], "processor": "P", "threads": 2, "torch": "2", "transformers": "5"}
     table = table_markdown({"hardware": hardware, "raw": [line | {"seconds": seconds}]})
     assert table.splitlines()[-1].endswith("| never |")
