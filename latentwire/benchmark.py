@@ -56,7 +56,6 @@ from latentwire.training import Job, Trainer
 
 _EPOCHS = 3  # passes that share the cost of the teacher's cache
 _LENGTHS = (150, 1000, 4000)  # tokens of a context
-_DECODED = 8  # tokens that a timed answer takes
 _BATCHES, _SIZES = (4, 8, 16, 32), (8, 32, 64)  # growth: questions a step, and M
 _CLEAR = "/proc/self/clear_refs"
 _MATRICES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
@@ -218,12 +217,14 @@ def serving_part(bench: Bench) -> list[dict]:
         with torch.no_grad():
             prefix = bench.adapters[llm.name].to(config.device)(z)
         tail = [prompts.tail(asked.question)]
+        read_z, read_text = (llm.prefill(prompts.head, [slot], tail) for slot in (prefix, text))
         ways = {
             "encode": lambda asked=asked: bench.encoder.encode([asked], "context", config.latent_len),
             "prefill_z": lambda llm=llm, p=prompts, x=prefix, t=tail: llm.prefill(p.head, [x], t),
             "prefill_text": lambda llm=llm, p=prompts, x=text, t=tail: llm.prefill(p.head, [x], t),
-            "answer_z": lambda llm=llm, p=prompts, x=prefix, t=tail: _answer(llm, p, x, t),
-            "answer_text": lambda llm=llm, p=prompts, x=text, t=tail: _answer(llm, p, x, t),
+            # of two tokens to score one is read: a step of decoding
+            "decode_z": lambda llm=llm, read=read_z: llm.answer_nll(read, [[0, 0]]),
+            "decode_text": lambda llm=llm, read=read_text: llm.answer_nll(read, [[0, 0]]),
         }
         for found in bench.side_by_side(ways):
             lines.append(
@@ -330,10 +331,6 @@ def _torchrun(config: BenchmarkConfig, processes: int, folder: Path, *flags: str
         raise ValueError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
 
 
-def _answer(llm: FrozenLLM, prompts: PromptBuilder, slot: torch.Tensor, tails: Sequence[Sequence[int]]) -> None:
-    llm.generate_with_prefix(prompts.head, [slot], tails, _DECODED)
-
-
 def _take(trainer: Trainer, step: int) -> None:
     """One training step, on the batch of this number."""
     trainer.step = step
@@ -403,16 +400,17 @@ def table_markdown(results: Mapping) -> str:
     for line in (line for line in results["raw"] if line["part"] == "serving"):
         served.setdefault((line["text_positions"], line["llm"]), []).append(line)
     if served:
-        columns = ("positions of text", "LLM", "encoding", "first token from Z", "from text", "cache of Z", "of text",
-                   "questions that pay")  # fmt: skip
+        columns = ("positions of text", "LLM", "encoding", "first token from Z", "from text", "each further one",
+                   "from text", "cache of Z", "of text", "questions that pay")  # fmt: skip
         lines += ["", "Medians; a first token from Z waits for the encoding, once a context:", ""]
         lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for (positions, llm), repeats in served.items():
-        encode, z, text = (
+        encode, z, text, *decode = (
             statistics.median(line["seconds"][name] for line in repeats)
-            for name in ("encode", "prefill_z", "prefill_text")
+            for name in ("encode", "prefill_z", "prefill_text", "decode_z", "decode_text")
         )
-        cells = [str(positions), llm, *(f"{seconds:.3f} s" for seconds in (encode, encode + z, text))]
+        times = (encode, encode + z, text, *decode)
+        cells = [str(positions), llm, *(f"{seconds:.3f} s" for seconds in times)]
         cells += [f"{repeats[0][key] / 1e6:.2f} MB" for key in ("kv_bytes_z", "kv_bytes_text")]
         cells.append(f"{encode / (text - z):.1f}" if text > z else "never")
         lines.append(f"| {' | '.join(cells)} |")

@@ -302,19 +302,30 @@ def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
     """Load and freeze a causal LM.
 
     llm_id: one of the offline models ("offline:..."), a folder, or a hub id; dtype: the name of a torch dtype.
+    DEVICE_MAP in the environment (auto, balanced, ...) lets accelerate spread the layers over all GPUs instead.
     Raises FileNotFoundError or ValueError that names the id and the way out.
     """
     where, remedy = _where(name, llm_id)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=getattr(torch, dtype), output_loading_info=True
+            **where, dtype=getattr(torch, dtype), output_loading_info=True, device_map=device_map()
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
     if loaded["missing_keys"]:  # transformers would go on with random weights
         raise ValueError(f"the model {llm_id!r} lacks the weights {sorted(loaded['missing_keys'])}; {remedy}")
-    return FrozenLLM(name, model.to(device), tokenizer, llm_id)
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ValueError(
+            f"DEVICE_MAP={device_map()}: the model {llm_id!r} does not fit the GPUs and would be read from main memory "
+            "or disk at each step; use more GPUs or a smaller model"
+        )
+    return FrozenLLM(name, model if device_map() else model.to(device), tokenizer, llm_id)
+
+
+def device_map() -> str | None:
+    """How accelerate spreads each LLM's layers over the GPUs; None keeps an LLM on one device."""
+    return os.environ.get("DEVICE_MAP") or None
 
 
 def random_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from latentwire.config import TUNED, TrainConfig
-from latentwire.llm import Shape, shape_of
+from latentwire.llm import Shape, device_map, shape_of
 
 _HEAD, _TAIL, _TEXT = 256, 64, 256  # positions: worked examples; question, anchor and answer; a rival's text
 _ENCODER_QUESTION = 60e6  # bytes that the encoder's backward pass keeps for one question
@@ -29,6 +29,7 @@ def require_memory(config: TrainConfig) -> str:
         remedies = [f"BATCH_SIZE (--batch_size) below {config.batch_size}"] if config.batch_size > 1 else []
         remedies += ["DTYPE=bfloat16"] if config.dtype == "float32" else []
         remedies += ["fewer LLMS"] if len(shapes) > 1 else []
+        remedies += ["DEVICE_MAP=auto with NPROC=1"] if torch.cuda.device_count() > 1 else []
         remedies.append("smaller LLMs")
         raise ValueError(
             f"memory: this training needs about {told}, and {there / 1e9:.1f} GB are there; "
@@ -66,7 +67,8 @@ def kept_bytes(shape: Shape, size: int) -> int:
 
 
 def total_bytes(device: str) -> int:
-    """Memory of the device: of one GPU, or of this machine."""
+    """Memory of the device: of one GPU (of all, with DEVICE_MAP), or of this machine."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_properties(device).total_memory
+        cards = range(torch.cuda.device_count()) if device_map() else [device]
+        return sum(torch.cuda.get_device_properties(card).total_memory for card in cards)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

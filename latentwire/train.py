@@ -37,7 +37,7 @@ from latentwire.config import FULL_SQUAD, TUNED, TrainConfig, parse, require
 from latentwire.curves import draw_curves
 from latentwire.data import Question, load_questions, split_by_article, subset
 from latentwire.encoder import CodebookEncoder, Encoder, ResamplingEncoder, SelectingEncoder
-from latentwire.llm import load_llm
+from latentwire.llm import device_map, load_llm
 from latentwire.losses import answer_edges
 from latentwire.memory import require_memory
 from latentwire.metrics import f1_score
@@ -108,6 +108,10 @@ def _train(
     if config.stage != "codebook":
         accelerator.print(require_memory(config))
     names = {} if config.stage == "scores" else config.llm_ids
+    require(
+        not device_map() or accelerator.num_processes == 1, "DEVICE_MAP", device_map(),
+        "it gives one process all GPUs: set NPROC=1",
+    )  # fmt: skip
     where = str(accelerator.device)
     llms = {name: load_llm(name, llm_id, where, config.dtype) for name, llm_id in names.items()}
     frozen = {name: llm.weights_sha256() for name, llm in llms.items()}

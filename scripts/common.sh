@@ -67,7 +67,9 @@ train() {
         *) echo "error: RESUME=$RESUME: 1 continues, 0 refuses a folder that holds a run" >&2; exit 2 ;;
     esac
     [ -z "$SAMPLES" ] || set -- --samples "$SAMPLES" "$@"
-    logged "$PYTHON" -u -m torch.distributed.run --standalone --nproc_per_node="$NPROC" latentwire/train.py \
+    local machines
+    read -ra machines <<<"$RENDEZVOUS"
+    logged "$PYTHON" -u -m torch.distributed.run "${machines[@]}" --nproc_per_node="$NPROC" latentwire/train.py \
         --stage "$stage" --save_dir "$output" --dataset "$DATASET" --source "$SOURCE" --seed "$SEED" --llms "$LLMS" \
         --dtype "$DTYPE" --batch_size "$BATCH_SIZE" --latent_len "$LATENT_LEN" --d_z "$D_Z" --k "$K" \
         --interface "$INTERFACE" --encoder_type "$ENCODER_TYPE" --encoder_id "$ENCODER_ID" --pooling "$POOLING" --lr "$LR" \
@@ -82,12 +84,12 @@ training_settings() {
     if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
         epochs=3 batch=32 kd=0.5 processes=$(nvidia-smi -L | wc -l)
     fi
-    NPROC=${NPROC:-$processes} EPOCHS=${EPOCHS:-$epochs} BATCH_SIZE=${BATCH_SIZE:-$batch} KD_WEIGHT=${KD_WEIGHT:-$kd}
+    NPROC=${NPROC:-$processes} RENDEZVOUS=${RENDEZVOUS:---standalone} EPOCHS=${EPOCHS:-$epochs} BATCH_SIZE=${BATCH_SIZE:-$batch} KD_WEIGHT=${KD_WEIGHT:-$kd}
     DATASET=${DATASET:-squad} SOURCE=${SOURCE:-prompt} SAMPLES=${SAMPLES:-} VAL_SAMPLES=${VAL_SAMPLES:-100}
     SEED=${SEED:-0} LLMS=${LLMS:-llama,qwen} DTYPE=${DTYPE:-} LATENT_LEN=${LATENT_LEN:-32} D_Z=${D_Z:-256} K=${K:-4}
     INTERFACE=${INTERFACE:-closed_form} ENCODER_TYPE=${ENCODER_TYPE:-hf} ENCODER_ID=${ENCODER_ID:-offline:all-minilm-l6-v2} POOLING=${POOLING:-select}
     LR=${LR:-5e-4} FIRST_TOKEN_CE_WEIGHT=${FIRST_TOKEN_CE_WEIGHT:-0.5} SPAN_WEIGHT=${SPAN_WEIGHT:-1.0}
     MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-12} RESUME=${RESUME:-1}
-    show LLAMA_ID QWEN_ID LLMS DATASET SOURCE SAMPLES EPOCHS BATCH_SIZE NPROC SEED LATENT_LEN D_Z INTERFACE ENCODER_TYPE \
+    show LLAMA_ID QWEN_ID LLMS DATASET SOURCE SAMPLES EPOCHS BATCH_SIZE NPROC RENDEZVOUS SEED LATENT_LEN D_Z INTERFACE ENCODER_TYPE \
         ENCODER_ID POOLING LR FIRST_TOKEN_CE_WEIGHT K KD_WEIGHT SPAN_WEIGHT VAL_SAMPLES DTYPE RESUME OUTPUT_DIR "$@"
 }

@@ -94,11 +94,12 @@ def test_ratios_add_the_llms_up_repeat_by_repeat():
 
 
 def test_an_encoder_that_never_pays_is_said_so():
-    seconds = {"encode": 1.0, "prefill_z": 0.5, "prefill_text": 0.4}
+    seconds = {"encode": 1.0, "prefill_z": 0.5, "prefill_text": 0.4, "decode_z": 0.1, "decode_text": 0.2}
     line = {"part": "serving", "name": "ttft", "llm": "a", "text_positions": 40, "kv_bytes_z": 1, "kv_bytes_text": 5}
     hardware = {"gpus": [], "processor": "P", "threads": 2, "torch": "2", "transformers": "5"}
     table = table_markdown({"hardware": hardware, "raw": [line | {"seconds": seconds}]})
     assert table.splitlines()[-1].endswith("| never |")
+    assert "| 1.500 s | 0.400 s | 0.100 s | 0.200 s |" in table
     table = table_markdown({"hardware": hardware, "raw": [line | {"seconds": seconds | {"prefill_text": 0.9}}]})
     assert table.splitlines()[-1].endswith("| 2.5 |")
 

@@ -1,9 +1,11 @@
 """The frozen LLM: latents in, answers and gradients out, weights untouched."""
 
+import copy
 import shutil
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -231,3 +233,31 @@ def test_random_weights_come_in_the_shape_that_is_asked_for(llm_folders, monkeyp
     assert isinstance(llm.generate_with_prefix((1, 2), [torch.randn(3, 32)], [[3]], 2)[0], str)
     with pytest.raises(ValueError, match="llms='gemma'"):
         random_llm("gemma", llm_folders["QWEN_ID"], "cpu", "bfloat16")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_llm_spread_over_devices_answers_and_teaches_the_same(llms, questions, name):
+    """accelerate's hooks on every part, as DEVICE_MAP sets them over several GPUs (here they are one CPU)."""
+    whole = llms[name]
+    model = copy.deepcopy(whole.model)
+    parts = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
+    spread = FrozenLLM(name, dispatch_model(model, dict.fromkeys(parts, "cpu"), force_hooks=True), whole.tokenizer)
+    assert all(hasattr(spread.model.get_submodule(part), "_hf_hook") for part in parts)
+    head, ids, tails, answers = prompts_of(whole, questions[:3])
+    found = []
+    for llm in (whole, spread):
+        slots = [llm.embed(row).clone().requires_grad_() for row in ids]
+        loss = llm.loss_with_prefix(head, slots, tails, answers).nll.sum()
+        loss.backward()
+        found.append((loss, [slot.grad for slot in slots], llm.generate_with_prefix(head, slots, tails, 6)))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][2] == found[1][2]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_a_device_map_is_accelerates(llms, llm_folders, monkeypatch):
+    monkeypatch.setenv("DEVICE_MAP", "auto")
+    spread = load_llm("llama", llm_folders["LLAMA_ID"], "cpu", "float32")
+    assert spread.weights_sha256() == llms["llama"].weights_sha256()
+    monkeypatch.setenv("DEVICE_MAP", "sideways")
+    with pytest.raises(ValueError, match="balanced_low_0"):  # accelerate names those it knows
+        load_llm("llama", llm_folders["LLAMA_ID"], "cpu", "float32")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,23 @@ def run(surroundings, folder, processes, program, *more):
     )  # fmt: skip
 
 
+def run_on_two_machines(surroundings, folder, *more):
+    """Two torchruns of one process each that find each other through a port, as on two machines with one disk."""
+    environment, flags = surroundings
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    meeting = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *meeting, "latentwire/train.py"]
+    command = [*launcher, *flags, "--save_dir", str(folder), *more]
+    machines = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for _ in "12"]
+    try:
+        return [(machine.communicate(timeout=120)[1], machine.returncode) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+
+
 def steps(folder):
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if "loss" in line]
@@ -88,14 +106,20 @@ def test_two_processes_train_as_one_with_the_same_global_batch(surroundings, tmp
             surroundings, tmp_path / str(processes), processes, ["latentwire/train.py"], "--batch_size", str(batch)
         )
         assert done.returncode == 0, done.stderr[-2000:]
-    alone, together = steps(tmp_path / "1"), steps(tmp_path / "2")
-    assert len(alone) == len(together) == 3
-    for one, both in zip(alone, together, strict=True):
-        for key in ("loss", "ce_llama", "ce_qwen", "span", "grad_norm_codebook", "grad_norm_adapter_qwen"):
-            assert both[key] == pytest.approx(one[key], rel=2e-3), key
-    weights = [torch.load(tmp_path / name / "checkpoint_best" / "adapter_llama.pt", weights_only=True) for name in "12"]
-    for key, value in weights[0].items():
-        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
+    for said, status in run_on_two_machines(surroundings, tmp_path / "machines", "--batch_size", "4"):
+        assert status == 0, said[-2000:]
+    alone = steps(tmp_path / "1")
+    assert len(alone) == 3
+    weights = {
+        name: torch.load(tmp_path / name / "checkpoint_best" / "adapter_llama.pt", weights_only=True)
+        for name in ("1", "2", "machines")
+    }
+    for name in ("2", "machines"):
+        for one, both in zip(alone, steps(tmp_path / name), strict=True):
+            for key in ("loss", "ce_llama", "ce_qwen", "span", "grad_norm_codebook", "grad_norm_adapter_qwen"):
+                assert both[key] == pytest.approx(one[key], rel=2e-3), key
+        for key, value in weights["1"].items():
+            torch.testing.assert_close(weights[name][key], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("way", "says"), [("killed", "exitcode"), ("raises", "error: a damaged question")])

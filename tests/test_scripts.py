@@ -268,6 +268,9 @@ def test_a_training_starts_one_process_a_gpu_and_refuses_an_unknown_resume(recor
     assert done.returncode == 0
     assert all("-m torch.distributed.run --standalone --nproc_per_node=3" in call for call in calls)
     assert not any("--resume" in call for call in calls)
+    several = "--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=first:29500"
+    _, calls = recorded("experiments/train_latentwire.sh", NPROC="8", RENDEZVOUS=several)
+    assert calls and all(f"run {several} --nproc_per_node=8 " in call for call in calls)
     done, calls = recorded("experiments/train_latentwire.sh", RESUME="yes")
     assert done.returncode == 2 and "RESUME=yes" in done.stderr and not calls
 
