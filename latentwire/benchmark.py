@@ -392,7 +392,8 @@ def table_markdown(results: Mapping) -> str:
     """Ratios with their spread, then what was measured."""
     hardware = results["hardware"]
     where = ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['threads']} threads"
-    lines = [f"{where}, torch {hardware['torch']}, transformers {hardware['transformers']}.", ""]
+    gpu = "" if hardware["gpus"] else " On a GPU: not measured."
+    lines = [f"{where}, torch {hardware['torch']}, transformers {hardware['transformers']}.{gpu}", ""]
     lines += ["| ratio | median | smallest | largest |", "|---|---|---|---|"]
     for name, found in results.get("ratios", {}).items():
         lines.append(f"| {name} | {found['median']:.2f} | {found['min']:.2f} | {found['max']:.2f} |")

@@ -104,6 +104,13 @@ def test_an_encoder_that_never_pays_is_said_so():
     assert table.splitlines()[-1].endswith("| 2.5 |")
 
 
+def test_the_readme_states_what_was_measured():
+    record = ROOT / "results" / "benchmark"
+    table = (record / "table.md").read_text()
+    assert table == table_markdown(json.loads((record / "results.json").read_text()))
+    assert table.partition("| grows |")[0] in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "match"), [({"parts": "train,speed"}, "parts='speed'"), ({"repeats": 0}, "repeats=0")]
 )
