@@ -1,6 +1,7 @@
 """The benchmark compares like with like, and keeps what it has measured."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from latentwire.plain import PlainLLM, answer_batched, answer_one_by_one, teach_
 from latentwire.prompts import PromptBuilder
 from latentwire.teacher import teach
 
+ROOT = Path(__file__).parents[1]
 RATIOS = ("train_step_vs_plain", "text_eval_vs_loop", "text_eval_vs_batched", "prefill_text_vs_z_40",
           "mfu_share_of_ceiling")  # fmt: skip
 
