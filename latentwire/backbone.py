@@ -116,6 +116,7 @@ class ByteBackbone(nn.Module):
         layer = nn.TransformerEncoderLayer(
             _BYTE_WIDTH, _BYTE_HEADS, 4 * _BYTE_WIDTH, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
         )
+        layer.self_attn.dropout = 0.0  # as in _ATTENTION_DROPOUT
         self.layers = nn.TransformerEncoder(
             layer, _BYTE_LAYERS, norm=nn.LayerNorm(_BYTE_WIDTH), enable_nested_tensor=False
         )

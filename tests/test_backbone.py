@@ -140,6 +140,11 @@ def test_bytes_do_not_depend_on_the_batch_but_on_their_order(questions):
     assert (alone[-1] - other[-2]).abs().max() > 1e-2, "the same byte elsewhere has another state"
 
 
+def test_bytes_too_are_attended_without_dropout_and_trained_with_it():
+    for layer in ByteBackbone().layers.layers:
+        assert layer.self_attn.dropout == 0 < layer.dropout.p
+
+
 @pytest.mark.parametrize("encoder_id", ["offline:no-such-encoder", "/no/such/encoder"])
 def test_an_encoder_that_is_not_there_is_named_with_the_remedy(monkeypatch, encoder_id):
     monkeypatch.setattr("latentwire.backbone.hub_answers", lambda: False)
