@@ -114,7 +114,7 @@ class Trainer:
             {"params": params, "lr": _rate(config, name), "weight_decay": _WEIGHT_DECAY if name == "backbone" else 0.0}
             for name, params in self.components.items()
         ]
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = torch.optim.AdamW(groups, fused=True)
         self.schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(config.warmup * self.total), self.total)
         self.model, self.optimizer = accelerator.prepare(job.model, optimizer)
         self.step, self.best = 0, None
