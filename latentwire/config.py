@@ -145,9 +145,10 @@ class TrainConfig(_Common):
     first_token_ce_weight: float = option(0.5, "extra weight of the first answer token's cross-entropy")
     kd_weight: float = option(0.5, "weight of the KL divergence to the text-prompted LLM; 0: no teacher")
     span_weight: float = option(1.0, "weight of the supervision by answer spans (hf only); 0: none")
-    lr: float = option(5e-4, "learning rate of adapters, heads, queries and soft prompts")
+    lr: float = option(5e-4, "learning rate of adapters, heads and queries")
     encoder_lr: float = option(1e-4, "learning rate of a pretrained backbone")
     codebook_lr: float = option(1e-3, "learning rate of the codebook")
+    soft_prompt_lr: float = option(1e-2, "learning rate of the rivals' soft prompts, in units of the LLM's embeddings")
     warmup: float = option(0.05, "share of the steps in which the learning rates rise")
     clip: float = option(1.0, "longest gradient")
     max_new_tokens: int = option(12, "longest answer at validation, in tokens")
@@ -165,7 +166,7 @@ class TrainConfig(_Common):
             require(value is None or value >= 1, name, value, "must be at least 1")
         for name in ("first_token_ce_weight", "kd_weight", "span_weight", "warmup", "save_minutes"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
-        for name in ("lr", "encoder_lr", "codebook_lr", "clip"):
+        for name in ("lr", "encoder_lr", "codebook_lr", "soft_prompt_lr", "clip"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
         require(self.stage in STAGES, "stage", self.stage, f"choose one of {', '.join(STAGES)}")
         self.require_known()

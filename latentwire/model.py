@@ -3,6 +3,7 @@
 Shapes: P_i positions of a slot, d LLM width, M latents.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,20 +62,32 @@ class LatentWire(nn.Module):
 
 class SoftPrompts(nn.Module):
     """A rival that may train as well: SOFT_VECTORS learned vectors per LLM before the text of a condition (prompt
-    tuning, Lester et al. 2021, arXiv:2104.08691). They start as the embeddings of the instruction's first words."""
+    tuning, Lester et al. 2021, arXiv:2104.08691). They start as the embeddings of the instruction's first words, and
+    are learned in units of the LLM's own scale, as an adapter is: of a power of two, so that the units cost no bit."""
 
     def __init__(self, settings: Sequence[Setting], condition: str, m: int):
         super().__init__()
         self.settings = {setting.llm.name: setting for setting in settings}
         self.condition, self.m = CONDITIONS[condition], m
+        self.scale = {name: 2.0 ** round(math.log2(s.llm.embedding_rms())) for name, s in self.settings.items()}
         starts = {name: s.llm.embed(s.prompts.head[:SOFT_VECTORS]) for name, s in self.settings.items()}
-        self.vectors = nn.ParameterDict({n: nn.Parameter(v.float().clone()) for n, v in starts.items()})
+        self.vectors = nn.ParameterDict({n: nn.Parameter(v.float() / self.scale[n]) for n, v in starts.items()})
+
+    def prompts(self) -> dict[str, Tensor]:
+        """The vectors [SOFT_VECTORS, d] of each LLM as it reads them, on the CPU."""
+        return {name: (vectors.detach() * self.scale[name]).cpu() for name, vectors in self.vectors.items()}
+
+    @torch.no_grad()
+    def restore(self, prompts: Mapping[str, Tensor]) -> None:
+        """The reverse of `prompts`, bit by bit."""
+        for name, vectors in self.vectors.items():
+            vectors.copy_(prompts[name] / self.scale[name])
 
     def forward(self, questions: Sequence[Question]) -> Slots:
         """Soft prompt and text, for each LLM."""
         rows = {}
         for name, setting in self.settings.items():
-            soft = self.vectors[name].to(setting.llm.dtype)
+            soft = (self.vectors[name] * self.scale[name]).to(setting.llm.dtype)
             texts = self.condition.build(setting, questions, self.m)
             rows[name] = [torch.cat([soft, slot.embeds]) for slot in texts]
         return Slots(rows)

@@ -195,20 +195,17 @@ def _rival(start: _Start) -> Job:
     config, held = start.config, start.held
     model = SoftPrompts(start.settings, config.stage.removesuffix("_tuned"), config.latent_len)
     if start.last:
-        model.vectors.load_state_dict(load_soft_prompts(start.last, config.llm_ids))
-
-    def prompts() -> dict[str, torch.Tensor]:
-        return {name: vectors.detach().cpu() for name, vectors in model.vectors.items()}
+        model.restore(load_soft_prompts(start.last, config.llm_ids))
 
     def validate() -> dict[str, float]:
         ready = [
-            dataclasses.replace(s, soft_prompts={config.stage: prompts()[s.llm.name]}, pool=held)
+            dataclasses.replace(s, soft_prompts={config.stage: model.prompts()[s.llm.name]}, pool=held)
             for s in start.settings
         ]
         return _answer_figures(config.stage, ready, held, config)
 
     def save(folder: Path, training: dict | None, notes: dict) -> None:
-        save_soft_prompts(folder, prompts(), start.origin | notes, training)
+        save_soft_prompts(folder, model.prompts(), start.origin | notes, training)
 
     return Job(config, model, start.settings, start.questions, validate, save, {})
 

@@ -303,6 +303,8 @@ class _Stop:
 def _rate(config: TrainConfig, component: str) -> float:
     if component == "codebook":
         return config.codebook_lr
+    if component.startswith("soft_prompt_"):
+        return config.soft_prompt_lr
     return config.encoder_lr if component == "backbone" and config.encoder_type != "byte" else config.lr
 
 

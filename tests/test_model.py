@@ -1,6 +1,7 @@
 """What is trained changes, what is frozen does not, and training sees what an evaluation will."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def test_soft_prompts_train_on_the_slots_that_are_evaluated(settings, questions,
     slots = model(batch)
     for setting in settings:
         name = setting.llm.name
-        setting.soft_prompts = {f"{condition}_tuned": model.vectors[name].detach()}
+        setting.soft_prompts = {f"{condition}_tuned": model.prompts()[name]}
         sent = CONDITIONS[f"{condition}_tuned"].build(setting, batch, M)
         assert all(torch.equal(row, slot.embeds) for row, slot in zip(slots.embeds[name], sent, strict=True))
 
@@ -151,15 +152,35 @@ def test_soft_prompts_start_as_the_instruction_and_are_all_that_changes(settings
     frozen = [setting.llm.weights_sha256() for setting in settings]
     for setting in settings:
         start = setting.llm.embed(setting.prompts.head[:SOFT_VECTORS])
-        assert start.shape[0] == SOFT_VECTORS and torch.equal(model.vectors[setting.llm.name], start)
+        assert start.shape[0] == SOFT_VECTORS and torch.equal(model.prompts()[setting.llm.name], start)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     slots = model(batch)
     sum(answer_loss(setting, slots, batch) for setting in settings).backward()
     optimizer.step()
     for setting in settings:
         start = setting.llm.embed(setting.prompts.head[:SOFT_VECTORS])
-        assert (model.vectors[setting.llm.name] != start).any(dim=1).all(), "every vector learns"
+        assert (model.prompts()[setting.llm.name] != start).any(dim=1).all(), "every vector learns"
     assert [setting.llm.weights_sha256() for setting in settings] == frozen
+
+
+def test_a_soft_prompt_learns_in_units_of_its_llms_embeddings(settings):
+    """One learning rate has to fit LLMs whose embeddings differ eightfold; what is saved comes back bit by bit."""
+    name, steps = settings[0].llm.name, []
+    for factor in (1, 8):
+        llm = copy.deepcopy(settings[0].llm)
+        llm._rms = None
+        with torch.no_grad():
+            llm.embedding.weight.mul_(factor)
+        setting = replace(settings[0], llm=llm)
+        model, again = (SoftPrompts([setting], "token_budget", M) for _ in range(2))
+        start = model.prompts()[name]
+        model.vectors[name].grad = torch.ones_like(start)
+        torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0).step()
+        again.restore(model.prompts())
+        assert torch.equal(again.vectors[name], model.vectors[name])
+        steps.append((model.prompts()[name] - start).abs().mean())
+        assert 0.005 < steps[-1] / llm.embedding_rms() < 0.02
+    torch.testing.assert_close(steps[1], 8 * steps[0], rtol=1e-3, atol=0)
 
 
 def test_an_adapter_learns_in_units_of_its_llms_embeddings(stage0):
