@@ -3,12 +3,13 @@
 python latentwire/report.py RUN [RUN ...]     one report.html of all runs, into the first; table.md and hierarchy.png
                                               into each folder that holds a results.json
 python latentwire/report.py RUN --html PATH   puts the page elsewhere
-python latentwire/report.py RUN --readme      also renews the result table in README.md
+python latentwire/report.py RUN --readme      also renews the tables in README.md and LOG.md
 
 A RUN is the folder of an evaluation, a training or diagnostics, or one that holds such folders.
 """
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from latentwire.page import render
 from latentwire.results import critical_lines
 from latentwire.run import cli, write_text
 
-README = Path(__file__).parents[1] / "README.md"
-START, END = "<!-- results: start -->", "<!-- results: end -->"
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "LOG.md")
+# What stands between these marks is the file that they name, a path from the document's folder.
+_INCLUDED = re.compile(r"(<!-- (\S+): start -->\n)(.*?)(<!-- \2: end -->)", re.DOTALL)
 _SAMPLE_WARNING = "\n**The sample set shows that everything runs; its numbers support no claim.**"
 
 
@@ -28,20 +31,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--html", type=Path, metavar="PATH", help="the page; default: report.html in the first RUN")
-    parser.add_argument("--readme", action="store_true", help="put the table of the (one) evaluation into README.md")
+    parser.add_argument("--readme", action="store_true", help="put the tables that README.md and LOG.md name into them")
     args = parser.parse_args()
     parts = gather(args.runs)
-    evaluations = [part for part in parts if part.results]
-    if args.readme and len(evaluations) != 1:
-        parser.error(f"--readme takes exactly one evaluation, found {len(evaluations)}")
-    for part in evaluations:
+    for part in (part for part in parts if part.results):
         table = table_markdown(part.results)
         write_text(part.folder / "table.md", table)
         drawn = hierarchy(part.results, llms_of(part.results["results"]))
         drawn.savefig(part.folder / "hierarchy.png", dpi=130)
         print(table, f"wrote {part.folder / 'table.md'} and {part.folder / 'hierarchy.png'}", sep="\n")
-    if args.readme:
-        renew_readme(README, table)
+    for document in DOCUMENTS if args.readme else ():
+        print(f"renewed in {document}: {', '.join(renew(document))}")
     page = args.html or args.runs[0] / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, render(parts))
@@ -76,14 +76,26 @@ def table_markdown(results: Mapping) -> str:
     return "\n".join(lines) + "\n"
 
 
-def renew_readme(readme: Path, table: str) -> None:
-    """Replace what stands between the README's result marks; ValueError if a mark is missing."""
-    text = readme.read_text(encoding="utf-8")
-    if START not in text or END not in text:
-        raise ValueError(f"{readme} lacks the marks {START} and {END}")
-    before, after = text.split(START)[0], text.split(END)[1]
-    write_text(readme, f"{before}{START}\n{table}{END}{after}")
-    print(f"renewed the result table in {readme}")
+def renew(document: Path) -> list[str]:
+    """Replace what stands between each pair of marks by the file that they name, and give the names.
+
+    Raises ValueError at a mark without its other half, FileNotFoundError for a file that is not there.
+    """
+    text = document.read_text(encoding="utf-8")
+    parts = included(text)
+    odd = set(re.findall(r"<!-- (\S+): (?:start|end) -->", text)) - parts.keys()
+    if odd:
+        raise ValueError(f"{document} marks only the start or the end of {', '.join(sorted(odd))}; add the other mark")
+    missing = [name for name in parts if not (document.parent / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{document} includes {', '.join(missing)}, which is not there; write it first")
+    write_text(document, _INCLUDED.sub(lambda m: m[1] + (document.parent / m[2]).read_text() + m[4], text))
+    return [*parts]
+
+
+def included(text: str) -> dict[str, str]:
+    """By name, what stands between the marks of each included file."""
+    return {name: content for _, name, content, _ in _INCLUDED.findall(text)}
 
 
 def _difference_lines(comparisons: Sequence[Mapping]) -> list[str]:

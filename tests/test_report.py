@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from latentwire.charts import hierarchy, llms_of
-from latentwire.report import END, README, START, renew_readme, table_markdown
+from latentwire.report import DOCUMENTS, included, renew, table_markdown
 from latentwire.results import compare, critical_lines, row_key
 
 ROOT = Path(__file__).parents[1]
+EVALUATIONS = [path.parent for path in sorted(ROOT.glob("results/**/results.json")) if path.parent.name != "benchmark"]
 
 
 def row(condition, f1, m=None, llm="qwen"):
@@ -104,17 +105,36 @@ def test_the_chart_is_drawn_also_without_intervals(tmp_path):
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_readmes_table_is_replaced_between_its_marks(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    renew_readme(readme, "new\n")
-    assert readme.read_text() == f"before\n{START}\nnew\n{END}\nafter\n"
-    readme.write_text("no marks")
-    with pytest.raises(ValueError, match="marks"):
-        renew_readme(readme, "new\n")
+def test_a_document_shows_the_files_that_its_marks_name(tmp_path):
+    document = tmp_path / "README.md"
+    block = "<!-- {0}.md: start -->\n{1}<!-- {0}.md: end -->\n"
+    for name in "ab":
+        (tmp_path / f"{name}.md").write_text(f"new {name} \\1\n")
+    document.write_text("before\n" + block.format("a", "old\n") + "between\n" + block.format("b", "") + "after\n")
+    assert renew(document) == ["a.md", "b.md"]
+    new = [block.format(name, f"new {name} \\1\n") for name in "ab"]
+    assert document.read_text() == f"before\n{new[0]}between\n{new[1]}after\n"
+    assert included(document.read_text()) == {"a.md": "new a \\1\n", "b.md": "new b \\1\n"}
 
 
-def test_the_readmes_figures_are_those_of_the_committed_results():
-    shown = README.read_text(encoding="utf-8").split(START)[1].split(END)[0].strip()
-    committed = json.loads((ROOT / "results" / "shipped" / "results.json").read_text())
-    assert shown == table_markdown(committed).strip()
+def test_marks_that_lead_nowhere_are_named(tmp_path):
+    document = tmp_path / "README.md"
+    document.write_text("<!-- a.md: start -->\n")
+    with pytest.raises(ValueError, match=r"marks only the start or the end of a\.md"):
+        renew(document)
+    document.write_text("<!-- a.md: start -->\n<!-- a.md: end -->\n")
+    with pytest.raises(FileNotFoundError, match=r"includes a\.md, which is not there"):
+        renew(document)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_documents_show_the_committed_tables(document):
+    shown = included(document.read_text(encoding="utf-8"))
+    assert shown == {name: (ROOT / name).read_text() for name in shown}
+    assert document.name != "README.md" or "results/shipped/table.md" in shown
+
+
+@pytest.mark.parametrize("folder", EVALUATIONS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_the_committed_tables_are_those_of_their_results(folder):
+    results = json.loads((folder / "results.json").read_text())
+    assert (folder / "table.md").read_text() == table_markdown(results)
