@@ -76,6 +76,31 @@ def hierarchy(results: Mapping, llms: Sequence[str | None]) -> Figure:
     return figure
 
 
+def comparison(compared: Mapping) -> Figure:
+    """Bars of F1 with 95% intervals of each run (compared: comparison.json), in their order, and each seed's F1 as a
+    point; the first run, which all others are paired with, as a line. One panel an LLM."""
+    llms = llms_of(compared["rows"])
+    shown = {llm: [row for row in compared["rows"] if row["llm"] == llm][::-1] for llm in llms}
+    size = (6 * len(llms), 1.6 + 0.36 * max(map(len, shown.values())))
+    figure = Figure(figsize=size, layout="constrained")
+    for panel, llm in zip(figure.subplots(1, len(llms), squeeze=False)[0], llms, strict=True):
+        for y, row in enumerate(shown[llm]):
+            _bar(panel, y, row, _COLOURS["latentwire"] if row is shown[llm][-1] else _OTHERS, 0.7)
+            if len(row["seed_f1"]) > 1:
+                panel.plot(row["seed_f1"], [y] * len(row["seed_f1"]), "k|", ms=9)
+        panel.axvline(shown[llm][-1]["f1"], color=_COLOURS["latentwire"], lw=1, ls=":")
+        panel.set_yticks(range(len(shown[llm])), [row["name"] for row in shown[llm]])
+        panel.set_xlim(left=0)
+        panel.set_xlabel("F1, 95% interval by paragraph")
+        panel.set_title(llm, fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"{compared['condition']}: {compared['dataset']} {compared['split']}, n={compared['n']}, source "
+        f"{compared['source']}", fontsize=11,
+    )  # fmt: skip
+    return figure
+
+
 def compression(series: Mapping[str, Sequence[Mapping]], title: str) -> Figure:
     """F1 of one LLM's rows against M, positions and bytes; a name's rows are joined by a line. The text is a line
     across where it has no M."""

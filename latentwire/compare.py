@@ -4,7 +4,7 @@
     python latentwire/compare.py SEED0,SEED1,SEED2 OTHER ... --save_dir results/ablations
 
 Folders joined by commas are training seeds of one thing: their F1 is averaged question by question, and the spread of
-their means is told. Prints a table; with --save_dir writes comparison.json and comparison.md, too.
+their means is told. Prints a table; with --save_dir writes comparison.json, comparison.md and comparison.png, too.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from latentwire.charts import comparison
 from latentwire.config import require
 from latentwire.data import load_questions
 from latentwire.metrics import difference_ci, mean_ci
@@ -27,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of an evaluation, or several, joined by commas")
     parser.add_argument("--condition", default="latentwire", help="which condition (default: latentwire)")
-    parser.add_argument("--save_dir", type=Path, help="where to write comparison.json and comparison.md")
+    parser.add_argument("--save_dir", type=Path, help="where to write comparison.json, .md and .png")
     args = parser.parse_args()
     compared = compare([[Path(folder) for folder in run.split(",")] for run in args.runs], args.condition)
     table = table_markdown(compared)
@@ -36,7 +37,8 @@ def main() -> None:
         args.save_dir.mkdir(parents=True, exist_ok=True)
         write_json(args.save_dir / "comparison.json", compared)
         write_text(args.save_dir / "comparison.md", table)
-        print(f"wrote {args.save_dir / 'comparison.md'} and comparison.json")
+        comparison(compared).savefig(args.save_dir / "comparison.png", dpi=130)
+        print(f"wrote {args.save_dir / 'comparison.md'}, comparison.json and comparison.png")
 
 
 def compare(runs: Sequence[Sequence[Path]], condition: str) -> dict:
@@ -57,6 +59,7 @@ def compare(runs: Sequence[Sequence[Path]], condition: str) -> dict:
     paragraph = {q.id: q.paragraph for q in questions}
     paragraphs = [paragraph[id_] for id_ in ids]
     rows, unchanged = [], {}
+    names = _names([*found])
     for folders in runs:
         for row in (row for row in found[folders[0]]["results"] if row["condition"] == condition):
             same = [_row(folder, found[folder], row) for folder in folders]
@@ -65,6 +68,7 @@ def compare(runs: Sequence[Sequence[Path]], condition: str) -> dict:
             means = [r["f1"] for r in same]
             commits = sorted({found[folder]["git"] for folder in folders})
             rows.append({
+                "name": " ".join(names[folder] for folder in folders),
                 "runs": [str(folder) for folder in folders], "git": commits,
                 "llm": row["llm"], "m": row["m"], "codec": found[folders[0]]["codec"],
                 "f1": float(f1.mean()), "f1_ci95": mean_ci(f1, paragraphs), "seed_f1": means,
@@ -99,11 +103,21 @@ def table_markdown(compared: Mapping) -> str:
         spread = f"{seeds} (sd {row['seed_sd']:.3f})" if row["seed_sd"] is not None else "1"
         difference = f"{row['diff']:+.3f} {_interval(row['diff_ci95'])}" if row["diff_ci95"] else ""
         lines.append(
-            f"| {' '.join(row['runs'])} | {row['llm']} | {row['m'] or ''} | {row['codec']} "
+            f"| {row['name']} | {row['llm']} | {row['m'] or ''} | {row['codec']} "
             f"| {row['f1']:.3f} {_interval(row['f1_ci95'])} | {spread} | {row['first_token_acc']:.3f} "
             f"| {row['nll_per_token']:.3f} | {row['wire_bytes']} | {difference} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _names(folders: Sequence[Path]) -> dict[Path, str]:
+    """What tells the folders' paths apart: without the parts that all of them begin and end with."""
+    parts = [list(folder.parts) for folder in folders]
+    for end in (0, -1):
+        while len(folders) > 1 and all(len(p) > 1 for p in parts) and len({p[end] for p in parts}) == 1:
+            for p in parts:
+                p.pop(end)
+    return {folder: str(Path(*p)) for folder, p in zip(folders, parts, strict=True)}
 
 
 def _results(folder: Path) -> dict:

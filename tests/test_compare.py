@@ -2,9 +2,11 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
+from latentwire.charts import comparison
 from latentwire.compare import compare, main, table_markdown
 from latentwire.data import load_questions
 
@@ -53,7 +55,8 @@ def test_seeds_are_averaged_by_question_and_their_spread_is_told(runs):
     assert first["seed_sd"] == pytest.approx((1 / 6) / 2**0.5)
     assert second["diff"] == pytest.approx(1 - first["f1"])
     table = table_markdown(compared)
-    assert f"| {base} {seed1} | llama | 4 | fp16 | 0.417" in table and "0.500, 0.333 (sd 0.118)" in table
+    assert "| base seed1 | llama | 4 | fp16 | 0.417" in table and "| other | llama |" in table
+    assert "0.500, 0.333 (sd 0.118)" in table
 
 
 @pytest.mark.parametrize(
@@ -79,3 +82,21 @@ def test_the_program_writes_what_it_prints(runs, tmp_path, monkeypatch, capsys):
     main()
     assert (tmp_path / "out" / "comparison.md").read_text() in capsys.readouterr().out
     assert len(json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]) == 2
+    assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_called_by_what_tells_it_from_the_others(tmp_path):
+    runs = [evaluation(tmp_path / name / "eval", [0] * 6) for name in ("base", "M8", "M64")]
+    compared = compare([[run] for run in runs], "latentwire")
+    assert [row["name"] for row in compared["rows"]] == ["base", "M8", "M64"]
+    labels = [label.get_text() for label in comparison(compared).axes[0].get_yticklabels()]
+    assert labels == ["M64", "M8", "base"], "the first stands on top"
+    assert compare([[runs[0]]], "latentwire")["rows"][0]["name"] == str(runs[0])
+
+
+COMPARISONS = sorted((Path(__file__).parents[1] / "results").glob("**/comparison.json"))
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.parent.name)
+def test_the_committed_comparisons_are_those_of_their_records(path):
+    assert path.with_suffix(".md").read_text() == table_markdown(json.loads(path.read_text()))
