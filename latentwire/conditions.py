@@ -284,21 +284,18 @@ def shuffled_z(setting: Setting, questions: Sequence[Question], m: int) -> list[
     return latentwire(setting, [setting.partner(q) for q in questions], m)
 
 
-@_condition(uses=("m", "wire"), sources=("context",), default_in=())
+@_condition(uses=("m", "wire"), default_in=())
 def oracle_text(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
-    """The M wire tokens around the reference answer, as text: a perfect selection, read as text."""
-    windows = [setting.sender.encoder.window(q, m)[1] for q in questions]
-    return [setting.text_slot(setting.prompts.ids(f" {window.strip()}")) for window in windows]
+    """The M wire tokens that an encoder would choose who knows the reference answer, as text."""
+    chosen = [setting.sender.encoder.perfect(q, setting.prompts.source, m)[1] for q in questions]
+    return [setting.text_slot(setting.prompts.ids(text)) for text in chosen]
 
 
-@_condition(uses=("m", "d_z", "wire"), sources=("context",), default_in=())
+@_condition(uses=("m", "d_z", "wire"), default_in=())
 def oracle_wire(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
-    """The same window as codes through wire and adapter: the reading ceiling of the interface."""
-    encoder = setting.sender.encoder
-    windows = [torch.tensor(encoder.window(q, m)[0]) for q in questions]
-    with torch.no_grad():
-        codes = [encoder.codebook.weight[ids].cpu() for ids in windows]
-    return [setting.latent_slot(z, setting.adapter) for z in codes]
+    """Their latents, through wire and adapter: the ceiling of reading, and what LatentWire lacks to it is selection."""
+    chosen = [setting.sender.encoder.perfect(q, setting.prompts.source, m)[0] for q in questions]
+    return [setting.latent_slot(z.cpu(), setting.adapter) for z in chosen]
 
 
 def explained_variance(condition: Condition, setting: Setting, m: int) -> float | None:

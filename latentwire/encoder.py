@@ -9,7 +9,7 @@ Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's s
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,16 +82,17 @@ class Encoder(nn.Module):
         """The encoder's own answer; ValueError where it has none."""
         raise ValueError("conditions: this encoder reads no answer span; encoder_only needs an encoder of type hf")
 
-    def window(self, question: Question, m: int) -> tuple[list[int], str]:
-        """The perfect selection; ValueError where there is no codebook to send it with."""
-        raise ValueError("conditions: this encoder has no codebook; the oracles need type hf, or no --ckpt")
+    def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
+        """What would be sent if the first reference answer were known: float32 [P, d_z], P at most m, and the text that
+        it stands for. ValueError where latents stand for no tokens."""
+        raise ValueError("conditions: free queries choose no tokens; the oracles need type hf, or no --ckpt")
 
     @torch.no_grad()
-    def encoded(self, questions: Sequence[Question], source: str, m: int) -> list[Encoded]:
+    def encoded(self, questions: Sequence[Question], source: str, m: int, **how: bool) -> list[Encoded]:
         """`forward` without dropout, one question at a time."""
         training = self.training
         self.eval()
-        encoded = [self([question], source, m) for question in questions]
+        encoded = [self([question], source, m, **how) for question in questions]
         self.train(training)
         return encoded
 
@@ -125,25 +126,41 @@ class CodebookEncoder(Encoder):
         """Wire token ids, at most m, in the order they are sent."""
         if source == "context":
             return self._ids(f" {question.context}")[:m]
+        encoded = self.tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)
+        return self._beside_question(
+            question, encoded["input_ids"], m,
+            lambda room: relevant_stretch(question.question, question.context, encoded["offset_mapping"], room),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
+        """The tokens around the answer, as many as there is room for."""
+        encoded = self.tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)
+        ids, spans = encoded["input_ids"], np.array(encoded["offset_mapping"])
+        first, last = overlapping(spans, question.starts[0], question.starts[0] + len(question.answers[0]))
+
+        def around(room: int) -> slice:
+            start = max(0, min((first + last + 1 - room) // 2, len(spans) - room))
+            return slice(start, min(start + room, len(spans)))
+
+        if source == "prompt":
+            chosen = self._beside_question(question, ids, m, around)
+            return self._codes(chosen), self.tokenizer.decode(chosen)
+        window = around(m)
+        text = question.context[spans[window][0, 0] : spans[window][-1, 1]]
+        return self._codes(ids[window]), f" {text.strip()}"
+
+    def _beside_question(
+        self, question: Question, ids: list[int], m: int, stretch: Callable[[int], slice]
+    ) -> list[int]:
+        """The stretch of the context's ids that the room beside the question allows, and the question after it."""
         asked = self._ids(f"\nQuestion: {question.question}")[: max(1, int(m * _QUESTION_SHARE))]
         label = self._ids("Context:")[: m - len(asked)]
         room = m - len(asked) - len(label)
-        if room < 1:
-            return label + asked
-        encoded = self.tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)
-        chosen = relevant_stretch(question.question, question.context, encoded["offset_mapping"], room)
-        return label + encoded["input_ids"][chosen] + asked
+        return label + (ids[stretch(room)] if room else []) + asked
 
-    def window(self, question: Question, m: int) -> tuple[list[int], str]:
-        """The m wire tokens around the first reference answer, and their text: what a perfect selection would send."""
-        encoded = self.tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)
-        spans = encoded["offset_mapping"]
-        first, last = question.starts[0], question.starts[0] + len(question.answers[0])
-        inside = [i for i, (start, end) in enumerate(spans) if start < last and end > first]
-        start = (inside[0] + inside[-1] + 1 - m) // 2
-        start = max(0, min(start, len(spans) - m))
-        stop = min(start + m, len(spans))
-        return encoded["input_ids"][start:stop], question.context[spans[start][0] : spans[stop - 1][1]]
+    def _codes(self, ids: list[int]) -> Tensor:
+        return self.codebook(torch.tensor(ids, device=self.codebook.weight.device)).float()
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -176,10 +193,14 @@ class SelectingEncoder(CodebookEncoder):
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
 
-    def forward(self, questions: Sequence[Question], source: str, m: int) -> Encoded:
+    def forward(self, questions: Sequence[Question], source: str, m: int, known: bool = False) -> Encoded:
+        """known: the first reference answer's place is given instead of found (see `perfect`)."""
         tokens = self.tokenize(questions, source)
         hidden = self._align(self.backbone(questions, source), tokens)  # [B, T, w]
         span = self.span(hidden).float().masked_fill(~tokens.context[..., None], -torch.inf)
+        if known:
+            places = torch.tensor(answer_edges(tokens, questions), device=span.device)[:, None]  # [B, 1, 2]
+            span = torch.full_like(span, -torch.inf).scatter_(1, places, 0.0)
         scores = self.score(hidden).float()[..., 0] + self._relevance(span, tokens, m)
         places, used = pool(scores, tokens.mask, m, self.pooling)
         z = places @ (self.codebook(tokens.ids) + self.residual(hidden).float())
@@ -187,9 +208,13 @@ class SelectingEncoder(CodebookEncoder):
 
     def select(self, question: Question, source: str, m: int) -> list[int]:
         """Wire token ids that lead their places, in the order they are sent."""
-        (encoded,) = self.encoded([question], source, m)
-        leading = encoded.places[0, encoded.used[0]].argmax(dim=1)
-        return encoded.tokens.ids[0, leading].tolist()
+        return _leading(*self.encoded([question], source, m))
+
+    def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
+        """The trained latents of a selection that knows where the answer stands."""
+        (encoded,) = self.encoded([question], source, m, known=True)
+        text = self.tokenizer.decode(_leading(encoded))
+        return encoded.z[0, encoded.used[0]].float(), text if source == "prompt" else f" {text.strip()}"
 
     def read(self, question: Question) -> str:
         """The encoder's own answer: the best span of at most _LONGEST_SPAN tokens of the context."""
@@ -266,3 +291,24 @@ class ResamplingEncoder(Encoder):
         states = self.backbone(questions, source)
         z = self.resampler(states.hidden, states.mask)
         return Encoded(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device))
+
+
+def answer_edges(tokens: Tokens, questions: Sequence[Question]) -> list[tuple[int, int]]:
+    """First and last wire token of each question's first answer."""
+    edges = []
+    for question, text, spans in zip(questions, tokens.contents, tokens.spans, strict=True):
+        begin = text.context_at + question.starts[0]
+        edges.append(overlapping(spans, begin, begin + len(question.answers[0])))
+    return edges
+
+
+def overlapping(spans: np.ndarray, begin: int, end: int) -> tuple[int, int]:
+    """First and last token (spans [T, 2]) that share a character with [begin, end)."""
+    inside = np.flatnonzero((spans[:, 0] < end) & (spans[:, 1] > begin))
+    assert len(inside), f"no token covers the characters {begin} to {end}"
+    return int(inside[0]), int(inside[-1])
+
+
+def _leading(encoded: Encoded) -> list[int]:
+    """Wire token ids that lead the places of a single text."""
+    return encoded.tokens.ids[0, encoded.places[0, encoded.used[0]].argmax(dim=1)].tolist()

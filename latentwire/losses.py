@@ -6,13 +6,12 @@ Shapes: B batch, A answer tokens (right-aligned, see `llm`), V vocabulary, N kep
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from latentwire.data import Question
-from latentwire.encoder import Encoded, Tokens
+from latentwire.encoder import Encoded, answer_edges
 from latentwire.llm import PrefixLoss
 from latentwire.teacher import TeacherLine
 
@@ -47,19 +46,3 @@ def span_sum(encoded: Encoded, questions: Sequence[Question]) -> Tensor:
     edges = torch.tensor(answer_edges(encoded.tokens, questions), device=encoded.span.device)  # [B, 2]
     logits = encoded.span.transpose(1, 2).flatten(0, 1)  # [2 B, T], -inf outside the context
     return cross_entropy(logits, edges.flatten(), reduction="sum") / 2
-
-
-def answer_edges(tokens: Tokens, questions: Sequence[Question]) -> list[tuple[int, int]]:
-    """First and last wire token of each question's first answer."""
-    edges = []
-    for question, text, spans in zip(questions, tokens.contents, tokens.spans, strict=True):
-        begin = text.context_at + question.starts[0]
-        edges.append(overlapping(spans, begin, begin + len(question.answers[0])))
-    return edges
-
-
-def overlapping(spans: np.ndarray, begin: int, end: int) -> tuple[int, int]:
-    """First and last token (spans [T, 2]) that share a character with [begin, end)."""
-    inside = np.flatnonzero((spans[:, 0] < end) & (spans[:, 1] > begin))
-    assert len(inside), f"no token covers the characters {begin} to {end}"
-    return int(inside[0]), int(inside[-1])

@@ -36,9 +36,8 @@ from latentwire.conditions import CONDITIONS, Sender, Setting
 from latentwire.config import FULL_SQUAD, TUNED, TrainConfig, parse, require
 from latentwire.curves import draw_curves
 from latentwire.data import Question, load_questions, split_by_article, subset
-from latentwire.encoder import CodebookEncoder, Encoder, ResamplingEncoder, SelectingEncoder
+from latentwire.encoder import CodebookEncoder, Encoder, ResamplingEncoder, SelectingEncoder, answer_edges
 from latentwire.llm import device_map, load_llm
-from latentwire.losses import answer_edges
 from latentwire.memory import require_memory
 from latentwire.metrics import f1_score
 from latentwire.model import LatentWire, SoftPrompts

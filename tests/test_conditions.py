@@ -78,7 +78,7 @@ def test_every_condition_gives_each_question_a_slot_of_the_llms_width(setting_of
             "selected_text",
         ):  # M tokens of the wire's tokenizer, which the LLM may cut otherwise
             budget = 2 * M
-        short = name in ("latentwire", "untrained", "oracle_text", "selected_text")
+        short = name in ("latentwire", "untrained", "oracle_text", "oracle_wire", "selected_text")
         assert len(slot.embeds) == budget or (short and 0 < len(slot.embeds) <= budget)
 
 
@@ -192,11 +192,14 @@ def test_shuffled_z_needs_a_second_article(setting_of, questions):
         setting.partner(questions[0])
 
 
-def test_the_oracle_sends_the_same_window_as_text_and_as_codes(setting_of, questions):
-    setting = setting_of(source="context")
-    ids, text = setting.sender.encoder.window(questions[0], M)
-    assert text_of(setting, slots(setting, "oracle_text", questions[:1])[0]) == f" {text.strip()}"
-    assert len(slots(setting, "oracle_wire", questions[:1])[0].embeds) == len(ids)
+@pytest.mark.parametrize("source", ["prompt", "context"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_oracle_sends_the_same_selection_as_text_and_as_latents(setting_of, selecting, questions, source, trained):
+    setting = setting_of(source=source, encoder=selecting if trained else None)
+    z, text = setting.sender.encoder.perfect(questions[0], source, M)
+    assert text_of(setting, slots(setting, "oracle_text", questions[:1])[0]) == text
+    (sent,) = slots(setting, "oracle_wire", questions[:1])
+    torch.testing.assert_close(sent.embeds, setting.adapter(z.half().float()))
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen"])
@@ -263,7 +266,6 @@ def test_the_default_is_all_that_fit_the_source_but_the_oracles():
         ("text,magic", "prompt", "'magic'.*token_budget"),
         ("token_budget@0", "prompt", "'token_budget@0'.*at least 1"),
         ("token_budget@x", "prompt", "'token_budget@x'"),
-        ("oracle_wire", "prompt", "'oracle_wire'.*context"),
         ("encoder_only", "context", "'encoder_only'.*prompt"),
     ],
 )

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from latentwire.backbone import ByteBackbone, States, load_backbone
-from latentwire.encoder import CodebookEncoder, ResamplingEncoder, SelectingEncoder
-from latentwire.losses import overlapping
+from latentwire.encoder import CodebookEncoder, ResamplingEncoder, SelectingEncoder, overlapping
 from latentwire.relevance import relevance, relevant_stretch, sentences
 
 
@@ -50,14 +49,36 @@ def test_a_contexts_wire_does_not_depend_on_the_question(encoder, questions):
 
 
 @pytest.mark.parametrize("m", [16, 32])
-def test_the_oracle_window_holds_the_answer_in_m_tokens(encoder, questions, m):
+def test_the_untrained_oracle_sends_the_codes_around_the_answer(encoder, questions, m):
     for q in questions:
-        ids, text = encoder.window(q, m)
-        spans = encoder.tokenizer(q.answers[0], add_special_tokens=False)["input_ids"]
-        assert len(ids) <= m
-        assert text in q.context
-        if len(spans) + 1 < m:
+        z, text = encoder.perfect(q, "context", m)
+        answer = encoder.tokenizer(q.answers[0], add_special_tokens=False)["input_ids"]
+        assert len(z) <= m and text.strip() in q.context
+        if len(answer) + 1 < m:
             assert q.answers[0] in text
+        ids = torch.cdist(z, encoder.codebook.weight).argmin(dim=1)
+        sent = encoder.tokenizer.decode(ids.tolist()).strip("\ufffd ")  # a window may begin within a sign
+        assert sent and sent in text
+
+
+@pytest.mark.parametrize("kind", ["encoder", "selecting"])
+def test_an_oracle_beside_a_question_keeps_question_and_answer(request, questions, kind):
+    encoder, m = request.getfixturevalue(kind), 48
+    short = [q for q in questions if len(encoder.tokenizer(q.question + q.answers[0])["input_ids"]) < 24]
+    assert short
+    for q in short:
+        z, text = encoder.perfect(q, "prompt", m)
+        assert len(z) == m and q.answers[0] in text and text.endswith(f"\nQuestion: {q.question}")
+        assert text.startswith("Context:")
+
+
+def test_the_trained_oracle_differs_from_the_wire_in_its_selection_alone(selecting, questions):
+    q = questions[0]
+    found = selecting.encode([q], "prompt", 48)[0]
+    assert not torch.equal(selecting.perfect(q, "prompt", 48)[0], found), "an untrained span head knows nothing"
+    whole = selecting.tokenize([q], "prompt").ids.shape[1]
+    everything = selecting.encode([q], "prompt", whole)[0]
+    assert torch.equal(selecting.perfect(q, "prompt", whole)[0], everything), "where all is sent, nothing is selected"
 
 
 def test_the_chosen_stretch_is_where_the_questions_words_are(llms):
@@ -342,7 +363,7 @@ def test_free_queries_have_their_own_m_and_choose_nothing(resampling, questions)
         with pytest.raises(ValueError, match=r"conditions: .*type hf"):
             call()
     with pytest.raises(ValueError, match=r"conditions: .*oracles"):
-        resampling.window(questions[0], 6)
+        resampling.perfect(questions[0], "prompt", 6)
 
 
 def test_the_untrained_encoder_reads_nothing(encoder, questions):

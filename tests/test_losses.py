@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from latentwire.backbone import load_backbone
-from latentwire.encoder import SelectingEncoder
+from latentwire.encoder import SelectingEncoder, overlapping
 from latentwire.llm import PrefixLoss
-from latentwire.losses import answer_sums, distillation_sum, overlapping, span_sum
+from latentwire.losses import answer_sums, distillation_sum, span_sum
 from latentwire.prompts import IGNORE
 from latentwire.teacher import TeacherLine
 
