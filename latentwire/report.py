@@ -1,7 +1,7 @@
 """Tables, charts and a page of what runs left: for people who would rather look than read.
 
-python latentwire/report.py RUN [RUN ...]     one report.html of all runs, into the first; table.md and hierarchy.png
-                                              into each folder that holds a results.json
+python latentwire/report.py RUN [RUN ...]     one report.html of all runs, into the first; table.md, summary.md (the
+                                              LLMs side by side) and hierarchy.png beside each results.json
 python latentwire/report.py RUN --html PATH   puts the page elsewhere
 python latentwire/report.py RUN --readme      also renews the tables in README.md and LOG.md
 
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "LOG.md")
 # What stands between these marks is the file that they name, a path from the document's folder.
 _INCLUDED = re.compile(r"(<!-- (\S+): start -->\n)(.*?)(<!-- \2: end -->)", re.DOTALL)
+_SIZES = ("llm_positions", "wire_bytes")
 _SAMPLE_WARNING = "\n**The sample set shows that everything runs; its numbers support no claim.**"
 
 
@@ -37,6 +38,7 @@ def main() -> None:
     for part in (part for part in parts if part.results):
         table = table_markdown(part.results)
         write_text(part.folder / "table.md", table)
+        write_text(part.folder / "summary.md", summary_markdown(part.results))
         drawn = hierarchy(part.results, llms_of(part.results["results"]))
         drawn.savefig(part.folder / "hierarchy.png", dpi=130)
         print(table, f"wrote {part.folder / 'table.md'} and {part.folder / 'hierarchy.png'}", sep="\n")
@@ -51,11 +53,7 @@ def main() -> None:
 def table_markdown(results: Mapping) -> str:
     """All rows of a results.json as Markdown, with what is needed to believe them, and the critical tests."""
     lines = [
-        f"Data: {results['dataset']} {results['split']}, n={results['n']}, seed {results['seed']}; source "
-        f"{results['source']}; wire {results['codec']}; {results['dtype']}; checkpoint: {results['checkpoint']}; "
-        f"commit {results['git']}; {_machine(results['machine'])}.",
-        *([_SAMPLE_WARNING] if results["dataset"] == "sample" else []),
-        "",
+        *_origin(results),
         "| LLM | condition | M | F1 [95% interval] | EM | first token | bits/answer byte | positions | bytes sent |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -66,14 +64,62 @@ def table_markdown(results: Mapping) -> str:
             f"| {_figure(row['first_token_acc'], 3)} | {_figure(row['bits_per_answer_byte'], 2)} "
             f"| {row['llm_positions']:.0f} | {row['wire_bytes']} |"
         )
-    names = {row["llm"]: row["llm_id"] for row in results["results"] if row["llm"]}
-    lines += ["", "; ".join(f"{name}: {describe_llm(llm_id)}" for name, llm_id in names.items()) + "."]
+    lines += ["", _llm_line(results["results"])]
     lines += ["", *_variance_lines(results["results"]), *_interface_lines(results), *_origin_lines(results["results"])]
     lines += _difference_lines(results["comparisons"])
-    critical = critical_lines(results["comparisons"])
-    if critical:
-        lines += ["", "```text", *critical, "```"]
+    return "\n".join([*lines, *_critical_block(results)]) + "\n"
+
+
+def summary_markdown(results: Mapping) -> str:
+    """The LLMs side by side, best condition first: F1, and how far LatentWire is above it with the paired interval."""
+    rows = {(row["condition"], row["m"], row["llm"]): row for row in results["results"]}
+    llms = [llm for llm in llms_of(results["results"]) if llm]
+    pairs = {
+        (c["b"], c["m"], c["llm"]): c for c in results["comparisons"] if (c["a"], c["metric"]) == ("latentwire", "f1")
+    }
+    sent = {row["m"] for row in results["results"] if row["condition"] == "latentwire"}
+    kinds: dict[tuple[str, int | None], list[Mapping]] = {}
+    for (condition, m, _), row in rows.items():
+        kinds.setdefault((condition, m), []).append(row)
+    columns = [f"{llm}: {what}" for llm in llms for what in ("F1 [95% interval]", "latentwire above it")]
+    lines = [
+        *_origin(results),
+        f"| condition | M | {' | '.join(columns)} | positions | bytes sent |",
+        "|---" * (len(columns) + 4) + "|",
+    ]
+    for (condition, m), found in sorted(kinds.items(), key=lambda kind: -sum(r["f1"] for r in kind[1]) / len(kind[1])):
+        cells = []
+        for llm in llms:
+            row = rows.get((condition, m, llm), rows.get((condition, m, None)))
+            cells.append(f"{row['f1']:.3f} {_interval(row['f1_ci95'])}" if row else "")
+            at = {m} if m else sent  # a condition without an M meets a LatentWire of any
+            pair = next((pairs[condition, k, llm] for k in at if (condition, k, llm) in pairs), None)
+            cells.append(f"{pair['diff']:+.3f} {_interval(pair['ci95'])}" if pair and len(at) == 1 else "")
+        positions, size = ("–".join(dict.fromkeys(f"{row[key]:.0f}" for row in found)) for key in _SIZES)
+        lines.append(f"| `{condition}` | {m or ''} | {' | '.join(cells)} | {positions} | {size} |")
+    lines += ["", _llm_line(results["results"]), *_critical_block(results)]
     return "\n".join(lines) + "\n"
+
+
+def _origin(results: Mapping) -> list[str]:
+    """What every table begins with: of which data, how much, by which commit, on which machine."""
+    return [
+        f"Data: {results['dataset']} {results['split']}, n={results['n']}, seed {results['seed']}; source "
+        f"{results['source']}; wire {results['codec']}; {results['dtype']}; checkpoint: {results['checkpoint']}; "
+        f"commit {results['git']}; {_machine(results['machine'])}.",
+        *([_SAMPLE_WARNING] if results["dataset"] == "sample" else []),
+        "",
+    ]
+
+
+def _llm_line(rows: Sequence[Mapping]) -> str:
+    names = {row["llm"]: row["llm_id"] for row in rows if row["llm"]}
+    return "; ".join(f"{name}: {describe_llm(llm_id)}" for name, llm_id in names.items()) + "."
+
+
+def _critical_block(results: Mapping) -> list[str]:
+    critical = critical_lines(results["comparisons"])
+    return ["", "```text", *critical, "```"] if critical else []
 
 
 def renew(document: Path) -> list[str]:

@@ -23,6 +23,7 @@ OUTPUTS = (
     "predictions.jsonl",
     "results.json",
     "table.md",
+    "summary.md",
     "hierarchy.png",
     "report.html",
 )  # cleared by a fresh start

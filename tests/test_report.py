@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from latentwire.charts import hierarchy, llms_of
-from latentwire.report import DOCUMENTS, included, renew, table_markdown
+from latentwire.report import DOCUMENTS, included, renew, summary_markdown, table_markdown
 from latentwire.results import compare, critical_lines, row_key
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +99,22 @@ def test_the_table_holds_every_row_and_what_is_needed_to_believe_it():
     assert "no claim" not in table_markdown(RESULTS | {"dataset": "squad"})
 
 
+def test_the_summary_sets_the_llms_side_by_side_the_best_condition_first():
+    rows = [*ROWS, *(r | {"llm": "llama", "f1": r["f1"] / 2} for r in ROWS if r["m"] != 64), alone(0.9)]
+    pairs = compare(rows, {row_key(r): [r["f1"]] * 4 for r in rows}, PARAGRAPHS, 0)
+    lines = summary_markdown(RESULTS | {"results": rows, "comparisons": pairs}).splitlines()
+    assert lines[0].startswith("Data: sample dev, n=4")
+    names = [line.split("`")[1] for line in lines if line.startswith("| `")]
+    assert names[0] == "encoder_only" and names.index("text") < names.index("latentwire") < names.index("pca_pool")
+    shown = {tuple(cell.strip() for cell in line.split("|")[1:3]): line for line in lines if line.startswith("| `")}
+    text = shown["`text`", ""]
+    assert "| 0.600 [0.500, 0.600] | -0.200 [-0.200, -0.200] | 0.300 [" in text, "a difference, not the ratio"
+    assert "-0.100 [-0.100, -0.100] | 32 | 100 |" in text
+    assert "| 0.500 [0.400, 0.500] |  |  |  |" in shown["`token_budget`", "64"], "no LatentWire of this M, no llama"
+    assert "| 0.900 [0.800, 0.900] | -0.500 [-0.500, -0.500] | 0.900" in shown["`encoder_only`", ""]
+    assert sum("LatentWire keeps 0.9" in line for line in lines) == 2
+
+
 def test_the_chart_is_drawn_also_without_intervals(tmp_path):
     rows = [*ROWS, row("text", 0.5, llm="llama") | {"f1_ci95": None}]
     hierarchy(RESULTS | {"results": rows}, llms_of(rows)).savefig(tmp_path / "c.png")
@@ -131,10 +147,12 @@ def test_marks_that_lead_nowhere_are_named(tmp_path):
 def test_the_documents_show_the_committed_tables(document):
     shown = included(document.read_text(encoding="utf-8"))
     assert shown == {name: (ROOT / name).read_text() for name in shown}
-    assert document.name != "README.md" or "results/shipped/table.md" in shown
+    assert document.name != "README.md" or "results/shipped/summary.md" in shown
 
 
 @pytest.mark.parametrize("folder", EVALUATIONS, ids=lambda folder: str(folder.relative_to(ROOT)))
 def test_the_committed_tables_are_those_of_their_results(folder):
     results = json.loads((folder / "results.json").read_text())
     assert (folder / "table.md").read_text() == table_markdown(results)
+    summary = folder / "summary.md"
+    assert not summary.exists() or summary.read_text() == summary_markdown(results)
