@@ -16,7 +16,7 @@ from pathlib import Path
 from latentwire.charts import describe_llm, hierarchy, llms_of
 from latentwire.gathering import gather
 from latentwire.page import render
-from latentwire.results import critical_lines
+from latentwire.results import critical_lines, row_key
 from latentwire.run import cli, write_text
 
 ROOT = Path(__file__).parents[1]
@@ -72,12 +72,13 @@ def table_markdown(results: Mapping) -> str:
 
 def summary_markdown(results: Mapping) -> str:
     """The LLMs side by side, best condition first: F1, and how far LatentWire is above it with the paired interval."""
-    rows = {(row["condition"], row["m"], row["llm"]): row for row in results["results"]}
+    rows = {row_key(row): row for row in results["results"]}
     llms = [llm for llm in llms_of(results["results"]) if llm]
     pairs = {
         (c["b"], c["m"], c["llm"]): c for c in results["comparisons"] if (c["a"], c["metric"]) == ("latentwire", "f1")
     }
     sent = {row["m"] for row in results["results"] if row["condition"] == "latentwire"}
+    only = sent.pop() if len(sent) == 1 else None  # where several are sent, a condition without an M meets none
     kinds: dict[tuple[str, int | None], list[Mapping]] = {}
     for (condition, m, _), row in rows.items():
         kinds.setdefault((condition, m), []).append(row)
@@ -92,9 +93,8 @@ def summary_markdown(results: Mapping) -> str:
         for llm in llms:
             row = rows.get((condition, m, llm), rows.get((condition, m, None)))
             cells.append(f"{row['f1']:.3f} {_interval(row['f1_ci95'])}" if row else "")
-            at = {m} if m else sent  # a condition without an M meets a LatentWire of any
-            pair = next((pairs[condition, k, llm] for k in at if (condition, k, llm) in pairs), None)
-            cells.append(f"{pair['diff']:+.3f} {_interval(pair['ci95'])}" if pair and len(at) == 1 else "")
+            pair = pairs.get((condition, m or only, llm))
+            cells.append(f"{pair['diff']:+.3f} {_interval(pair['ci95'])}" if pair else "")
         positions, size = ("–".join(dict.fromkeys(f"{row[key]:.0f}" for row in found)) for key in _SIZES)
         lines.append(f"| `{condition}` | {m or ''} | {' | '.join(cells)} | {positions} | {size} |")
     lines += ["", _llm_line(results["results"]), *_critical_block(results)]
