@@ -99,7 +99,9 @@ class EvalConfig(_Common):
     batch_size: int = option(32, "questions a batch")
     device: str = option("", "cpu, cuda, cuda:1, ...; default: cuda where there is one")
     dtype: str = option("", "float32, bfloat16 or float16; default: float32 on a CPU, bfloat16 on a GPU")
-    reuse: str = option("", "another evaluation of the same questions: what no checkpoint changes is taken from there")
+    reuse: str = option(
+        "", "an evaluation of the same questions: answers that the same files would give come from there"
+    )
     save_dir: str = option("", "output folder; default: beside the checkpoint, named by dataset, source, n and seed")
     estimate: bool = option(False, "say how long it would take, and stop")
     fresh_eval: bool = option(False, "recompute everything, also over a folder of another configuration")

@@ -4,7 +4,8 @@
     python latentwire/eval.py --dataset sample --conditions text,token_budget,token_budget@64,latentwire
 
 Writes config.json, manifest.json, predictions.jsonl (as it goes) and results.json. Run again, it keeps what is finished
-and computes the rest; --fresh_eval starts over. --reuse takes over the rivals' answers of an earlier evaluation.
+and computes the rest; --fresh_eval starts over. --reuse takes over what an earlier evaluation has from the same
+checkpoint, or from none.
 """
 
 import dataclasses

@@ -11,6 +11,7 @@ from latentwire.results import row_key
 from latentwire.run import read_json, read_lines
 
 _OF_CHECKPOINT = {"wire", "stage0", "tuned"}  # what a condition may use that another evaluation has otherwise
+_FILES = {"wire": "checkpoint_sha256", "tuned": "tuned_sha256"}  # unless these are the same; stage0 depends on all LLMs
 _FREE = ("ckpt", "checkpoint_sha256", "tuned", "tuned_sha256", "latent_len", "batch_size", "device")  # M is the line's
 
 
@@ -65,8 +66,8 @@ class Predictions:
 def reusable(
     folder: str, identity: Mapping, conditions: Sequence[tuple[Condition, int]], llms: Sequence[str]
 ) -> list[dict]:
-    """Lines of the evaluation in `folder` for those of the conditions that read no checkpoint, each with where it is
-    `taken_from`.
+    """Lines of the evaluation in `folder` for those of the conditions that read no checkpoint, or the same one, each
+    with where it is `taken_from`.
 
     Raises FileNotFoundError if there is none, ValueError naming what differs from the evaluation of this identity.
     """
@@ -79,11 +80,12 @@ def reusable(
     where = (
         f"{folder}, commit {record['git']}, {', '.join(record['machine']['gpus']) or record['machine']['processor']}"
     )
+    same = {part for part, files in _FILES.items() if identity[files] and identity[files] == record["config"][files]}
     keys = {
         (condition.name, m if "m" in condition.uses else None, llm)
         for condition, m in conditions
-        if not _OF_CHECKPOINT & set(condition.uses)
-        for llm in llms
+        if not (_OF_CHECKPOINT - same) & set(condition.uses)
+        for llm in (llms if condition.by_llm else [None])
     }
     return [
         line | {"taken_from": where} for line in read_lines(Path(folder) / "predictions.jsonl") if row_key(line) in keys

@@ -472,6 +472,27 @@ def test_what_no_checkpoint_changes_is_taken_from_another_evaluation(finished, t
     assert f"- Taken from {folder}" in table_markdown(results)
 
 
+def test_what_the_same_checkpoint_answered_is_taken_from_another_evaluation(trained, tmp_path, monkeypatch):
+    conditions = "latentwire,encoder_only"
+    before = evaluate(config(tmp_path / "before", ckpt=str(trained), conditions=conditions))
+    asked = []
+    monkeypatch.setattr("latentwire.answering._read", record_calls(asked, answering._read))
+    again = evaluate(
+        config(tmp_path / "r", ckpt=str(trained), conditions=f"{conditions},untrained", reuse=str(tmp_path / "before"))
+    )
+    assert {condition.name for condition, *_ in asked} == {"untrained"}
+    taken = [row | {"taken_from": []} for row in again["results"] if row["condition"] in conditions]
+    assert taken == before["results"]
+
+
+def test_an_untrained_wire_is_not_taken_from_another_evaluation(finished, tmp_path, monkeypatch):
+    """It may be of other LLMs: there is no file that would tell."""
+    asked = []
+    monkeypatch.setattr("latentwire.answering._read", record_calls(asked, answering._read))
+    evaluate(config(tmp_path / "r", conditions="text,latentwire", reuse=str(finished[0])))
+    assert {condition.name for condition, *_ in asked} == {"latentwire"}
+
+
 def test_the_answers_of_one_of_two_llms_may_be_taken(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("latentwire.answering._read", lambda *a: pytest.fail("computed again"))
     results = evaluate(config(tmp_path / "r", llms="qwen", conditions="text", reuse=str(finished[0])))
