@@ -6,6 +6,7 @@ Everything after the head is left-padded, so that every row ends at the same pos
 """
 
 import hashlib
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ class FrozenLLM:
         self.positions: int | None = getattr(model.config, "max_position_embeddings", None)  # that it was trained for
         self.end_ids = self._end_ids()
         self.stop_ids = self._stop_ids()
+        known = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in known else "past_key_values"  # renamed in transformers 5.24
         self._heads: dict[tuple[int, ...], DynamicCache] = {}
         self._rms: Tensor | None = None
 
@@ -204,8 +207,8 @@ class FrozenLLM:
             )
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
         return self.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=keep,
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=keep,
+            **{self._cache_name: cache},
         ).logits  # fmt: skip
 
     @torch.inference_mode(False)  # kept for training too, which cannot use what was made in inference mode
