@@ -16,7 +16,7 @@ import numpy as np
 from latentwire.charts import comparison
 from latentwire.config import require
 from latentwire.data import load_questions
-from latentwire.metrics import difference_ci, mean_ci
+from latentwire.metrics import difference_ci, mean_ci, show_interval
 from latentwire.predictions import Predictions
 from latentwire.run import SCHEMA, cli, read_json, write_json, write_text
 
@@ -101,10 +101,10 @@ def table_markdown(compared: Mapping) -> str:
     for row in compared["rows"]:
         seeds = ", ".join(f"{f1:.3f}" for f1 in row["seed_f1"])
         spread = f"{seeds} (sd {row['seed_sd']:.3f})" if row["seed_sd"] is not None else "1"
-        difference = f"{row['diff']:+.3f} {_interval(row['diff_ci95'])}" if row["diff_ci95"] else ""
+        difference = f"{row['diff']:+.3f} {show_interval(row['diff_ci95'])}" if row["diff_ci95"] else ""
         lines.append(
             f"| {row['name']} | {row['llm']} | {row['m'] or ''} | {row['codec']} "
-            f"| {row['f1']:.3f} {_interval(row['f1_ci95'])} | {spread} | {row['first_token_acc']:.3f} "
+            f"| {row['f1']:.3f} {show_interval(row['f1_ci95'])} | {spread} | {row['first_token_acc']:.3f} "
             f"| {row['nll_per_token']:.3f} | {row['wire_bytes']} | {difference} |"
         )
     return "\n".join(lines) + "\n"
@@ -137,10 +137,6 @@ def _row(folder: Path, results: Mapping, like: Mapping) -> Mapping:
 def _scores(folder: Path, row: Mapping) -> dict[str, float]:
     """F1 by question id."""
     return {id_: line["f1"] for id_, line in Predictions(folder / "predictions.jsonl").of(row).items()}
-
-
-def _interval(ci: Sequence[float] | None) -> str:
-    return f"[{ci[0]:.3f}, {ci[1]:.3f}]" if ci else "(no interval)"
 
 
 if __name__ == "__main__":

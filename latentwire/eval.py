@@ -23,6 +23,7 @@ from latentwire.conditions import CONDITIONS, Condition, Sender, Setting, explai
 from latentwire.config import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalConfig, parse, require
 from latentwire.data import Question, load_questions, split_by_article, subset
 from latentwire.llm import FrozenLLM, load_llm
+from latentwire.metrics import show_interval
 from latentwire.predictions import Predictions, reusable
 from latentwire.prompts import WORDINGS, PromptBuilder
 from latentwire.results import compare, critical_lines, row_key, summarise
@@ -293,7 +294,7 @@ def _latentwire(
 
 
 def _line(row: dict) -> str:
-    interval = "[{:.3f}, {:.3f}]".format(*row["f1_ci95"]) if row["f1_ci95"] else "(no interval)"
+    interval = show_interval(row["f1_ci95"])
     m = f" M={row['m']}" if row["m"] else ""
     first = "" if row["first_token_acc"] is None else f"first token {row['first_token_acc']:.3f}  "
     return (

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from latentwire.metrics import show_interval
+
 _NEAR = 3.0  # a ratio of magnitudes between 1 / _NEAR and _NEAR is no mismatch
 _FAR = 30.0  # from here on it would be called one of "100x"
 _COLLAPSED = 0.9  # mean cosine between the latents of a question
@@ -181,8 +183,8 @@ def _table(rows: Sequence[Mapping]) -> list[str]:
     for row in rows:
         lines.append(
             f"| {row['llm']} | {row['embeddings']} | {row['intervention']} "
-            f"| {row['f1']:.3f} {_interval(row['f1_ci95'])} "
-            f"| {row['f1_minus_none']:+.3f} {_interval(row['f1_minus_none_ci95'])} | {row['first_token_acc']:.3f} "
+            f"| {row['f1']:.3f} {show_interval(row['f1_ci95'])} "
+            f"| {row['f1_minus_none']:+.3f} {show_interval(row['f1_minus_none_ci95'])} | {row['first_token_acc']:.3f} "
             f"| {row['nll_per_token']:.2f} | {row['empty_answers']:.0%} |"
         )
     return lines
@@ -194,11 +196,7 @@ def _below(row: Mapping) -> bool:
 
 
 def _difference(row: Mapping) -> str:
-    return f"({row['f1_minus_none']:+.3f} {_interval(row['f1_minus_none_ci95'])})"
-
-
-def _interval(ci: Sequence[float] | None) -> str:
-    return f"[{ci[0]:.3f}, {ci[1]:.3f}]" if ci else "[no interval]"
+    return f"({row['f1_minus_none']:+.3f} {show_interval(row['f1_minus_none_ci95'])})"
 
 
 def _spread(found: Mapping, digits: int) -> str:

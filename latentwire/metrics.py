@@ -61,6 +61,11 @@ def ratio_ci(a: Sequence[float], b: Sequence[float], groups: Sequence[str], seed
     return _interval(_per_group(groups, a, b), seed)
 
 
+def show_interval(ci: Sequence[float] | None) -> str:
+    """An interval as tables and logs write it."""
+    return f"[{ci[0]:.3f}, {ci[1]:.3f}]" if ci else "(no interval)"
+
+
 def difference_verdict(ci: list[float] | None) -> str:
     """PASS when the whole interval lies above 0, FAIL when it lies below, else "not decided"."""
     return _verdict(ci, 0.0)

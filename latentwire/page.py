@@ -16,7 +16,7 @@ from latentwire import charts
 from latentwire.config import STAGES
 from latentwire.data import Question, load_questions
 from latentwire.gathering import Part
-from latentwire.metrics import normalize_answer
+from latentwire.metrics import normalize_answer, show_interval
 from latentwire.results import critical_lines
 from latentwire.signs import BAD, GOOD, UNDECIDED, judge_metrics, judge_predictions, judge_results, not_measured
 
@@ -82,7 +82,7 @@ def _evaluation(number: int, part: Part) -> dict:
     for place, llm in enumerate(charts.llms_of(results["results"])):
         rows = sorted((row for row in results["results"] if row["llm"] in (llm, None)), key=lambda row: -row["f1"])
         label = f"F1 of {llm or 'the encoder alone'}, best first: " + ", ".join(
-            f"{charts.row_name(row)} {row['f1']:.3f} {_interval(row['f1_ci95'])}" for row in rows
+            f"{charts.row_name(row)} {row['f1']:.3f} {show_interval(row['f1_ci95'])}" for row in rows
         )
         drawn.append(_chart(charts.hierarchy(results, [llm]), f"hierarchy{number}-{place}", label, _rows_table(rows)))
     return {
@@ -98,7 +98,7 @@ def _evaluation(number: int, part: Part) -> dict:
 def _rows_table(rows: Sequence[Mapping]) -> Table:
     head = ("condition", "M", "F1 [95%]", "EM", "first token", "bits/answer byte", "positions", "bytes sent")
     return Table(head, [
-        (row["condition"], _figure(row["m"], 0), f"{row['f1']:.3f} {_interval(row['f1_ci95'])}", f"{row['em']:.3f}",
+        (row["condition"], _figure(row["m"], 0), f"{row['f1']:.3f} {show_interval(row['f1_ci95'])}", f"{row['em']:.3f}",
          _figure(row["first_token_acc"], 3), _figure(row["bits_per_answer_byte"], 2),
          _figure(row["llm_positions"], 0), _figure(row["wire_bytes"], 0))
         for row in rows
@@ -198,7 +198,7 @@ def _interventions(number: int, rows: Sequence[Mapping]) -> list[Chart]:
     for place, llm in enumerate(dict.fromkeys(row["llm"] for row in rows)):
         mine = [row for row in rows if row["llm"] == llm]
         figures = [
-            (row["embeddings"], row["intervention"], f"{row['f1']:.3f}", _interval(row.get("f1_ci95")),
+            (row["embeddings"], row["intervention"], f"{row['f1']:.3f}", show_interval(row.get("f1_ci95")),
              _figure(row.get("nll_per_token"), 2), _percent(row.get("empty_answers")))
             for row in mine
         ]  # fmt: skip
@@ -364,10 +364,6 @@ def _figure(value: float | None, digits: int) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
-
-
-def _interval(ci: Sequence[float] | None) -> str:
-    return f"[{ci[0]:.3f}, {ci[1]:.3f}]" if ci else "(no interval)"
 
 
 def _spread(found: Mapping) -> str:

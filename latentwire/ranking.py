@@ -17,7 +17,7 @@ import numpy as np
 
 from latentwire.config import Configuration
 from latentwire.data import Question
-from latentwire.metrics import mean_ci
+from latentwire.metrics import mean_ci, show_interval
 from latentwire.predictions import Predictions
 from latentwire.run import SCHEMA, read_json, write_json, write_text
 
@@ -147,11 +147,7 @@ def _best(ranked: Sequence[Mapping], metric: str) -> str | None:
 
 def _figures(entry: Mapping) -> str:
     """ "NAME 0.41 [0.35, 0.47]" for each LLM."""
-    return "  ".join(f"{name} {llm['f1']:.3f} {_interval(llm['f1_ci95'])}" for name, llm in entry["llms"].items())
-
-
-def _interval(ci: Sequence[float] | None) -> str:
-    return "[{:.3f}, {:.3f}]".format(*ci) if ci else "(no interval)"
+    return "  ".join(f"{name} {llm['f1']:.3f} {show_interval(llm['f1_ci95'])}" for name, llm in entry["llms"].items())
 
 
 def _flat(entry: Mapping) -> dict:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from latentwire.charts import describe_llm, hierarchy, llms_of
 from latentwire.gathering import gather
+from latentwire.metrics import show_interval
 from latentwire.page import render
 from latentwire.results import critical_lines, row_key
 from latentwire.run import cli, write_text
@@ -60,7 +61,7 @@ def table_markdown(results: Mapping) -> str:
     for row in results["results"]:
         lines.append(
             f"| {row['llm'] or 'none'} | {row['condition']} | {row['m'] or ''} "
-            f"| {row['f1']:.3f} {_interval(row['f1_ci95'])} | {row['em']:.3f} "
+            f"| {row['f1']:.3f} {show_interval(row['f1_ci95'])} | {row['em']:.3f} "
             f"| {_figure(row['first_token_acc'], 3)} | {_figure(row['bits_per_answer_byte'], 2)} "
             f"| {row['llm_positions']:.0f} | {row['wire_bytes']} |"
         )
@@ -92,9 +93,9 @@ def summary_markdown(results: Mapping) -> str:
         cells = []
         for llm in llms:
             row = rows.get((condition, m, llm), rows.get((condition, m, None)))
-            cells.append(f"{row['f1']:.3f} {_interval(row['f1_ci95'])}" if row else "")
+            cells.append(f"{row['f1']:.3f} {show_interval(row['f1_ci95'])}" if row else "")
             pair = pairs.get((condition, m or only, llm))
-            cells.append(f"{pair['diff']:+.3f} {_interval(pair['ci95'])}" if pair else "")
+            cells.append(f"{pair['diff']:+.3f} {show_interval(pair['ci95'])}" if pair else "")
         positions, size = ("–".join(dict.fromkeys(f"{row[key]:.0f}" for row in found)) for key in _SIZES)
         lines.append(f"| `{condition}` | {m or ''} | {' | '.join(cells)} | {positions} | {size} |")
     lines += ["", _llm_line(results["results"]), *_critical_block(results)]
@@ -147,7 +148,7 @@ def included(text: str) -> dict[str, str]:
 def _difference_lines(comparisons: Sequence[Mapping]) -> list[str]:
     """Every paired difference of F1 that is not one of the critical tests (those have lines of their own)."""
     rows = [
-        f"| {c['llm']} | {c['a']} - {c['b']} | {c['m']} | {c['diff']:+.3f} {_interval(c['ci95'])} |"
+        f"| {c['llm']} | {c['a']} - {c['b']} | {c['m']} | {c['diff']:+.3f} {show_interval(c['ci95'])} |"
         for c in comparisons
         if "critical" not in c
     ]
@@ -192,10 +193,6 @@ def _interface_lines(results: Mapping) -> list[str]:
 
 def _figure(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(ci: list[float] | None) -> str:
-    return f"[{ci[0]:.3f}, {ci[1]:.3f}]" if ci else "(no interval)"
 
 
 def _machine(machine: Mapping) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from latentwire.data import Question
-from latentwire.metrics import difference_ci, difference_verdict, mean_ci, ratio_ci, ratio_verdict
+from latentwire.metrics import difference_ci, difference_verdict, mean_ci, ratio_ci, ratio_verdict, show_interval
 
 CRITICAL_TESTS = {
     1: "LatentWire > token budget at the same M",
@@ -122,7 +122,7 @@ def critical_lines(comparisons: Sequence[Mapping]) -> list[str]:
         ratio = test["metric"] == "f1_ratio"
         value = test["ratio"] if ratio else test["diff"]
         figure = "undefined" if value is None else f"{value:.3f}" if ratio else f"{value:+.3f}"
-        interval = f"[{test['ci95'][0]:.3f}, {test['ci95'][1]:.3f}]" if test["ci95"] else "no interval"
+        interval = show_interval(test["ci95"])
         lines.append(
             f"{test['verdict']:<11}  {test['llm']} M={test['m']}  "
             f"{test['critical']}. {CRITICAL_TESTS[test['critical']]}: "
