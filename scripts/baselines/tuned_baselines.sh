@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A trained system deserves trained rivals: a soft prompt of 16 vectors per LLM before the whole text and before the
-# token budget, trained on LatentWire's data and loss; then both are evaluated on EVAL_SAMPLES questions.
+# token budget, trained on LatentWire's data and loss; then both are evaluated on EVAL_SAMPLES questions, and with CKPT
+# that checkpoint beside them, question by question (REUSE takes its answers from an evaluation that has them).
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 LATENT_LEN=${LATENT_LEN:-32}
@@ -11,4 +12,4 @@ train token_budget_tuned "$OUTPUT_DIR/token_budget_tuned" --epochs "$EPOCHS"
 train text_tuned "$OUTPUT_DIR/text_tuned" --epochs "$EPOCHS"
 export TUNED=$OUTPUT_DIR
 OUTPUT_DIR=$OUTPUT_DIR/eval SAMPLES=$EVAL_SAMPLES
-evaluate token_budget_tuned,text_tuned
+evaluate "${CKPT:+latentwire,}token_budget_tuned,text_tuned"
