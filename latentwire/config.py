@@ -150,7 +150,7 @@ class TrainConfig(_Common):
     lr: float = option(5e-4, "learning rate of adapters, heads and queries")
     encoder_lr: float = option(1e-4, "learning rate of a pretrained backbone")
     codebook_lr: float = option(1e-3, "learning rate of the codebook")
-    soft_prompt_lr: float = option(1e-2, "learning rate of the rivals' soft prompts, in units of the LLM's embeddings")
+    soft_prompt_lr: float = option(0.3, "learning rate of the rivals' soft prompts, in units of the LLM's embeddings")
     warmup: float = option(0.05, "share of the steps in which the learning rates rise")
     clip: float = option(1.0, "longest gradient")
     max_new_tokens: int = option(12, "longest answer at validation, in tokens")
