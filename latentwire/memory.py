@@ -1,28 +1,31 @@
 """How much memory a training process needs, estimated before anything is loaded; what cannot fit is refused."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from latentwire.config import TUNED, TrainConfig
+from latentwire.data import Question
 from latentwire.llm import Shape, device_map, shape_of
 
-_HEAD, _TAIL, _TEXT = 256, 64, 256  # positions: worked examples; question, anchor and answer; a rival's text
+_HEAD, _TAIL = 256, 64  # positions: worked examples; question, anchor and answer
+_CHARACTERS = 4  # of a context for a token: fewer than most have
 _ENCODER_QUESTION = 60e6  # bytes that the encoder's backward pass keeps for one question
 _FREE = 0.95  # of the memory may be planned for
 
 
-def require_memory(config: TrainConfig) -> str:
-    """What a process is expected to need, as a line to print. config: with its device and dtype set.
+def require_memory(config: TrainConfig, questions: Sequence[Question]) -> str:
+    """What a process is expected to need, as a line to print. config: with its device and dtype set; questions: those
+    to train on, whose longest context fills a batch of its like.
 
     Raises ValueError with the numbers and what to change where that is more than there is.
     """
     shapes = (
         {name: shape_of(name, llm_id) for name, llm_id in config.llm_ids.items()} if config.stage != "scores" else {}
     )
-    parts = training_bytes(config, shapes)
+    parts = training_bytes(config, shapes, max(len(q.context) for q in questions))
     there, needed = total_bytes(config.device), sum(parts.values())
     told = f"{needed / 1e9:.1f} GB a process ({', '.join(f'{what} {n / 1e9:.1f}' for what, n in parts.items())})"
     if needed > _FREE * there:
@@ -38,11 +41,12 @@ def require_memory(config: TrainConfig) -> str:
     return f"memory: about {told}, of {there / 1e9:.1f} GB"
 
 
-def training_bytes(config: TrainConfig, shapes: Mapping[str, Shape]) -> dict[str, float]:
-    """Bytes at the peak of a step, by what takes them; shapes: of the LLMs that take part."""
+def training_bytes(config: TrainConfig, shapes: Mapping[str, Shape], longest: int) -> dict[str, float]:
+    """Bytes at the peak of a step, by what takes them; shapes: of the LLMs that take part; longest: characters of the
+    longest context, which only one stage's LLMs read as it is."""
     size = torch.empty(0, dtype=getattr(torch, config.dtype)).element_size()
-    text = _TEXT if config.stage in TUNED else 0
-    positions = config.batch_size * (config.latent_len + _TAIL + text)
+    slot = longest // _CHARACTERS if config.stage == "text_tuned" else config.latent_len
+    positions = config.batch_size * (slot + _TAIL)
     heads = config.batch_size * _HEAD
     parts = {"weights of the LLMs": 0.0, "kept for the gradient": 0.0, "logits": 0.0}
     for shape in shapes.values():

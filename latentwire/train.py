@@ -105,7 +105,7 @@ def _train(
             draw_curves(folder)  # a kill may have come just before
         return
     if config.stage != "codebook":
-        accelerator.print(require_memory(config))
+        accelerator.print(require_memory(config, questions))
     names = {} if config.stage == "scores" else config.llm_ids
     require(
         not device_map() or accelerator.num_processes == 1, "DEVICE_MAP", device_map(),

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from latentwire import memory
 from latentwire.config import TrainConfig
+from latentwire.data import load_questions
 from latentwire.llm import Shape, shape_of
 from latentwire.memory import kept_bytes, require_memory, training_bytes
 
@@ -53,20 +54,24 @@ def test_a_shape_is_read_without_the_weights(llms, llm_folders):
 def test_more_questions_and_wider_numbers_need_more():
     shapes = {"llama": Shape(10**9, 16, 2048, 8192, 512, 128256)}
 
-    def needed(**changes):
-        return sum(training_bytes(dataclasses.replace(CONFIG, **changes), shapes).values())
+    def needed(longest=800, **changes):
+        return sum(training_bytes(dataclasses.replace(CONFIG, **changes), shapes, longest).values())
 
     assert needed(batch_size=64) > 1.5 * needed(batch_size=32)
     assert needed(dtype="bfloat16") < 0.7 * needed()
     assert needed(latent_len=64) > needed(latent_len=32)
+    rival = {"stage": "text_tuned", "init": ""}
+    assert needed(**rival, longest=3200) > 2 * needed(**rival)  # a batch of the longest texts decides, not a usual one
+    assert needed(stage="token_budget_tuned", init="", longest=3200) == needed(stage="token_budget_tuned", init="")
 
 
 def test_an_impossible_plan_is_refused_with_the_numbers_and_what_to_change(tiny_models, monkeypatch):
-    assert require_memory(CONFIG).startswith("memory: about 2.0 GB a process")
+    questions = load_questions("sample", "train")[1]
+    assert require_memory(CONFIG, questions).startswith("memory: about 2.0 GB a process")
     monkeypatch.setattr(memory, "total_bytes", lambda device: 10**8)
     with pytest.raises(ValueError, match=r"needs about .* GB .*0\.1 GB are there; choose BATCH_SIZE .*DTYPE=bfloat16"):
-        require_memory(CONFIG)
+        require_memory(CONFIG, questions)
     monkeypatch.setattr(memory, "total_bytes", lambda device: 10**7)
     smallest = dataclasses.replace(CONFIG, batch_size=1, llms="llama", dtype="bfloat16")
     with pytest.raises(ValueError, match="choose smaller LLMs, or a larger device"):
-        require_memory(smallest)
+        require_memory(smallest, questions)
