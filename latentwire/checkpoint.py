@@ -141,6 +141,8 @@ def _replaced(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     part.rename(folder)
+    for evaluation in old.glob("eval_*"):  # of the checkpoint that was here, as its config.json tells
+        evaluation.rename(folder / evaluation.name)
     shutil.rmtree(old, ignore_errors=True)
 
 

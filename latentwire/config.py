@@ -4,9 +4,12 @@ import argparse
 import dataclasses
 import itertools
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from latentwire.run import read_json
 from latentwire.wire import CODECS
 
 DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2.5-coder-0.5b-instruct"}
@@ -64,8 +67,11 @@ class _Common:
 
     @property
     def llm_ids(self) -> dict[str, str]:
-        """Model id of each LLM by name, from NAME_ID in the environment or the offline defaults."""
-        return {name: llm_id(name) for name in self.llm_names}
+        """Model id of each LLM by name: from NAME_ID in the environment, else the checkpoint's that is begun with, else
+        the offline default."""
+        begun = Path(getattr(self, "ckpt", "") or getattr(self, "init", ""), "config.json")
+        made_for = read_json(begun).get("llms", {}) if begun.is_file() else {}
+        return {name: llm_id(name, made_for) for name in self.llm_names}
 
     @property
     def llm_wordings(self) -> dict[str, str]:
@@ -345,9 +351,9 @@ class BenchmarkConfig(_Common):
         return [part.strip() for part in self.parts.split(",") if part.strip()]
 
 
-def llm_id(name: str) -> str:
+def llm_id(name: str, made_for: Mapping[str, str]) -> str:
     """Hub id, folder or offline id of the LLM called `name`; ValueError when nothing says which it is."""
-    found = os.environ.get(f"{name.upper()}_ID") or DEFAULT_LLMS.get(name)
+    found = os.environ.get(f"{name.upper()}_ID") or made_for.get(name) or DEFAULT_LLMS.get(name)
     require(bool(found), "llms", name, f"set {name.upper()}_ID to a hub id or a model folder")
     return found
 

@@ -37,7 +37,7 @@ class RunFolder:
     An existing folder of the same configuration is continued. Raises ValueError if it holds another configuration (the
     differing keys are named) or is in use by a live process; `fresh` starts over instead of continuing, and `restart`
     tells the user how to.
-    `origin` tells the commit and the machine that the run was begun with.
+    `origin` tells the commits that the run was begun and continued with, and the machine that it was begun on.
     """
 
     def __init__(
@@ -76,7 +76,6 @@ class RunFolder:
             )
         begun = any((self.path / name).is_file() and (self.path / name).stat().st_size for name in BEGUN)
         if found and begun and not fresh:  # a start that failed at once binds nobody
-            self.origin = {key: found.get(key) for key in ("git", "machine")}
             before = found["config"]
             differing = sorted(k for k in config.keys() | before.keys() if config.get(k) != before.get(k))
             if differing:
@@ -85,6 +84,10 @@ class RunFolder:
                     f"{self.path} holds a run of another configuration ({changes}); "
                     f"choose another folder, or start over {self._restart}"
                 )
+            if (now := str(git_sha())) not in str(found.get("git")).split(", then "):
+                found["git"] = f"{found.get('git')}, then {now}"
+                write_json(record, found)
+            self.origin = {key: found.get(key) for key in ("git", "machine")}
             return
         if found:
             for name in OUTPUTS:

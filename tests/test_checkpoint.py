@@ -68,6 +68,14 @@ def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(folder, p
     assert [p.name for p in folder.parent.iterdir()] == ["best"]
 
 
+def test_saving_again_keeps_the_evaluations_in_the_folder(folder, parts):
+    evaluation = folder / "eval_squad_prompt_n1000_seed0"
+    evaluation.mkdir()
+    (evaluation / "results.json").write_text("{}")
+    save_checkpoint(folder, *parts, CONFIG)
+    assert (evaluation / "results.json").read_text() == "{}" and load_checkpoint(folder, LLMS)
+
+
 def test_a_write_that_fails_keeps_the_checkpoint_before_it(folder, parts, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

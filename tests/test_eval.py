@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -451,6 +452,24 @@ def test_flags_follow_the_settings(capsys):
     with pytest.raises(SystemExit) as stop:
         parse(EvalConfig, ["--output_dir", "x"])
     assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: unrecognized arguments: --output_dir")
+
+
+def test_a_checkpoint_knows_its_llms_where_the_environment_names_none(trained, tmp_path, monkeypatch):
+    ids = [os.environ[name] for name in ("LLAMA_ID", "QWEN_ID")]
+    monkeypatch.delenv("LLAMA_ID")
+    monkeypatch.delenv("QWEN_ID")
+    results = evaluate(config(tmp_path / "r", ckpt=str(trained), conditions="latentwire"))
+    assert [row["llm_id"] for row in results["results"]] == ids
+    monkeypatch.setenv("QWEN_ID", ids[0])
+    with pytest.raises(ValueError, match="set QWEN_ID to match"):
+        evaluate(config(tmp_path / "other", ckpt=str(trained), conditions="latentwire"))
+
+
+def test_a_run_continued_at_another_commit_names_both(run, monkeypatch):
+    before = json.loads((run / "config.json").read_text())["git"]
+    monkeypatch.setattr("latentwire.run.git_sha", lambda: "abc")
+    for _ in range(2):
+        assert evaluate(config(run))["git"] == f"{before}, then abc"
 
 
 def test_what_no_checkpoint_changes_is_taken_from_another_evaluation(finished, trained, tmp_path, monkeypatch):
