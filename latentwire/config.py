@@ -247,7 +247,7 @@ class SweepConfig(_Common):
     d_zs: str = option("256,512", "list of widths of a latent")
     ftce_weights: str = option("0.5,1.0", "list of extra weights of the first answer token's cross-entropy")
     ks: str = option("4,8", "list of numbers of answer tokens to learn")
-    samples: int = option(10_000, "train questions of a configuration; more than exist means all")
+    samples: int | None = option(None, "train questions of a configuration; more than exist means all; default: 10000")
     epochs: int = option(1, "passes of a configuration through the LLMs")
     eval_samples: int = option(300, "questions, from articles that are not trained on, that rank the configurations")
     dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a folder")

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 # What all configurations share, as the launchers read it: settings, which make two sweeps the same one, and places.
 SETTINGS = (
     "SOURCE", "DTYPE", "ENCODER_TYPE", "ENCODER_ID", "POOLING", "LR", "KD_WEIGHT", "SPAN_WEIGHT", "BATCH_SIZE",
-    "SCORES_EPOCHS", "VAL_SAMPLES", "MAX_NEW_TOKENS",
+    "SCORES_EPOCHS", "SCORES_SAMPLES", "INTERFACE", "INIT", "VAL_SAMPLES", "MAX_NEW_TOKENS",
 )  # fmt: skip
 PLACES = ("SQUAD_DIR", "MODELS_DIR", "LATENTWIRE_CACHE")
 _OF_EVALUATION = ("SOURCE", "DTYPE", "BATCH_SIZE", "MAX_NEW_TOKENS")
@@ -47,6 +47,8 @@ for LATENT_LEN in $LATENT_LENS; do
 done
 """
 _LOG_LINES = 20  # of a failed program's log, in error.txt
+_SAMPLES = 10_000
+_LONGEST_H = 2  # on a CPU, of a size that nobody chose
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,21 @@ def main() -> None:
 
 
 def sweep(config: SweepConfig) -> int:
-    """Run what is left of a sweep; 1 if a configuration failed, else 0."""
-    config = _resolved(config)
+    """Run what is left of a sweep; 1 if a configuration failed, else 0.
+
+    Raises ValueError where that takes over _LONGEST_H on a CPU, unless the number of questions was chosen by hand.
+    """
+    by_hand, config = config.samples is not None, _resolved(config)
     folder, grid = Path(config.save_dir), config.grid
     todo = [configuration for configuration in grid if not is_finished(folder, configuration)]
     if config.dry_run:
         _dry_run(config, todo)
         return 0
+    if todo and not by_hand and not config.gpus_per_trial and (hours := _hours(config, todo)) > _LONGEST_H:
+        raise ValueError(
+            f"samples: {len(todo)} configurations of {config.samples} questions would take about {hours:.1f} hours on "
+            "this CPU; choose fewer, or the same number by hand to run them anyway (SAMPLES=..., --samples ...)"
+        )
     dataset, questions = load_questions(config.dataset, "train")
     held = subset(split_by_article(questions)[1], config.eval_samples, config.seed)
     baselines = folder / "baselines" / f"dz{max(config.numbers('d_zs'))}"  # PCA's width; the widest is the strongest
@@ -93,6 +103,7 @@ def _resolved(config: SweepConfig) -> SweepConfig:
     named = config.dataset in ("squad", "sample")
     return dataclasses.replace(
         config,
+        samples=config.samples or _SAMPLES,
         gpus_per_trial=gpus,
         concurrent=config.concurrent or (None if gpus else 1),
         dataset=config.dataset if named else str(Path(config.dataset).resolve()),

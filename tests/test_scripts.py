@@ -220,6 +220,8 @@ def test_ablations_change_one_thing_a_row_and_are_paired_with_three_seeds(record
     for step in ("--stage joint", "eval.py", "compare.py"):
         done, calls = recorded(script, FAILING=step, ROWS="byte")
         assert done.returncode == 9 and step in calls[-1]
+    _, calls = recorded(script, ROWS="byte", SOURCE="context")
+    assert {flag(call, "source") for call in calls[:-1]} == {"context"}  # trained on and judged by the same
     done, calls = recorded(script, ROWS="bytes")
     assert done.returncode == 2 and "bytes is not known" in done.stderr and not calls
 

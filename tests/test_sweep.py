@@ -147,7 +147,7 @@ def flag(call, name):
 def test_the_default_grid_has_the_24_configurations_of_the_contract():
     names = [configuration.name for configuration in SweepConfig().grid]
     assert len(set(names)) == 24 and names[0] == "M32_dz256_ftce0.5_K4" and names[-1] == "M64_dz512_ftce1.0_K8"
-    assert SweepConfig().samples == 10_000 and SweepConfig().epochs == 1
+    assert SweepConfig().samples is None and SweepConfig().epochs == 1
     assert SweepConfig(latent_lens="8 16", ks="2").grid[-1].name == "M16_dz512_ftce1.0_K2"
 
 
@@ -206,7 +206,8 @@ def test_the_launchers_default_folder_and_lists(environment, tmp_path):
     )  # fmt: skip
     call = calls.read_text()
     expected = {"latent_lens": "32,48,64", "d_zs": "256,512", "ftce_weights": "0.5,1.0", "ks": "4,8"}
-    expected |= {"samples": "10000", "epochs": "1", "save_dir": "runs/sweeps/hyperparam"}
+    expected |= {"epochs": "1", "save_dir": "runs/sweeps/hyperparam"}
+    assert "--samples" not in call
     assert {name: flag(call, name) for name in expected} == expected
 
 
@@ -224,6 +225,17 @@ def test_a_dry_run_names_all_and_says_how_long_and_trains_nothing(stub, tmp_path
     assert [flag(call, "stage") for call in calls] == ["codebook", "joint", "joint", "joint"]
     assert flag(calls[0], "d_z") == "256" and [flag(c, "latent_len") for c in calls[1:]] == ["32", "48", "64"]
     assert all("--estimate" in call and flag(call, "epochs") == "1" for call in calls[1:])
+
+
+def test_a_size_that_nobody_chose_is_refused_where_it_takes_too_long(stub, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settings = config(tmp_path / "out", gpus_per_trial=0)
+    settings.samples = None
+    # Four configurations, each an hour without the teacher, and the teacher's 10 minutes.
+    with pytest.raises(ValueError, match=r"samples: 4 configurations of 10000 questions would take about 4\.2 hours"):
+        sweep(settings)
+    assert all("--estimate" in call or flag(call, "stage") == "codebook" for call in stub.read_text().splitlines())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_that_cannot_time_says_why(stub, tmp_path, monkeypatch):
