@@ -248,7 +248,7 @@ def untrained(setting: Setting, questions: Sequence[Question], m: int) -> list[S
 
 @_condition(uses=("m", "wire"), default_in=())
 def selected_text(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
-    """The encoder's own M tokens as plain text: LatentWire minus this is what latents add over selection."""
+    """The encoder's own M tokens as plain text: LatentWire minus this is what latents and training on them add."""
     encoder = setting.sender.encoder
     chosen = [encoder.tokenizer.decode(encoder.select(q, setting.prompts.source, m)) for q in questions]
     return [setting.text_slot(setting.prompts.ids(text)) for text in chosen]
