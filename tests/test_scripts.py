@@ -141,7 +141,7 @@ def copy(tmp_path):
 TRAINING = {
     "experiments/train_latentwire.sh": ["--stage codebook", "--stage scores", "--stage adapters", "--stage joint"],
     "baselines/tuned_baselines.sh": [
-        "--stage token_budget_tuned", "--stage text_tuned", "latentwire/eval.py", "latentwire/report.py",
+        "--stage text_tuned", "--stage token_budget_tuned", "latentwire/eval.py", "latentwire/report.py",
     ],
 }  # fmt: skip
 
@@ -258,7 +258,7 @@ def test_the_rivals_are_trained_and_evaluated_where_the_documents_say(recorded, 
     assert done.returncode == 0, done.stdout + done.stderr
     folder = "runs/baselines/tuned/M32"
     assert [flag(call, "save_dir") for call in calls[:3]] == [
-        f"{folder}/token_budget_tuned", f"{folder}/text_tuned", f"{folder}/eval",
+        f"{folder}/text_tuned", f"{folder}/token_budget_tuned", f"{folder}/eval",
     ]  # fmt: skip
     assert flag(calls[2], "tuned") == folder and flag(calls[2], "conditions") == "token_budget_tuned,text_tuned"
     assert [flag(call, "samples") for call in calls[:3]] == ["5", "5", "7"]

@@ -6,10 +6,10 @@ set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 LATENT_LEN=${LATENT_LEN:-32}
 OUTPUT_DIR=${OUTPUT_DIR:-runs/baselines/tuned/M$LATENT_LEN}
-EVAL_SAMPLES=${EVAL_SAMPLES:-1000}
+EVAL_SAMPLES=${EVAL_SAMPLES:-}
 training_settings EVAL_SAMPLES
+train text_tuned "$OUTPUT_DIR/text_tuned" --epochs "$EPOCHS"  # first: it needs the most memory, and says so at once
 train token_budget_tuned "$OUTPUT_DIR/token_budget_tuned" --epochs "$EPOCHS"
-train text_tuned "$OUTPUT_DIR/text_tuned" --epochs "$EPOCHS"
 export TUNED=$OUTPUT_DIR
 OUTPUT_DIR=$OUTPUT_DIR/eval SAMPLES=$EVAL_SAMPLES
 evaluate "${CKPT:+latentwire,}token_budget_tuned,text_tuned"
