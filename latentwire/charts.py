@@ -15,8 +15,8 @@ _COLOURS = {
     "latentwire": "#d1495b", "text": "#4f7cac", "no_context": "#9aa5b1", "shuffled_z": "#9aa5b1",
     "token_budget": "#66a182", "token_budget_context": "#8f6bb0", "token_select": "#d08c2f", "pca": "#3fa7a3",
     "pca_pool": "#7f9a3a", "pca_rank": "#a0705a", "untrained": "#e08a98", "selected_text": "#b0913b",
-    "encoder_only": "#6f7fd0", "text_tuned": "#7fa3c7", "token_budget_tuned": "#8fbf9f", "oracle_text": "#9c8f80",
-    "oracle_wire": "#c2777f",
+    "encoder_only": "#6f7fd0", "text_tuned": "#7fa3c7", "token_budget_tuned": "#8fbf9f",
+    "selected_text_tuned": "#cdb98a", "oracle_text": "#9c8f80", "oracle_wire": "#c2777f",
 }  # fmt: skip
 _OTHERS = "#66a182"
 _MARKERS = "osD^vP*X<>p"

@@ -272,6 +272,12 @@ def token_budget_tuned(setting: Setting, questions: Sequence[Question], m: int) 
     return _tuned(setting, "token_budget_tuned", token_budget(setting, questions, m))
 
 
+@_condition(uses=("m", "wire", "tuned"), default_in=())
+def selected_text_tuned(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
+    """selected_text behind such a soft prompt: LatentWire minus this is what latents add where text may train too."""
+    return _tuned(setting, "selected_text_tuned", selected_text(setting, questions, m))
+
+
 @_condition()
 def no_context(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
     """An empty slot: the question alone if the tail holds it, else nothing."""

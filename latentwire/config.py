@@ -32,7 +32,7 @@ SPLITS = ("dev", "train", "held_out")
 POOLINGS = ("select", "cif")
 DTYPES = ("float32", "bfloat16", "float16")
 ENCODERS = ("hf", "byte", "queries")
-TUNED = ("text_tuned", "token_budget_tuned")
+TUNED = ("text_tuned", "token_budget_tuned", "selected_text_tuned")
 STAGES = ("codebook", "scores", "adapters", "joint", *TUNED)
 DEFAULT_ENCODER = "offline:all-minilm-l6-v2"
 FULL_SQUAD = 87_599
@@ -125,11 +125,11 @@ class EvalConfig(_Common):
 @dataclass
 class TrainConfig(_Common):
     """One stage of training. codebook: closed form; scores: the encoder learns which tokens matter, from answer spans;
-    adapters: the LLMs' adapters and the codebook; joint: everything; text_tuned, token_budget_tuned: the rivals' soft
-    prompts."""
+    adapters: the LLMs' adapters and the codebook; joint: everything; text_tuned, token_budget_tuned,
+    selected_text_tuned: the rivals' soft prompts."""
 
-    stage: str = option("joint", "codebook, scores, adapters, joint, text_tuned or token_budget_tuned")
-    init: str = option("", "checkpoint of the stage before; not for codebook and the rivals")
+    stage: str = option("joint", f"one of {', '.join(STAGES)}")
+    init: str = option("", "checkpoint of the stage before; for selected_text_tuned the one whose selection it reads")
     dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a folder")
     source: str = option("prompt", "prompt: Z stands for context and question; context: for the context alone")
     llms: str = option("llama,qwen", "names of the LLMs; NAME's model is read from NAME_ID, upper case")
@@ -185,7 +185,7 @@ class TrainConfig(_Common):
         known = ("closed_form", "random")
         require(self.interface in known, "interface", self.interface, f"choose {' or '.join(known)}")
         require(self.dtype in ("", "float32", "bfloat16"), "dtype", self.dtype, "choose float32 or bfloat16")
-        needs = self.stage in ("scores", "adapters", "joint")
+        needs = self.stage not in ("codebook", "text_tuned", "token_budget_tuned")
         require(
             bool(self.init) or not needs, "init", self.init, f"stage {self.stage} starts from a checkpoint: name one"
         )

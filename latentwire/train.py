@@ -192,6 +192,10 @@ def _latentwire(start: _Start) -> Job:
 def _rival(start: _Start) -> Job:
     """Soft prompts before the text that the rival sends."""
     config, held = start.config, start.held
+    if config.init:
+        encoder, _, _ = load_checkpoint(Path(config.init), config.llm_ids)
+        sender = Sender(encoder.to(start.settings[0].llm.device), config.source, "fp16")
+        start.settings = [dataclasses.replace(setting, sender=sender) for setting in start.settings]
     model = SoftPrompts(start.settings, config.stage.removesuffix("_tuned"), config.latent_len)
     if start.last:
         model.restore(load_soft_prompts(start.last, config.llm_ids))

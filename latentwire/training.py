@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from latentwire.conditions import Setting
-from latentwire.config import TrainConfig
+from latentwire.config import TUNED, TrainConfig
 from latentwire.curves import Metrics
 from latentwire.data import Question
 from latentwire.losses import answer_sums, distillation_sum, span_sum
@@ -36,8 +36,7 @@ _TRAINED = {
     "scores": ("backbone", "span"),
     "adapters": ("codebook", "residual", "adapter_"),
     "joint": ("",),
-    "text_tuned": ("",),
-    "token_budget_tuned": ("",),
+    **dict.fromkeys(TUNED, ("",)),
 }
 
 

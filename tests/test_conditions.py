@@ -9,6 +9,7 @@ from latentwire import wire
 from latentwire.adapter import Adapter
 from latentwire.backbone import load_backbone
 from latentwire.conditions import CONDITIONS, Sender, Setting, explained_variance, parse_conditions
+from latentwire.config import TUNED
 from latentwire.encoder import CodebookEncoder, SelectingEncoder
 from latentwire.interface import build_interface, token_counts, wire_table
 from latentwire.prompts import PromptBuilder
@@ -29,7 +30,7 @@ def setting_of(llms, texts, questions, interface):
         untrained = CodebookEncoder.from_codebook(llms["llama"].tokenizer, interface.codebook)
         adapter = Adapter.from_closed_form(*interface.adapters[name])
         torch.manual_seed(len(name))
-        soft = {f"{text}_tuned": torch.randn(SOFT, llms[name].width) for text in ("text", "token_budget")}
+        soft = {condition: torch.randn(SOFT, llms[name].width) for condition in TUNED}
         return Setting(
             llms[name], PromptBuilder(llms[name].tokenizer, source, "zero_shot"),
             Sender(encoder or untrained, source, codec), adapter, codec, D_Z, texts, pool, seed, soft,
@@ -69,17 +70,16 @@ def test_every_condition_gives_each_question_a_slot_of_the_llms_width(setting_of
         assert slot.embeds.shape[1] == setting.llm.width and torch.isfinite(slot.embeds).all()
         whole = len(setting.prompts.ids(setting.prompts.content_text(q.context, q.question)))
         budget = {"text": whole, "pca_rank": whole, "no_context": 0, "text_tuned": whole}.get(name, M)
-        if name.endswith("_tuned"):
-            budget += SOFT
         if name == "token_budget_context":  # M tokens of context, labels and question on top
             budget += len(setting.prompts.ids("Context:")) + len(setting.prompts.ids(f"\nQuestion: {q.question}"))
-        if name in (
+        base, soft = name.removesuffix("_tuned"), SOFT if name.endswith("_tuned") else 0
+        if base in (
             "oracle_text",
             "selected_text",
         ):  # M tokens of the wire's tokenizer, which the LLM may cut otherwise
             budget = 2 * M
-        short = name in ("latentwire", "untrained", "oracle_text", "oracle_wire", "selected_text")
-        assert len(slot.embeds) == budget or (short and 0 < len(slot.embeds) <= budget)
+        short = base in ("latentwire", "untrained", "oracle_text", "oracle_wire", "selected_text")
+        assert len(slot.embeds) == budget + soft or (short and soft < len(slot.embeds) <= budget + soft)
 
 
 def test_text_is_the_whole_content_and_its_bytes_are_counted(setting_of, questions):
@@ -227,7 +227,7 @@ def test_what_only_a_trained_encoder_knows_is_refused_for_another(setting_of, qu
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen"])
-@pytest.mark.parametrize("base", ["text", "token_budget"])
+@pytest.mark.parametrize("base", ["text", "token_budget", "selected_text"])
 def test_a_tuned_rival_is_its_soft_prompt_and_then_its_text(setting_of, questions, llm, base):
     setting = setting_of(llm)
     soft = setting.soft_prompts[f"{base}_tuned"]

@@ -264,8 +264,9 @@ def test_the_rivals_are_trained_and_evaluated_where_the_documents_say(recorded, 
     assert [flag(call, "samples") for call in calls[:3]] == ["5", "5", "7"]
     assert calls[3].endswith(f"report.py {folder}/eval")
     _, calls = recorded(copy / "scripts/baselines/tuned_baselines.sh", OUTPUT_DIR="", CKPT="checkpoints/latentwire_m32")
-    assert flag(calls[2], "ckpt") == "checkpoints/latentwire_m32"
-    assert flag(calls[2], "conditions") == "latentwire,token_budget_tuned,text_tuned"
+    assert flag(calls[2], "stage") == "selected_text_tuned"
+    assert flag(calls[2], "init") == flag(calls[3], "ckpt") == "checkpoints/latentwire_m32"
+    assert flag(calls[3], "conditions") == "latentwire,selected_text_tuned,token_budget_tuned,text_tuned"
 
 
 def test_a_training_starts_one_process_a_gpu_and_refuses_an_unknown_resume(recorded):

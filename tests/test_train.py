@@ -19,7 +19,7 @@ import torch
 from latentwire import checkpoint, training
 from latentwire.backbone import load_backbone
 from latentwire.checkpoint import load_checkpoint, load_soft_prompts, read_config, save_checkpoint
-from latentwire.config import EvalConfig, TrainConfig
+from latentwire.config import TUNED, EvalConfig, TrainConfig
 from latentwire.data import load_questions, split_by_article, subset
 from latentwire.encoder import ResamplingEncoder
 from latentwire.eval import evaluate
@@ -400,10 +400,11 @@ def test_free_queries_have_no_stages_of_their_own(config, tmp_path, kind, stage)
         config(tmp_path, stage=stage, encoder_type=kind, init="x")
 
 
-@pytest.mark.parametrize("stage", ["text_tuned", "token_budget_tuned"])
-def test_the_rivals_soft_prompts_train_and_a_stopped_run_ends_the_same(config, tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize("stage", TUNED)
+def test_the_rivals_soft_prompts_train_and_a_stopped_run_ends_the_same(config, scores, tmp_path, monkeypatch, stage):
     settings = {"stage": stage, "samples": 16, "batch_size": 4, "kd_weight": 0.0, "val_samples": 2}
     settings |= {"llms": "qwen"} if stage == "text_tuned" else {}
+    settings |= {"init": str(scores / "checkpoint_best")} if stage == "selected_text_tuned" else {}
     train(config(tmp_path / "whole", **settings))
     with monkeypatch.context() as patch:
         stop_in_step(patch, 2)
