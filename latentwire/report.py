@@ -170,7 +170,7 @@ def _origin_lines(rows: Sequence[Mapping]) -> list[str]:
     taken: dict[str, list[str]] = {}
     for row in rows:
         for where in row.get("taken_from", ()):
-            taken.setdefault(where, []).append(f"{row['llm']} {row['condition']}")
+            taken.setdefault(where, []).append(f"{row['llm'] or 'no LLM'} {row['condition']}")
     return [f"- Taken from {where}: {', '.join(names)}." for where, names in taken.items()]
 
 
