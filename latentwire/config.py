@@ -36,6 +36,7 @@ TUNED = ("text_tuned", "token_budget_tuned", "selected_text_tuned")
 STAGES = ("codebook", "scores", "adapters", "joint", *TUNED)
 DEFAULT_ENCODER = "offline:all-minilm-l6-v2"
 FULL_SQUAD = 87_599
+LONGEST_S = 2 * 3600  # on a CPU, of a size that nobody chose
 
 T = TypeVar("T")
 

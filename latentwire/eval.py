@@ -20,7 +20,15 @@ from latentwire.adapter import Adapter
 from latentwire.answering import answer, complete
 from latentwire.checkpoint import checkpoint_sha256, load_checkpoint, load_soft_prompts, read_config, save_checkpoint
 from latentwire.conditions import CONDITIONS, Condition, Sender, Setting, explained_variance, parse_conditions
-from latentwire.config import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalConfig, parse, require
+from latentwire.config import (
+    DEFAULT_D_Z,
+    DEFAULT_LATENT_LEN,
+    DEFAULT_SAMPLES,
+    LONGEST_S,
+    EvalConfig,
+    parse,
+    require,
+)
 from latentwire.data import Question, load_questions, split_by_article, subset
 from latentwire.llm import FrozenLLM, load_llm
 from latentwire.metrics import show_interval
@@ -32,7 +40,6 @@ from latentwire.stage0 import closed_form, fit_texts
 
 LONG_ANSWERS = 2000  # an evaluation of this many answers or more is timed before it starts
 PROBE_QUESTIONS = 16
-LONGEST_S = 2 * 3600
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from latentwire.config import Configuration, SweepConfig, parse, require
+from latentwire.config import LONGEST_S, Configuration, SweepConfig, parse, require
 from latentwire.data import Question, load_questions, split_by_article, subset
 from latentwire.ranking import ERROR, Ranking, is_finished
 from latentwire.run import RunFolder, cli, write_text
@@ -48,7 +48,6 @@ done
 """
 _LOG_LINES = 20  # of a failed program's log, in error.txt
 _SAMPLES = 10_000
-_LONGEST_H = 2  # on a CPU, of a size that nobody chose
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def main() -> None:
 def sweep(config: SweepConfig) -> int:
     """Run what is left of a sweep; 1 if a configuration failed, else 0.
 
-    Raises ValueError where that takes over _LONGEST_H on a CPU, unless the number of questions was chosen by hand.
+    Raises ValueError where that takes over LONGEST_S on a CPU, unless the number of questions was chosen by hand.
     """
     by_hand, config = config.samples is not None, _resolved(config)
     folder, grid = Path(config.save_dir), config.grid
@@ -76,7 +75,7 @@ def sweep(config: SweepConfig) -> int:
     if config.dry_run:
         _dry_run(config, todo)
         return 0
-    if todo and not by_hand and not config.gpus_per_trial and (hours := _hours(config, todo)) > _LONGEST_H:
+    if todo and not by_hand and not config.gpus_per_trial and (hours := _hours(config, todo)) * 3600 > LONGEST_S:
         raise ValueError(
             f"samples: {len(todo)} configurations of {config.samples} questions would take about {hours:.1f} hours on "
             "this CPU; choose fewer, or the same number by hand to run them anyway (SAMPLES=..., --samples ...)"

@@ -33,7 +33,7 @@ from latentwire.checkpoint import (
     save_soft_prompts,
 )
 from latentwire.conditions import CONDITIONS, Sender, Setting
-from latentwire.config import FULL_SQUAD, TUNED, TrainConfig, parse, require
+from latentwire.config import FULL_SQUAD, LONGEST_S, TUNED, TrainConfig, parse, require
 from latentwire.curves import draw_curves
 from latentwire.data import Question, load_questions, split_by_article, subset
 from latentwire.encoder import CodebookEncoder, Encoder, ResamplingEncoder, SelectingEncoder, answer_edges
@@ -47,7 +47,6 @@ from latentwire.stage0 import closed_form, fit_texts
 from latentwire.teacher import teach
 from latentwire.training import Job, Trainer, steps_of
 
-LONGEST_S = 2 * 3600
 _PROBE = 8  # questions that time the teacher
 
 

@@ -73,11 +73,8 @@ def test_every_condition_gives_each_question_a_slot_of_the_llms_width(setting_of
         if name == "token_budget_context":  # M tokens of context, labels and question on top
             budget += len(setting.prompts.ids("Context:")) + len(setting.prompts.ids(f"\nQuestion: {q.question}"))
         base, soft = name.removesuffix("_tuned"), SOFT if name.endswith("_tuned") else 0
-        if base in (
-            "oracle_text",
-            "selected_text",
-        ):  # M tokens of the wire's tokenizer, which the LLM may cut otherwise
-            budget = 2 * M
+        if base in ("oracle_text", "selected_text"):
+            budget = 2 * M  # M tokens of the wire's tokenizer, which the LLM may cut otherwise
         short = base in ("latentwire", "untrained", "oracle_text", "oracle_wire", "selected_text")
         assert len(slot.embeds) == budget + soft or (short and soft < len(slot.embeds) <= budget + soft)
 

@@ -5,9 +5,9 @@
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 OUTPUT_DIR=${OUTPUT_DIR:-runs/ablations} EVAL_SAMPLES=${EVAL_SAMPLES:-300}
-export LLMS=${LLMS:-llama} SAMPLES=${SAMPLES:-2000} EPOCHS=${EPOCHS:-1} SCORES_EPOCHS=${SCORES_EPOCHS:-1} PYTHON
+export SOURCE=${SOURCE:-prompt} LLMS=${LLMS:-llama} SAMPLES=${SAMPLES:-2000} EPOCHS=${EPOCHS:-1} SCORES_EPOCHS=${SCORES_EPOCHS:-1} PYTHON
 ROWS=${ROWS:-queries byte random_interface cif kd no_span M8 M16 M64}
-DATASET=${DATASET:-squad} SOURCE=${SOURCE:-prompt} DTYPE=${DTYPE:-} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-12} KD_WEIGHT=${KD_WEIGHT:-0}
+DATASET=${DATASET:-squad} DTYPE=${DTYPE:-} MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-12} KD_WEIGHT=${KD_WEIGHT:-0}
 show LLAMA_ID QWEN_ID LLMS DATASET SOURCE SAMPLES EPOCHS SCORES_EPOCHS EVAL_SAMPLES DTYPE ROWS OUTPUT_DIR
 scores=$OUTPUT_DIR/base/stages/scores/checkpoint_best  # what a row does not change it need not train again
 
@@ -15,7 +15,7 @@ scores=$OUTPUT_DIR/base/stages/scores/checkpoint_best  # what a row does not cha
 row() {
     local name=$1
     shift
-    env KD_WEIGHT="$KD_WEIGHT" SOURCE="$SOURCE" "$@" OUTPUT_DIR="$OUTPUT_DIR/$name" bash scripts/experiments/train_latentwire.sh
+    env KD_WEIGHT="$KD_WEIGHT" "$@" OUTPUT_DIR="$OUTPUT_DIR/$name" bash scripts/experiments/train_latentwire.sh
     OUTPUT_DIR=$OUTPUT_DIR/$name logged "$PYTHON" -u latentwire/eval.py --ckpt "$OUTPUT_DIR/$name/checkpoint_best" \
         --split held_out --samples "$EVAL_SAMPLES" --conditions latentwire --dataset "$DATASET" --source "$SOURCE" --llms "$LLMS" \
         --dtype "$DTYPE" --max_new_tokens "$MAX_NEW_TOKENS" --save_dir "$OUTPUT_DIR/$name/eval"
