@@ -12,7 +12,7 @@ if [ ! -f $trained/config.json ]; then trained=checkpoints/latentwire_m32 folder
 CKPT=${CKPT-$trained} SAMPLES=${SAMPLES:-80} folder=${OUTPUT_DIR:-$folder}
 datasets=(sample ${SQUAD_DIR:+squad})
 if [ -n "${DATASET:-}" ]; then datasets=("$DATASET"); fi
-case "$LLAMA_ID $QWEN_ID" in *offline:*) "$PYTHON" latentwire/models_cache.py ;; esac
+case "$LLAMA_ID $QWEN_ID" in *offline:*) "$PYTHON" -m latentwire.llms.offline ;; esac
 for DATASET in "${datasets[@]}"; do
     OUTPUT_DIR=$folder/$(basename "$DATASET") \
         evaluate text,token_budget,token_budget@64,pca,latentwire,untrained,no_context

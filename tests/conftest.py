@@ -14,8 +14,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from latentwire.data import load_questions
-from latentwire.llm import FrozenLLM
+from latentwire.data.squad import load_questions
+from latentwire.llms.frozen import FrozenLLM
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

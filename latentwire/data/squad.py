@@ -1,0 +1,178 @@
+"""Questions: SQuAD v1.1 from SQUAD_DIR or the hub, any file in its form, or the sample set that ships here.
+
+Whatever is malformed is refused with file, question id and reason; nothing is skipped silently.
+"""
+
+import gzip
+import json
+import os
+import random
+import sys
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentwire.utils.runs import hub_answers
+
+SAMPLE_DIR = Path(__file__).with_name("sample_data")
+HUB_ID = "rajpurkar/squad"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question on one paragraph; `starts[i]` is the character offset of `answers[i]` in `context`."""
+
+    id: str
+    title: str  # of the article: splits and shuffles keep articles apart
+    paragraph: str  # identifies the paragraph: intervals are drawn by it
+    context: str
+    question: str
+    answers: tuple[str, ...]
+    starts: tuple[int, ...]
+
+
+def load_questions(dataset: str, split: str) -> tuple[str, list[Question]]:
+    """Questions of one split, with the name of the data they really come from.
+
+    dataset: "squad" (SQUAD_DIR, else the hub, else the sample set), "sample", or the path of a file or folder in
+    SQuAD v1.1 form. A folder holds train*.json and dev*.json, plain or .gz. A file is read as "dev"; its "train" is
+    that of "squad". split: "train" or "dev". Raises FileNotFoundError or ValueError naming what is amiss.
+    """
+    if split not in ("train", "dev"):
+        raise ValueError(f"unknown split {split!r}; choose train or dev")
+    if dataset == "sample":
+        return "sample", read_squad_file(SAMPLE_DIR / f"{split}.json")
+    if dataset == "squad":
+        return _load_squad(split)
+    path = Path(dataset)
+    if path.is_dir():
+        return dataset, read_squad_file(_find_split(path, split))
+    if not path.is_file():
+        raise FileNotFoundError(f"dataset {dataset!r} is neither squad, sample nor an existing file or folder")
+    return (dataset, read_squad_file(path)) if split == "dev" else _load_squad(split)
+
+
+def subset(questions: list[Question], n: int, seed: int) -> list[Question]:
+    """A seeded choice of n questions, or all if there are fewer; a smaller choice is a prefix of a larger."""
+    if n < 1:
+        raise ValueError(f"samples must be at least 1, got {n}")
+    chosen = sorted(questions, key=lambda q: q.id)
+    random.Random(seed).shuffle(chosen)
+    return chosen[:n]
+
+
+def split_by_article(questions: list[Question]) -> tuple[list[Question], list[Question]]:
+    """Questions to train on, and those of one article in 30 (at least one) to validate on.
+
+    The choice is always the same, so that no stage and no seed of a training sees what another one is judged by. Raises
+    ValueError if all questions are on one article.
+    """
+    titles = sorted({q.title for q in questions})
+    if len(titles) < 2:
+        raise ValueError("dataset: training needs questions on two articles or more, to hold one out for validation")
+    random.Random(0).shuffle(titles)
+    held = set(titles[: max(1, len(titles) // 30)])
+    return [q for q in questions if q.title not in held], [q for q in questions if q.title in held]
+
+
+def read_squad_file(path: Path) -> list[Question]:
+    """Read and check one file in the official SQuAD v1.1 form, plain or gzip."""
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" or path.suffix == ".gz" else raw).decode("utf-8")
+        document = json.loads(text)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: broken gzip file ({error}); fetch it again") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    try:
+        rows = [
+            (article["title"], f"{article['title']}/{place}.{number}", paragraph["context"], qa["id"], qa["question"],
+             [(answer["text"], answer["answer_start"]) for answer in qa["answers"]])
+            for place, article in enumerate(document["data"])
+            for number, paragraph in enumerate(article["paragraphs"])
+            for qa in paragraph["qas"]
+        ]  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not in SQuAD v1.1 form ({type(error).__name__}: {error}); "
+            "expected data[].paragraphs[].{context, qas[].{id, question, answers[].{text, answer_start}}}"
+        ) from error
+    return _checked(rows, str(path))
+
+
+def _checked(rows: Iterable[tuple], source: str) -> list[Question]:
+    """Build questions from (title, paragraph, context, id, question, [(text, start)]) and refuse malformed ones."""
+    questions, seen = [], set()
+    for title, paragraph, context, id_, question, answers in rows:
+        where = f"{source}: question {id_}"
+        if not isinstance(id_, str):
+            raise ValueError(f"{where}: the id must be a string, found {id_!r}")
+        if not (isinstance(context, str) and context.strip()):
+            raise ValueError(f"{where}: its context is empty")
+        if not (isinstance(question, str) and question.strip()):
+            raise ValueError(f"{where}: the question is empty")
+        if id_ in seen:
+            raise ValueError(f"{where}: this id occurs twice")
+        if not answers:
+            raise ValueError(f"{where}: it has no answers (SQuAD v2's unanswerable questions are not supported)")
+        for text, start in answers:
+            if not (isinstance(text, str) and text.strip() and isinstance(start, int)):
+                raise ValueError(f"{where}: answer {text!r} at {start!r} is not a text and an offset")
+            if start < 0 or context[start : start + len(text)] != text:
+                found = context[max(start, 0) : max(start, 0) + len(text)]
+                raise ValueError(
+                    f"{where}: answer {text!r} does not stand at its answer_start {start} (found {found!r})"
+                )
+        seen.add(id_)
+        texts, starts = zip(*answers, strict=True)
+        questions.append(Question(id_, title, paragraph, context, question.strip(), texts, starts))
+    if not questions:
+        raise ValueError(f"{source}: it holds no questions")
+    return questions
+
+
+def _load_squad(split: str) -> tuple[str, list[Question]]:
+    folder = os.environ.get("SQUAD_DIR")
+    if folder:
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"SQUAD_DIR={folder} is not a folder; unset it or point it at SQuAD v1.1's files")
+        return "squad", read_squad_file(_find_split(Path(folder), split))
+    questions = _load_from_hub(split)
+    if questions is not None:
+        return "squad", questions
+    print("data: no SQUAD_DIR and no hub, so the sample set is read (its numbers support no claim)", file=sys.stderr)
+    return load_questions("sample", split)
+
+
+def _find_split(folder: Path, split: str) -> Path:
+    found = sorted(p for p in folder.glob(f"{split}*.json*") if p.name.endswith((".json", ".json.gz")))
+    if len(found) != 1:
+        names = ", ".join(p.name for p in found) or "none"
+        raise FileNotFoundError(f"{folder} must hold exactly one {split}*.json or {split}*.json.gz, found {names}")
+    return found[0]
+
+
+def _load_from_hub(split: str) -> list[Question] | None:
+    """SQuAD through `datasets`; None where neither the hub answers nor its cache holds the data."""
+    import datasets  # kept here: only this function needs it
+
+    if not hub_answers():
+        datasets.config.HF_HUB_OFFLINE = True  # the local cache may still hold it
+    try:
+        rows = datasets.load_dataset(HUB_ID, split="validation" if split == "dev" else "train")
+    except (ConnectionError, FileNotFoundError, ValueError):
+        return None
+    paragraphs: dict[tuple[str, str], str] = {}
+    return _checked(
+        (
+            (r["title"], paragraphs.setdefault((r["title"], r["context"]), f"{r['title']}/{len(paragraphs)}"),
+             r["context"], r["id"], r["question"],
+             list(zip(r["answers"]["text"], r["answers"]["answer_start"], strict=True)))
+            for r in rows
+        ),
+        f"hub {HUB_ID} {split}",
+    )  # fmt: skip

@@ -1,0 +1,100 @@
+"""predictions.jsonl: what is finished, so that it is never computed twice."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from latentwire.conditions.base import CONDITIONS, Condition
+from latentwire.evaluation.results import row_key
+from latentwire.utils.runs import read_json, read_lines
+from latentwire.utils.settings import require
+
+_OF_CHECKPOINT = {"wire", "stage0", "tuned"}  # what a condition may use that another evaluation has otherwise
+_FILES = {"wire": "checkpoint_sha256", "tuned": "tuned_sha256"}  # unless these are the same; stage0 depends on all LLMs
+_FREE = ("ckpt", "checkpoint_sha256", "tuned", "tuned_sha256", "latent_len", "batch_size", "device")  # M is the line's
+
+
+class Predictions:
+    """Appended batch by batch; a line cut off by a kill is dropped and computed again.
+
+    Raises ValueError naming the line when one that was finished is damaged.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        written = path.read_bytes() if path.is_file() else b""
+        whole = written.rfind(b"\n") + 1
+        if whole < len(written):
+            os.truncate(path, whole)
+        self._lines: dict[tuple, dict[str, dict]] = {}
+        self._keep(read_lines(path))
+
+    def of(self, row: dict) -> dict[str, dict]:
+        """Finished lines, by question id, of the condition, M and LLM that `row` names."""
+        return self._lines.setdefault(row_key(row), {})
+
+    def finished(
+        self, conditions: Sequence[tuple[Condition, int]], default_m: int, llms: Sequence[str], ids: set[str]
+    ) -> list[tuple[Condition, int]]:
+        """Conditions beyond the given ones that hold all questions for all LLMs: a later call keeps their rows."""
+        wanted = {(c.name, m if "m" in c.uses else None) for c, m in conditions}
+        found = dict.fromkeys((name, m) for name, m, _ in self._lines)
+        return [
+            (CONDITIONS[name], m or default_m)
+            for name, m in found
+            if (name, m) not in wanted
+            and all(
+                ids <= self.of({"condition": name, "m": m, "llm": llm}).keys()
+                for llm in (llms if CONDITIONS[name].by_llm else [None])
+            )
+        ]
+
+    def append(self, lines: list[dict]) -> None:
+        """Write lines so that they survive a crash of the machine."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self._keep(lines)
+
+    def _keep(self, lines: list[dict]) -> None:
+        for line in lines:
+            self.of(line)[line["id"]] = line
+
+
+def reusable(
+    folder: str, identity: Mapping, conditions: Sequence[tuple[Condition, int]], llms: Sequence[str]
+) -> list[dict]:
+    """Lines of the evaluation in `folder` for those of the conditions that read no checkpoint, or the same one, each
+    with where it is `taken_from`.
+
+    Raises FileNotFoundError if there is none, ValueError naming what differs from the evaluation of this identity.
+    """
+    if not (Path(folder) / "predictions.jsonl").is_file():
+        raise FileNotFoundError(f"reuse={folder!r} holds no predictions.jsonl; name the folder of an evaluation")
+    record = read_json(Path(folder) / "config.json")
+    before, now = (_comparable(config, llms) for config in (record["config"], identity))
+    changes = "; ".join(f"{k}: {before.get(k)!r} there, {now[k]!r} now" for k in now if now[k] != before.get(k))
+    require(not changes, "reuse", folder, f"is an evaluation of something else ({changes}); name another")
+    where = (
+        f"{folder}, commit {record['git']}, {', '.join(record['machine']['gpus']) or record['machine']['processor']}"
+    )
+    same = {part for part, files in _FILES.items() if identity[files] and identity[files] == record["config"][files]}
+    keys = {
+        (condition.name, m if "m" in condition.uses else None, llm)
+        for condition, m in conditions
+        if not (_OF_CHECKPOINT - same) & set(condition.uses)
+        for llm in (llms if condition.by_llm else [None])
+    }
+    return [
+        line | {"taken_from": where} for line in read_lines(Path(folder) / "predictions.jsonl") if row_key(line) in keys
+    ]
+
+
+def _comparable(config: Mapping, llms: Sequence[str]) -> dict:
+    """What two evaluations must have in common to share answers of these LLMs, as JSON gives it back."""
+    kept = {name: value for name, value in config.items() if name not in _FREE}
+    kept |= {"llm_ids": {name: llm_id for name, llm_id in config["llm_ids"] if name in llms}}
+    kept |= {"wordings": {name: config["wordings"].get(name) for name in llms}}
+    return json.loads(json.dumps(kept))

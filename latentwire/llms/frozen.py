@@ -1,0 +1,342 @@
+"""The frozen language model: the only room that touches a Hugging Face causal LM.
+
+Shapes: B batch, P slot positions, L positions after the head, A answer tokens, d model width, V vocabulary.
+Everything after the head is left-padded, so that every row ends at the same position; positions are
+`cumsum(mask) - 1`, so that padding moves nothing.
+"""
+
+import hashlib
+import inspect
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from latentwire.llms.offline import OFFLINE_LLMS, ensure_offline_model
+from latentwire.llms.prompts import END_OF_TURN, IGNORE
+from latentwire.utils.runs import hub_answers, reason
+from latentwire.utils.settings import LARGE_SHAPES, require
+
+
+@dataclass
+class Prefill:
+    """A batch of prompts that the LLM has read.
+
+    cache: keys and values of head and prompt; mask: [B, H + L] (0 on padding); logits: [B, V] at the anchor.
+    """
+
+    cache: DynamicCache
+    mask: Tensor
+    logits: Tensor
+
+
+@dataclass
+class PrefixLoss:
+    """Teacher-forced scores of the answers after a prefix.
+
+    Right-aligned. nll: [B, A] in nats, 0 where there is no label; mask: [B, A] bool; labels: [B, A]; logits: [B, A, V].
+    """
+
+    nll: Tensor
+    mask: Tensor
+    labels: Tensor
+    logits: Tensor
+
+
+class FrozenLLM:
+    """A causal LM whose weights never change, fed by input embeddings."""
+
+    def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, llm_id: str = ""):
+        self.name, self.id, self.tokenizer = name, llm_id or name, tokenizer
+        self.model = model.eval().requires_grad_(False)
+        self.embedding = model.get_input_embeddings()
+        # A slice of the last positions is strided, and a strided input makes the matrix product copy the whole output
+        # embedding once a row (20 times slower for a large vocabulary on a CPU).
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+        self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
+        self.width: int = self.embedding.weight.shape[1]
+        self.window = _sliding_window(model.config)
+        self.positions: int | None = getattr(model.config, "max_position_embeddings", None)  # that it was trained for
+        self.end_ids = self._end_ids()
+        self.stop_ids = self._stop_ids()
+        known = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in known else "past_key_values"  # renamed in transformers 5.24
+        self._heads: dict[tuple[int, ...], DynamicCache] = {}
+        self._rms: Tensor | None = None
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Input embeddings [P, d] of token ids, as the model itself would look them up (scaling included)."""
+        return self.embedding(torch.as_tensor(ids, dtype=torch.long, device=self.device))
+
+    @torch.no_grad()
+    def embedding_rms(self) -> Tensor:
+        """Root mean square of the vocabulary's input embeddings, a scalar: what a prefix is measured against."""
+        if self._rms is None:
+            self._rms = self.embedding.weight.float().square().mean().sqrt()
+        return self._rms
+
+    def embedding_table(self) -> Tensor:
+        """float32 copy on the CPU of every token's input embedding [V, d]; tokenizer ids index it."""
+        with torch.no_grad():
+            return self.embed(range(self.embedding.weight.shape[0])).float().cpu()
+
+    @torch.inference_mode()
+    def first_norm(self, embeds: Tensor) -> Tensor:
+        """embeds [P, d] after the first layer's normalisation, float32: what its attention reads.
+
+        Raises ValueError for a model whose layers have no `input_layernorm`.
+        """
+        layer = self.model.get_decoder().layers[0]
+        if not hasattr(layer, "input_layernorm"):
+            raise ValueError(f"{self.name} ({self.id}): its first layer normalises nothing by the name input_layernorm")
+        return layer.input_layernorm(embeds.to(self.device, self.dtype)).float().cpu()
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that the cache keeps for one position."""
+        cache = DynamicCache(config=self.model.config)
+        self._forward(self.embed([0])[None], torch.ones(1, 1, dtype=torch.long, device=self.device), cache, keep=1)
+        return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+
+    def weights_sha256(self) -> str:
+        """One hash of all weights: that they stayed frozen can be checked."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @torch.inference_mode()
+    def prefill(self, head: tuple[int, ...], slots: Sequence[Tensor], tails: Sequence[Sequence[int]]) -> Prefill:
+        """Read head + slot + tail for each row.
+
+        head: token ids, the same for all rows, computed once per distinct head; slots: B tensors [P_i, d];
+        tails: B lists of token ids.
+        """
+        rows = [self._row(slot, tail) for slot, tail in zip(slots, tails, strict=True)]
+        embeds, mask = self._left_pad(rows, len(head))
+        cache = self._head_cache(head, len(rows))
+        logits = self._forward(embeds, mask, cache, keep=1)
+        return Prefill(cache, mask, logits[:, -1])
+
+    @torch.inference_mode()
+    def generate(self, prefill: Prefill, max_new_tokens: int) -> list[str]:
+        """Greedy continuation of each row, up to an end of sequence, an end of turn or a newline. Uses up the cache."""
+        cache, mask, token = prefill.cache, prefill.mask, prefill.logits.argmax(-1)  # token: [B]
+        tokens, done = [token], torch.isin(token, self.stop_ids)
+        while len(tokens) < max_new_tokens and not done.all():
+            mask = torch.cat([mask, mask.new_ones(len(token), 1)], dim=1)
+            token = self._forward(self.embedding(token[:, None]), mask, cache, keep=1)[:, -1].argmax(-1)
+            tokens.append(token)
+            done |= torch.isin(token, self.stop_ids)
+        return [self._text(row) for row in torch.stack(tokens, dim=1).tolist()]
+
+    @torch.inference_mode()
+    def answer_nll(self, prefill: Prefill, answers: Sequence[Sequence[int]]) -> Tensor:
+        """Teacher-forced negative log-likelihood in nats, summed over each row's answer tokens: float32 [B]."""
+        ids = pad_sequence([torch.tensor(a) for a in answers], batch_first=True).to(self.device)  # [B, A]
+        real = pad_sequence([torch.ones(len(a), dtype=torch.bool) for a in answers], batch_first=True).to(self.device)
+        logits = prefill.logits[:, None]
+        if ids.shape[1] > 1:
+            mask = torch.cat([prefill.mask, real[:, :-1].to(prefill.mask.dtype)], dim=1)
+            cache = self._copy(prefill.cache)
+            rest = self._forward(self.embedding(ids[:, :-1]), mask, cache, keep=ids.shape[1] - 1)
+            logits = torch.cat([logits, rest], dim=1)  # [B, A, V]
+        nll = cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
+        return (nll * real).sum(dim=1)
+
+    def generate_with_prefix(
+        self, head: tuple[int, ...], slots: Sequence[Tensor], tails: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> list[str]:
+        """Greedy answers [B] to head + slot + tail; see `prefill` for the shapes."""
+        return self.generate(self.prefill(head, slots, tails), max_new_tokens)
+
+    def loss_with_prefix(
+        self,
+        head: tuple[int, ...],
+        slots: Sequence[Tensor],
+        tails: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+    ) -> PrefixLoss:
+        """Teacher forcing: score the answer tokens after head + slot + tail, with gradients to the slots.
+
+        Only answer tokens carry a label; logits are computed at the last A + 1 positions alone.
+        """
+        rows = [torch.cat([self._row(s, t), self.embed(a)]) for s, t, a in zip(slots, tails, answers, strict=True)]
+        embeds, mask = self._left_pad(rows, len(head))
+        longest = max(map(len, answers))
+        labels = torch.full((len(rows), longest), IGNORE, device=self.device)
+        for label, answer in zip(labels, answers, strict=True):
+            label[longest - len(answer) :] = torch.tensor(answer, device=self.device)
+        logits = self._forward(embeds, mask, self._head_cache(head, len(rows)), keep=longest + 1)[:, :-1]
+        nll = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+        return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, logits)
+
+    def _row(self, slot: Tensor, tail: Sequence[int]) -> Tensor:
+        return torch.cat([slot.to(self.device, self.dtype), self.embed(tail)])
+
+    def _left_pad(self, rows: list[Tensor], head: int) -> tuple[Tensor, Tensor]:
+        """rows of [L_i, d] to embeds [B, L, d] and mask [B, head + L]: head visible, then padding, then the row."""
+        embeds = pad_sequence(rows, batch_first=True, padding_side="left")
+        mask = torch.ones(len(rows), head + embeds.shape[1], dtype=torch.long, device=self.device)
+        for line, row in zip(mask, rows, strict=True):
+            line[head : head + embeds.shape[1] - len(row)] = 0
+        return embeds, mask
+
+    def _forward(self, embeds: Tensor, mask: Tensor, cache: DynamicCache, keep: int) -> Tensor:
+        """Logits [B, keep, V] at the last positions; the cache grows by embeds' length."""
+        if self.window and mask.shape[1] > self.window:  # padding would count as distance, and the cache forgets
+            raise ValueError(
+                f"{self.name} ({self.id}) attends to {self.window} positions only, and a prompt takes {mask.shape[1]}; "
+                "choose a model with full attention, a shorter wording (zero_shot) or shorter contexts"
+            )
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+        return self.model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=keep,
+            **{self._cache_name: cache},
+        ).logits  # fmt: skip
+
+    @torch.inference_mode(False)  # kept for training too, which cannot use what was made in inference mode
+    @torch.no_grad()
+    def _head_cache(self, head: tuple[int, ...], batch: int) -> DynamicCache:
+        if head not in self._heads:
+            cache = DynamicCache(config=self.model.config)
+            embeds = self.embed(head)[None]
+            self._forward(embeds, torch.ones(1, len(head), dtype=torch.long, device=self.device), cache, keep=1)
+            self._heads[head] = cache
+        return self._copy(self._heads[head], batch)
+
+    def _copy(self, cache: DynamicCache, batch: int | None = None) -> DynamicCache:
+        """A cache of its own with the same content; `batch` repeats a single row."""
+        copy = DynamicCache(config=self.model.config)
+        for number, layer in enumerate(cache.layers):
+            size = layer.keys.shape[0] if batch is None else batch
+            copy.update(layer.keys.expand(size, -1, -1, -1), layer.values.expand(size, -1, -1, -1), number)
+        return copy
+
+    def _end_ids(self) -> set[int]:
+        """Ids of an end of sequence or of turn."""
+        vocabulary = self.tokenizer.get_vocab()
+        configured = self.model.generation_config.eos_token_id
+        ends = configured if isinstance(configured, list) else [configured]
+        ends = {*ends, self.tokenizer.eos_token_id, *(vocabulary.get(token) for token in END_OF_TURN)}
+        return ends - {None}
+
+    def _stop_ids(self) -> Tensor:
+        """Ids after which an answer is over: the ends, and every token that holds a newline."""
+        newlines = {
+            i
+            for token, i in self.tokenizer.get_vocab().items()
+            if any(sign in token for sign in ("\u010a", "\n", "<0x0A>"))
+        }
+        return torch.tensor(sorted(self.end_ids | newlines), device=self.device)
+
+    def _text(self, ids: list[int]) -> str:
+        end = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
+        return self.tokenizer.decode(ids[:end], skip_special_tokens=True).lstrip(" ").split("\n")[0].strip()
+
+
+def _sliding_window(config: PreTrainedConfig) -> int | None:
+    """Positions that a layer with sliding attention sees; None where all layers see everything."""
+    config = config.get_text_config(decoder=True)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or [])
+    return config.sliding_window if slides else None
+
+
+@dataclass
+class Shape:
+    """What an LLM's size follows from. key_width: width of a layer's keys, and of its values."""
+
+    parameters: int
+    layers: int
+    width: int
+    inner_width: int
+    key_width: int
+    vocabulary: int
+
+
+def shape_of(name: str, llm_id: str) -> Shape:
+    """The shape of an LLM, from its configuration alone: no weight is read. Raises as `load_llm` does."""
+    where, remedy = _where(name, llm_id)
+    try:
+        config = AutoConfig.from_pretrained(**where)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    inner = config.get_text_config(decoder=True)
+    heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
+    head_width = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
+    return Shape(
+        sum(weight.numel() for weight in model.parameters()), inner.num_hidden_layers, inner.hidden_size,
+        getattr(inner, "intermediate_size", 4 * inner.hidden_size), heads * head_width, inner.vocab_size,
+    )  # fmt: skip
+
+
+def _where(name: str, llm_id: str) -> tuple[dict, str]:
+    """Where transformers finds a model, and what to do when it does not."""
+    source = str(ensure_offline_model(llm_id)) if llm_id in OFFLINE_LLMS else llm_id
+    remedy = f"set {name.upper()}_ID to a hub id, a folder with config.json, or one of {', '.join(OFFLINE_LLMS)}"
+    if llm_id.startswith("offline:") and llm_id not in OFFLINE_LLMS:
+        raise ValueError(f"unknown offline model {llm_id!r}; {remedy}")
+    source = os.path.expanduser(source)
+    is_path = source.startswith((".", "/")) or Path(source).is_dir()
+    if is_path and not Path(source, "config.json").is_file():
+        raise FileNotFoundError(f"no model in {source!r} (no config.json there); {remedy}")
+    return {"pretrained_model_name_or_path": source, "local_files_only": is_path or not hub_answers()}, remedy
+
+
+def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
+    """Load and freeze a causal LM.
+
+    llm_id: one of the offline models ("offline:..."), a folder, or a hub id; dtype: the name of a torch dtype.
+    DEVICE_MAP in the environment (auto, balanced, ...) lets accelerate spread the layers over all GPUs instead.
+    Raises FileNotFoundError or ValueError that names the id and the way out.
+    """
+    where, remedy = _where(name, llm_id)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=getattr(torch, dtype), output_loading_info=True, device_map=device_map()
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
+    if loaded["missing_keys"]:  # transformers would go on with random weights
+        raise ValueError(f"the model {llm_id!r} lacks the weights {sorted(loaded['missing_keys'])}; {remedy}")
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ValueError(
+            f"DEVICE_MAP={device_map()}: the model {llm_id!r} does not fit the GPUs and would be read from main memory "
+            "or disk at each step; use more GPUs or a smaller model"
+        )
+    return FrozenLLM(name, model if device_map() else model.to(device), tokenizer, llm_id)
+
+
+def device_map() -> str | None:
+    """How accelerate spreads each LLM's layers over the GPUs; None keeps an LLM on one device."""
+    return os.environ.get("DEVICE_MAP") or None
+
+
+def random_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
+    """The large model of this name in its true shape, with random weights made on the device: right for times, never
+    for answers. It reads with the tokenizer of `llm_id`, whose ids must fit. Raises ValueError for an unknown name."""
+    require(name in LARGE_SHAPES, "llms", name, f"random weights have the shapes of {', '.join(LARGE_SHAPES)}")
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**LARGE_SHAPES[name]), dtype=getattr(torch, dtype)
+        )
+    return FrozenLLM(name, model, load_llm(name, llm_id, "cpu", dtype).tokenizer, f"{name}, random weights")

@@ -1,0 +1,139 @@
+"""Every prompt is built here, for training and evaluation alike: chat template, wording, anchor, BOS, labels.
+
+    head            | slot                              | tail
+    chat header,    | the only part that differs        | (the question, if the source is "context"),
+    instruction     | between conditions                | end of turn, assistant header, anchor "Answer:"
+
+The head is constant, so its keys and values are computed once. The slot is text or latents. Source "prompt" puts the
+whole content, question included, into the slot; source "context" puts only the context there and the question, as
+text, into the tail.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from latentwire.utils.settings import SOURCES
+
+ANCHOR = "Answer:"
+IGNORE = -100  # label of every position that is not an answer token
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+_MARK = "\u241f"  # stands for the slot while the chat template is rendered
+
+
+@dataclass(frozen=True)
+class Wording:
+    """One way to ask. `shots` are worked examples (context, question, answer), shown as earlier turns of the chat.
+
+    Without `chat` the prompt is plain text, although the tokenizer has a chat template.
+    """
+
+    instruction: str
+    shots: tuple[tuple[str, str, str], ...] = ()
+    chat: bool = True
+
+
+_SHOTS = (
+    ("The Amberley mill was built in 1794 beside the river Tarn. Its wheel drove four looms until 1911.",
+     "When was the mill built?", "1794"),
+    ("Dr. Ines Falk led the survey of the northern marsh. She counted 62 herons, far more than her brother had seen.",
+     "Who counted the herons?", "Dr. Ines Falk"),
+    ("Ferries leave Port Lowen twice a day because the channel is too shallow at low tide.",
+     "Why do ferries leave only twice a day?", "the channel is too shallow at low tide"),
+)  # fmt: skip
+
+_INSTRUCTION = (
+    "Read the context and answer the question. Reply with only the exact words of the answer, copied from the context, "
+    "and nothing else."
+)
+WORDINGS = {
+    "chat": Wording(_INSTRUCTION, _SHOTS),
+    "plain": Wording(_INSTRUCTION, _SHOTS, chat=False),
+    "zero_shot": Wording(_INSTRUCTION),
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a wire stands for, and at which character the context and (if it is part of it) the question begin."""
+
+    text: str
+    context_at: int
+    question_at: int | None
+
+
+def content(source: str, context: str, question: str) -> Content:
+    """The slot's full text for one source."""
+    if source == "context":
+        return Content(f" {context}", 1, None)
+    before = f"Context: {context}\nQuestion: "
+    return Content(before + question, len("Context: "), len(before))
+
+
+class PromptBuilder:
+    """Token ids of everything around the slot, for one LLM's tokenizer, one source and one wording."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, wording: str):
+        if source not in SOURCES:
+            raise ValueError(f"unknown source {source!r}; choose one of {', '.join(SOURCES)}")
+        if wording not in WORDINGS:
+            raise ValueError(f"unknown wording {wording!r}; choose one of {', '.join(WORDINGS)}")
+        self.tokenizer, self.source = tokenizer, source
+        # With source "context" the label stands in the head: only the context itself is in the slot.
+        content = f"Context:{_MARK}" if source == "context" else _MARK
+        self._before, self._after = self._render(WORDINGS[wording], content).split(_MARK)
+        self.head: tuple[int, ...] = tuple(self.ids(self._before))
+        self.end_id = self._end_id(WORDINGS[wording])
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a piece of the prompt; special tokens written in the text count, none are added."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def content_text(self, context: str, question: str) -> str:
+        """The slot's full text: everything that a wire stands for."""
+        return content(self.source, context, question).text
+
+    def question_first_text(self, context: str, question: str) -> str:
+        """The same content with the question first, so that a cut at M tokens keeps it."""
+        return f" {context}" if self.source == "context" else f"Question: {question}\nContext: {context}"
+
+    def tail(self, question: str) -> list[int]:
+        """Token ids from the slot's end to the anchor's."""
+        asked = f"\nQuestion: {question}" if self.source == "context" else ""
+        return self.ids(asked + self._after)
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer as it continues the anchor, without an end of sequence."""
+        return self.ids(f" {answer.strip()}")
+
+    def label_ids(self, answer: str, k: int) -> list[int]:
+        """The first k tokens to learn: the answer, and what ends it in this wording."""
+        return [*self.answer_ids(answer), self.end_id][:k]
+
+    def first_token_ids(self, answers: Sequence[str]) -> set[int]:
+        """The first token of each reference: any of them counts as a right first token."""
+        return {self.answer_ids(answer)[0] for answer in answers}
+
+    def _end_id(self, wording: Wording) -> int:
+        """What follows an answer: the end of the turn, or in plain text the empty line between two examples."""
+        if self.tokenizer.chat_template is None or not wording.chat:
+            return self.ids("\n\n")[0]
+        vocabulary = self.tokenizer.get_vocab()
+        ends = [vocabulary[token] for token in END_OF_TURN if token in vocabulary]
+        return (ends or [self.tokenizer.eos_token_id])[0]
+
+    def _render(self, wording: Wording, content: str) -> str:
+        turns = []
+        for context, question, answer in wording.shots:
+            turns.append((f"Context: {context}\nQuestion: {question}", f"{ANCHOR} {answer}"))
+        if self.tokenizer.chat_template is None or not wording.chat:
+            shown = "".join(f"{asked}\n{answered}\n\n" for asked, answered in turns)
+            return f"{self.tokenizer.bos_token or ''}{wording.instruction}\n\n{shown}{content}\n{ANCHOR}"
+        messages = []
+        for asked, answered in turns:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        messages.append({"role": "user", "content": content})
+        messages[0]["content"] = f"{wording.instruction}\n\n{messages[0]['content']}"
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return rendered + ANCHOR

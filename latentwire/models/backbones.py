@@ -1,0 +1,186 @@
+"""What reads the text before it is compressed: a pretrained bidirectional encoder, or bytes from scratch.
+
+Shapes: B batch, S states of a text, w width of a state.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from latentwire.data.squad import Question
+from latentwire.llms.offline import OFFLINE_ENCODERS, ensure_offline_model
+from latentwire.llms.prompts import Content, content
+from latentwire.utils.runs import hub_answers, reason
+
+_OVERLAP = 128  # word pieces that neighbouring windows of a long text share
+# Dropping attention weights rules out the fused kernels: twice the time on a CPU, and far more memory.
+_ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}
+_BYTE_WIDTH, _BYTE_LAYERS, _BYTE_HEADS = 256, 4, 4
+
+
+@dataclass
+class States:
+    """hidden: [B, S, w]; mask: [B, S] bool; spans: per text, the characters [S_i, 2] of its content that each state
+    stands for, in reading order."""
+
+    hidden: Tensor
+    mask: Tensor
+    spans: list[np.ndarray]
+
+
+class PretrainedBackbone(nn.Module):
+    """A pretrained encoder over word pieces. Texts beyond its window are read in overlapping windows, never cut."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        super().__init__()
+        model.pooler = None  # sentence vectors are not used, and unused weights confuse data parallel training
+        self.model, self.tokenizer = model, tokenizer
+        self.width: int = model.config.hidden_size
+        self.window = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+
+    def forward(self, questions: Sequence[Question], source: str) -> States:
+        """States of the question (source "prompt") and the context, word piece by word piece."""
+        contents = [content(source, q.context, q.question) for q in questions]
+        encoded = self._tokenize(questions, source)
+        device = self.model.device
+        inputs = {key: encoded[key].to(device) for key in self.tokenizer.model_input_names if key in encoded}
+        hidden = self.model(**inputs).last_hidden_state  # [windows, L, w]
+        pieces = [_Pieces(c) for c in contents]
+        for window, text in enumerate(encoded["overflow_to_sample_mapping"].tolist()):
+            pieces[text].add(window, encoded["offset_mapping"][window].numpy(), encoded.sequence_ids(window))
+        chosen = [p.best() for p in pieces]  # per text: spans [S, 2], windows [S], positions [S]
+        rows = [hidden[torch.as_tensor(w, device=device), torch.as_tensor(p, device=device)] for _, w, p in chosen]
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        padded = pad_sequence(rows, batch_first=True)
+        mask = torch.arange(padded.shape[1], device=device) < lengths[:, None]
+        return States(padded, mask, [spans for spans, *_ in chosen])
+
+    def _tokenize(self, questions: Sequence[Question], source: str):
+        settings = {"max_length": self.window, "return_overflowing_tokens": True, "return_offsets_mapping": True}
+        settings |= {"padding": True, "return_tensors": "pt"}
+        contexts = [q.context for q in questions]
+        stride = min(_OVERLAP, self.window // 4)  # the same in every batch
+        if source == "context":
+            return self.tokenizer(contexts, truncation=True, stride=stride, **settings)
+        asked = [q.question for q in questions]
+        lengths = [len(ids) for ids in self.tokenizer(asked, add_special_tokens=False)["input_ids"]]
+        longest = max(range(len(asked)), key=lengths.__getitem__)
+        if lengths[longest] > self.window // 2:
+            raise ValueError(
+                f"question {questions[longest].id}: {lengths[longest]} word pieces, and the encoder reads "
+                f"{self.window} at once; a question may take half of them: shorten it, or choose another ENCODER_ID"
+            )
+        return self.tokenizer(asked, contexts, truncation="only_second", stride=stride, **settings)
+
+
+class _Pieces:
+    """The word pieces of one text, gathered from its windows."""
+
+    def __init__(self, text: Content):
+        self.text = text
+        self.rows: list[np.ndarray] = []  # start, end, margin, window, position
+
+    def add(self, window: int, offsets: np.ndarray, segments: list[int | None]) -> None:
+        last = 0 if self.text.question_at is None else 1  # the segment that holds the context
+        for segment in range(last + 1):
+            at = np.array([i for i, s in enumerate(segments) if s == segment], dtype=int)
+            base = self.text.context_at if segment == last else self.text.question_at
+            margin = np.minimum(np.arange(len(at)), np.arange(len(at))[::-1])  # distance to the window's edge
+            self.rows.append(np.column_stack([offsets[at] + base, margin, np.full(len(at), window), at]))
+
+    def best(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Each piece once, from the window that shows most on both sides of it."""
+        rows = np.concatenate(self.rows)
+        rows = rows[np.lexsort((-rows[:, 2], rows[:, 1], rows[:, 0]))]
+        first = np.ones(len(rows), dtype=bool)
+        first[1:] = (rows[1:, :2] != rows[:-1, :2]).any(axis=1)
+        rows = rows[first]
+        return rows[:, :2], rows[:, 3], rows[:, 4]
+
+
+class ByteBackbone(nn.Module):
+    """A small transformer over UTF-8 bytes, trained from scratch."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = _BYTE_WIDTH
+        self.embedding = nn.Embedding(256, _BYTE_WIDTH)
+        layer = nn.TransformerEncoderLayer(
+            _BYTE_WIDTH, _BYTE_HEADS, 4 * _BYTE_WIDTH, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
+        )
+        layer.self_attn.dropout = 0.0  # as in _ATTENTION_DROPOUT
+        self.layers = nn.TransformerEncoder(
+            layer, _BYTE_LAYERS, norm=nn.LayerNorm(_BYTE_WIDTH), enable_nested_tensor=False
+        )
+
+    def forward(self, questions: Sequence[Question], source: str) -> States:
+        """A state for each byte of the content."""
+        texts = [content(source, q.context, q.question).text for q in questions]
+        device = self.embedding.weight.device
+        rows = [torch.tensor(list(text.encode()), device=device) for text in texts]
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        ids = pad_sequence(rows, batch_first=True)
+        mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
+        hidden = self.embedding(ids) + _sinusoids(ids.shape[1], self.width).to(device)
+        hidden = self.layers(hidden, src_key_padding_mask=~mask)
+        ends = [np.cumsum([len(sign.encode()) for sign in text]) for text in texts]
+        character = [np.searchsorted(e, np.arange(e[-1]), side="right") for e in ends]  # of each byte
+        return States(hidden, mask, [np.column_stack([c, c + 1]) for c in character])
+
+
+def load_backbone(encoder_id: str) -> PretrainedBackbone:
+    """A pretrained encoder: "offline:all-minilm-l6-v2", a folder, or a hub id. Raises ValueError with the remedy."""
+    remedy = f"set ENCODER_ID to a hub id of an encoder, a folder, or one of {', '.join(OFFLINE_ENCODERS)}"
+    if encoder_id.startswith("offline:") and encoder_id not in OFFLINE_ENCODERS:
+        raise ValueError(f"unknown offline encoder {encoder_id!r}; {remedy}")
+    where = str(ensure_offline_model(encoder_id)) if encoder_id in OFFLINE_ENCODERS else encoder_id
+    local = Path(where).is_dir() or not hub_answers()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
+        config = AutoConfig.from_pretrained(where, local_files_only=local)
+        for name in _ATTENTION_DROPOUT & set(config.to_dict()):
+            setattr(config, name, 0.0)
+        model, loaded = AutoModel.from_pretrained(
+            where, config=config, local_files_only=local, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"cannot load the encoder {encoder_id!r} ({reason(error)}); {remedy}") from error
+    missing = [key for key in loaded["missing_keys"] if "pooler" not in key]
+    if missing:
+        raise ValueError(f"the encoder {encoder_id!r} lacks the weights {sorted(missing)}; {remedy}")
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"the encoder {encoder_id!r} has no fast tokenizer, which tells where a piece stands; {remedy}"
+        )
+    return PretrainedBackbone(model, tokenizer)
+
+
+def save_backbone_shape(backbone: PretrainedBackbone, folder: Path) -> None:
+    """Config and tokenizer: with a state dict, all that is needed to rebuild it without the hub."""
+    backbone.model.config.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+
+
+def backbone_of_shape(folder: Path) -> PretrainedBackbone:
+    """The reverse of `save_backbone_shape`, with random weights. Raises ValueError if the folder cannot be read."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be read ({reason(error)}); restore it or train again") from error
+    return PretrainedBackbone(AutoModel.from_config(config, dtype=torch.float32), tokenizer)
+
+
+def _sinusoids(length: int, width: int) -> Tensor:
+    """Positions [length, width] (Vaswani et al. 2017, section 3.5): no longest text."""
+    rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    angle = torch.arange(length)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)

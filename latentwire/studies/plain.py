@@ -1,0 +1,84 @@
+"""What LatentWire does, done in the obvious way: for the benchmark to be measured against, and for tests to agree with.
+
+Correct and batched, but without the savings: the constant head is read again in every row, logits are computed at every
+position, and the teacher reads the whole text in every step.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from latentwire.conditions.base import Setting
+from latentwire.data.squad import Question
+from latentwire.llms.frozen import FrozenLLM, PrefixLoss
+from latentwire.llms.prompts import IGNORE
+from latentwire.training.teacher import TOP, TeacherLine, score_texts
+
+
+class PlainLLM(FrozenLLM):
+    """The same frozen model, whose losses come from whole prompts and all logits."""
+
+    def __init__(self, llm: FrozenLLM):
+        self.__dict__ |= llm.__dict__
+
+    def loss_with_prefix(
+        self,
+        head: tuple[int, ...],
+        slots: Sequence[Tensor],
+        tails: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+    ) -> PrefixLoss:
+        """As `FrozenLLM.loss_with_prefix`."""
+        rows = [
+            torch.cat([self.embed(head), slot.to(self.device, self.dtype), self.embed(tail), self.embed(answer)])
+            for slot, tail, answer in zip(slots, tails, answers, strict=True)
+        ]
+        embeds = pad_sequence(rows, batch_first=True, padding_side="left")  # [B, L, d]
+        real = [torch.ones(len(row), dtype=torch.long, device=self.device) for row in rows]
+        mask = pad_sequence(real, batch_first=True, padding_side="left")
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = self.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits  # [B, L, V]
+        labels = torch.full(mask.shape, IGNORE, device=self.device)
+        for label, answer in zip(labels, answers, strict=True):
+            label[-len(answer) :] = torch.tensor(answer, device=self.device)
+        shifted, labels = logits[:, :-1], labels[:, 1:]
+        nll = cross_entropy(shifted.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+        return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, shifted)
+
+
+@torch.no_grad()
+def teach_now(setting: Setting, questions: Sequence[Question], k: int) -> dict[str, TeacherLine]:
+    """The teacher's lines for one batch, without a cache."""
+    scored = score_texts(setting.llm, setting.prompts, questions, k)
+    top = scored.logits.float().log_softmax(dim=2).topk(TOP, dim=2)
+    lines = {}
+    for row, question in enumerate(questions):
+        real = scored.mask[row]
+        ids, logprobs = top.indices[row, real], top.values[row, real]
+        lines[question.id] = TeacherLine(ids, logprobs, ids[:, 0] == scored.labels[row, real])
+    return lines
+
+
+@torch.inference_mode()
+def answer_one_by_one(llm: FrozenLLM, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+    """Greedy answers of `transformers.generate`, a prompt at a time."""
+    return [answer_batched(llm, [prompt], max_new_tokens)[0] for prompt in prompts]
+
+
+@torch.inference_mode()
+def answer_batched(llm: FrozenLLM, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+    """Greedy answers of `transformers.generate` to one left-padded batch; it stops where ours does."""
+    ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True, padding_side="left")
+    mask = pad_sequence([torch.ones(len(p), dtype=torch.long) for p in prompts], batch_first=True, padding_side="left")
+    stops = llm.stop_ids.tolist()
+    out = llm.model.generate(
+        input_ids=ids.to(llm.device), attention_mask=mask.to(llm.device), max_new_tokens=max_new_tokens,
+        do_sample=False, eos_token_id=stops, pad_token_id=stops[0],
+    )  # fmt: skip
+    return [
+        llm.tokenizer.decode(row, skip_special_tokens=True).strip().split("\n")[0].strip()
+        for row in out[:, ids.shape[1] :].tolist()
+    ]

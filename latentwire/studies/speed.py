@@ -1,0 +1,423 @@
+"""How fast, as ratios that one run measures on one machine: ours beside the obvious way (`plain`), repeat by repeat.
+
+    python latentwire/benchmark.py                              # the offline models, or NAME_ID
+    python latentwire/benchmark.py --parts text_eval --repeats 5
+
+Parts: train (a step against the same step done plainly), text_eval (answers from text against transformers.generate),
+serving (answers from Z against answers from text, at three lengths), mfu (floating point operations of a step against
+the device's own matrix products), growth (time and memory with batch, M, context and questions) and processes (the same
+under torchrun). Writes results.json after every part, so that a killed run continues with the next, and table.md.
+"""
+
+import copy
+import dataclasses
+import itertools
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from latentwire.conditions.base import CONDITIONS, Sender, Setting
+from latentwire.data.squad import Question, load_questions, subset
+from latentwire.evaluation.answering import answer
+from latentwire.llms.frozen import FrozenLLM, load_llm, random_llm
+from latentwire.llms.prompts import PromptBuilder
+from latentwire.models.backbones import load_backbone
+from latentwire.models.encoders.base import SelectingEncoder
+from latentwire.models.latentwire import LatentWire
+from latentwire.models.stage0 import closed_form, fit_texts
+from latentwire.studies.plain import PlainLLM, answer_batched, answer_one_by_one, teach_now
+from latentwire.training.teacher import teach
+from latentwire.training.trainer import Job, Trainer
+from latentwire.utils.runs import (
+    SCHEMA,
+    RunFolder,
+    default_device,
+    default_dtype,
+    machine,
+    read_json,
+    read_lines,
+    set_seed,
+    write_json,
+    write_text,
+)
+from latentwire.utils.settings import BenchmarkConfig, TrainConfig, parse
+
+_EPOCHS = 3  # passes that share the cost of the teacher's cache
+_LENGTHS = (150, 1000, 4000)  # tokens of a context
+_BATCHES, _SIZES = (4, 8, 16, 32), (8, 32, 64)  # growth: questions a step, and M
+_CLEAR = "/proc/self/clear_refs"
+_MATRICES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
+
+
+def main() -> None:
+    """Command line: one benchmark."""
+    benchmark(parse(BenchmarkConfig))
+
+
+def benchmark(config: BenchmarkConfig) -> dict:
+    """Run the parts that are not there yet, and return what was written to results.json."""
+    device = config.device or default_device()
+    config = dataclasses.replace(config, device=device, dtype=config.dtype or default_dtype(device))
+    set_seed(0)
+    identity = dataclasses.asdict(config) | {"llm_ids": config.llm_ids}
+    del identity["save_dir"], identity["parts"], identity["llms"]
+    with RunFolder(config.save_dir, identity, restart="by removing it (rm -r)") as run:
+        path = run.path / "results.json"
+        results = read_json(path) if path.is_file() else {"schema": SCHEMA, "hardware": machine(), "raw": []}
+        bench = Bench(config)
+        for part in config.part_names:
+            if any(line["part"] == part for line in results["raw"]):
+                print(f"{part} is there already")
+                continue
+            print(f"{part} ...", flush=True)
+            results["raw"] += [{"part": part} | line for line in PARTS[part](bench)]
+            results["ratios"] = ratios(results["raw"])
+            write_json(path, results)
+            write_text(run.path / "table.md", table_markdown(results))
+    print(table_markdown(results), f"wrote {path} and table.md", sep="\n")
+    return results
+
+
+class Bench:
+    """The models and questions that all parts share."""
+
+    def __init__(self, config: BenchmarkConfig):
+        self.config = config
+        _, questions = load_questions(config.dataset, "train")
+        self.questions = subset(questions, config.steps * config.batch_size, 0)
+        load = random_llm if config.random_weights else load_llm
+        self.llms = {name: load(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
+        before, self.adapters, _ = closed_form(self.llms, fit_texts(config.dataset), config.d_z)
+        backbone = load_backbone(config.encoder_id)
+        self.encoder = SelectingEncoder(before.tokenizer, *before.codebook.weight.shape, backbone, "select")
+        self.encoder.codebook.load_state_dict(before.codebook.state_dict())
+        self.encoder.to(config.device)
+        self.settings = [self._setting(llm) for llm in self.llms.values()]
+
+    def _setting(self, llm: FrozenLLM) -> Setting:
+        prompts = PromptBuilder(llm.tokenizer, "prompt", self.config.llm_wordings[llm.name])
+        return Setting(llm, prompts, None, None, "fp16", self.config.d_z, (), self.questions, 0)
+
+    def trainer(self, settings: Sequence[Setting], teacher: Mapping, **changes: object) -> Trainer:
+        """A trainer of stage joint on a copy of the model; changes: of its settings."""
+        c = self.config
+        config = TrainConfig(
+            init="-", batch_size=c.batch_size, epochs=1000, latent_len=c.latent_len, d_z=c.d_z, k=c.k, device=c.device,
+            dtype=c.dtype, kd_weight=0.5 if teacher is not None else 0.0,
+        )  # fmt: skip
+        config = dataclasses.replace(config, **changes)
+        model = copy.deepcopy(LatentWire(self.encoder, self.adapters, "prompt", config.latent_len)).to(c.device)
+        job = Job(config, model, settings, self.questions, None, None, teacher or {})
+        mixed = "bf16" if c.dtype == "bfloat16" else "no"
+        return Trainer(job, Accelerator(cpu=c.device == "cpu", mixed_precision=mixed), Path(c.save_dir), None)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Wall time of one call, the device's queue included."""
+        self._wait()
+        started = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - started
+
+    def side_by_side(self, ways: Mapping[str, Callable[[], object]]) -> list[dict[str, float]]:
+        """Seconds of each way, repeat by repeat in turns, after one round that is not counted."""
+        rounds = [
+            {name: self.seconds(work) for name, work in ways.items()}
+            for _ in tqdm(range(self.config.repeats + 1), unit="repeat")
+        ]
+        return rounds[1:]
+
+    def _wait(self) -> None:
+        if self.config.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+
+def train_part(bench: Bench) -> list[dict]:
+    """Seconds of the same training steps: ours (with its share of the teacher's cache) and plainly."""
+    config, teacher, teaching = bench.config, {}, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for setting in bench.settings:
+            weights = setting.llm.weights_sha256()
+            started = time.perf_counter()
+            teacher[setting.llm.name] = teach(
+                setting.llm, weights, setting.prompts, bench.questions, config.k, Path(folder)
+            )
+            teaching += time.perf_counter() - started
+    ours = bench.trainer(bench.settings, teacher)
+    settings = [dataclasses.replace(setting, llm=PlainLLM(setting.llm)) for setting in bench.settings]
+    plain = bench.trainer(settings, {})
+
+    def plain_steps() -> None:
+        for step in range(config.steps):
+            batch = plain.batches[step]
+            plain.job.teacher = {s.llm.name: teach_now(s, batch, config.k) for s in settings}
+            _take(plain, step)
+
+    ways = {"ours": lambda: [_take(ours, step) for step in range(config.steps)], "plain": plain_steps}
+    n = config.steps * config.batch_size
+    return [
+        {"name": "train_step_vs_plain", "unit": "s", "questions": n, "ours": found["ours"] + teaching / _EPOCHS,
+         "teacher_share": teaching / _EPOCHS, "other": found["plain"]}
+        for found in bench.side_by_side(ways)
+    ]  # fmt: skip
+
+
+def text_eval_part(bench: Bench) -> list[dict]:
+    """Seconds to answer the same questions from text: ours, transformers.generate one by one, and in batches."""
+    config, lines = bench.config, []
+    questions = sorted(bench.questions, key=lambda q: len(q.context))
+    for setting in bench.settings:
+        llm, prompts = setting.llm, setting.prompts
+        slots = [prompts.ids(prompts.content_text(q.context, q.question)) for q in questions]
+        tails = [prompts.tail(q.question) for q in questions]
+        whole = [[*prompts.head, *slot, *tail] for slot, tail in zip(slots, tails, strict=True)]
+        batches = [slice(i, i + config.batch_size) for i in range(0, len(questions), config.batch_size)]
+
+        def ours(llm=llm, head=prompts.head, slots=slots, tails=tails, batches=batches) -> None:
+            for batch in batches:
+                embeds = [llm.embed(slot) for slot in slots[batch]]
+                llm.generate_with_prefix(head, embeds, tails[batch], config.max_new_tokens)
+
+        def batched(llm=llm, whole=whole, batches=batches) -> None:
+            for batch in batches:
+                answer_batched(llm, whole[batch], config.max_new_tokens)
+
+        def loop(llm=llm, whole=whole) -> None:
+            answer_one_by_one(llm, whole, config.max_new_tokens)
+
+        for found in bench.side_by_side({"ours": ours, "loop": loop, "batched": batched}):
+            same = {"llm": llm.name, "unit": "s", "questions": len(questions), "ours": found["ours"]}
+            lines += [same | {"name": f"text_eval_vs_{way}", "other": found[way]} for way in ("loop", "batched")]
+    return lines
+
+
+def serving_part(bench: Bench) -> list[dict]:
+    """One question on a context of each length: seconds from Z and from text, the cache that each keeps, and how many
+    questions on the same context pay for encoding it."""
+    config, lines = bench.config, []
+    for length, setting in itertools.product(_LENGTHS, bench.settings):
+        llm = setting.llm
+        prompts = PromptBuilder(llm.tokenizer, "context", config.llm_wordings[llm.name])
+        context = _long_context(bench.questions, llm, length)
+        asked = dataclasses.replace(bench.questions[0], context=context, id=f"long {length}")
+        text = llm.embed(prompts.ids(prompts.content_text(context, asked.question)))
+        (z,) = bench.encoder.encode([asked], "context", config.latent_len)
+        with torch.no_grad():
+            prefix = bench.adapters[llm.name].to(config.device)(z)
+        tail = [prompts.tail(asked.question)]
+        read_z, read_text = (llm.prefill(prompts.head, [slot], tail) for slot in (prefix, text))
+        ways = {
+            "encode": lambda asked=asked: bench.encoder.encode([asked], "context", config.latent_len),
+            "prefill_z": lambda llm=llm, p=prompts, x=prefix, t=tail: llm.prefill(p.head, [x], t),
+            "prefill_text": lambda llm=llm, p=prompts, x=text, t=tail: llm.prefill(p.head, [x], t),
+            # of two tokens to score one is read: a step of decoding
+            "decode_z": lambda llm=llm, read=read_z: llm.answer_nll(read, [[0, 0]]),
+            "decode_text": lambda llm=llm, read=read_text: llm.answer_nll(read, [[0, 0]]),
+        }
+        for found in bench.side_by_side(ways):
+            lines.append(
+                {"name": f"prefill_text_vs_z_{length}", "llm": llm.name, "unit": "s", "ours": found["prefill_z"],
+                 "other": found["prefill_text"], "seconds": found, "text_positions": len(text),
+                 "kv_bytes_z": llm.kv_bytes * len(prefix), "kv_bytes_text": llm.kv_bytes * len(text)}
+            )  # fmt: skip
+    return lines
+
+
+def mfu_part(bench: Bench) -> list[dict]:
+    """Floating point operations a second of a training step, beside the best matrix product of the same type."""
+    config = bench.config
+    trainer = bench.trainer(bench.settings, None)
+    with FlopCounterMode(display=False) as counter:
+        _take(trainer, 0)
+    ceilings = []
+    for size in _MATRICES["cuda" if config.device.startswith("cuda") else "cpu"]:
+        a = torch.randn(size, size, device=config.device, dtype=getattr(torch, config.dtype))
+        ceilings += [2 * size**3 / found["product"] for found in bench.side_by_side({"product": lambda a=a: a @ a})]
+    steps = bench.side_by_side({"step": lambda: _take(trainer, 0)})
+    flops = counter.get_total_flops()
+    return [
+        {"name": "mfu_share_of_ceiling", "unit": "FLOP/s", "flops": flops, "seconds": found["step"],
+         "ours": max(ceilings), "other": flops / found["step"], "peak_memory_mb": _peak_mb(config.device)}
+        for found in steps
+    ]  # fmt: skip
+
+
+def growth_part(bench: Bench) -> list[dict]:
+    """Seconds and peak memory of a training step as one thing grows, and of evaluating more and more questions."""
+    config, lines = bench.config, []
+    changes = [("batch", "batch_size", n) for n in _BATCHES if n <= len(bench.questions)]
+    changes += [("m", "latent_len", m) for m in _SIZES]
+    for kind, name, value in changes:
+        trainer = bench.trainer(bench.settings, None, **{name: value})
+        lines.append(_grown(bench, kind, value, lambda trainer=trainer: _take(trainer, 0)))
+    first = bench.settings[0]
+    adapter = bench.adapters[first.llm.name].to(config.device)
+    setting = dataclasses.replace(first, sender=Sender(bench.encoder, "prompt", "fp16"), adapter=adapter)
+    for share in (4, 2, 1):
+        some = bench.questions[: max(1, len(bench.questions) // share)]
+
+        def evaluate(some=some) -> None:
+            for start in range(0, len(some), config.batch_size):
+                batch = some[start : start + config.batch_size]
+                answer(CONDITIONS["latentwire"], setting, batch, config.latent_len, config.max_new_tokens)
+
+        lines.append(_grown(bench, "questions", len(some), evaluate))
+    for length in _LENGTHS[:2]:
+        context = _long_context(bench.questions, first.llm, length)
+        batch = bench.questions[: config.batch_size]
+        longer = [dataclasses.replace(q, context=f"{q.context} {context}", id=f"{q.id} {length}") for q in batch]
+
+        def encode(longer=longer) -> None:
+            bench.encoder.encode(longer, "prompt", config.latent_len)
+
+        lines.append(_grown(bench, "context", length, encode))
+    return lines
+
+
+def processes_part(bench: Bench) -> list[dict]:
+    """Seconds of a step of `train.py` under torchrun, and memory of the main process, with more and more processes and
+    the same batch for each. None with random weights, which train.py has not."""
+    config, lines = bench.config, []
+    if config.random_weights:
+        return lines
+    with tempfile.TemporaryDirectory() as folder:
+        begun = Path(folder) / "codebook"
+        _torchrun(config, 1, begun, "--stage", "codebook")
+        for processes in range(1, max(2, torch.cuda.device_count()) + 1):
+            run = Path(folder) / str(processes)
+            samples = str((config.steps + 1) * config.batch_size * processes)
+            _torchrun(
+                config, processes, run, "--stage", "joint", "--init", str(begun / "checkpoint_best"), "--samples",
+                samples, "--val_samples", "1", "--kd_weight", "0", "--epochs", "1",
+            )  # fmt: skip
+            taken = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line][1:]  # the first one warms up
+            speed = statistics.median(line["examples_per_s"] for line in taken)
+            lines.append({
+                "name": "growth_processes", "value": processes, "unit": "s", "examples_per_s": speed,
+                "seconds": config.batch_size * processes / speed, "peak_memory_mb": taken[-1]["memory_mb"],
+            })  # fmt: skip
+    return lines
+
+
+PARTS: dict[str, Callable[[Bench], list[dict]]] = {
+    "train": train_part, "text_eval": text_eval_part, "serving": serving_part, "mfu": mfu_part, "growth": growth_part,
+    "processes": processes_part,
+}  # fmt: skip
+
+
+def _torchrun(config: BenchmarkConfig, processes: int, folder: Path, *flags: str) -> None:
+    """One stage of training in processes of its own. Raises ValueError with what it said when it fails."""
+    program = Path(__file__).parents[1] / "train.py"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(program),
+        "--save_dir", str(folder), "--device", config.device, "--dtype", config.dtype, "--dataset", config.dataset,
+        "--llms", config.llms, "--batch_size", str(config.batch_size), "--latent_len", str(config.latent_len),
+        "--d_z", str(config.d_z), "--k", str(config.k), "--encoder_id", config.encoder_id, *flags,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+
+
+def _take(trainer: Trainer, step: int) -> None:
+    """One training step, on the batch of this number."""
+    trainer.step = step
+    trainer.take_step()
+
+
+def _grown(bench: Bench, kind: str, value: int, work: Callable[[], object]) -> dict:
+    """One measurement of growth; peak memory is that of this work alone where the system can tell."""
+    work()
+    _forget_peak(bench.config.device)
+    seconds = bench.seconds(work)
+    return {"name": f"growth_{kind}", "value": value, "unit": "s", "seconds": seconds,
+            "peak_memory_mb": _peak_mb(bench.config.device)}  # fmt: skip
+
+
+def _forget_peak(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    elif os.access(_CLEAR, os.W_OK):
+        Path(_CLEAR).write_text("5")  # resets VmHWM (man proc_pid_clear_refs)
+
+
+def _peak_mb(device: str) -> float | None:
+    """Most memory since `_forget_peak`; None where the system does not tell."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(found[1]) / 1e3 if found else None
+
+
+def _long_context(questions: Sequence[Question], llm: FrozenLLM, tokens: int) -> str:
+    """Contexts of the questions, one after another, cut to so many tokens of this LLM."""
+    ids: list[int] = []
+    for context in itertools.cycle(dict.fromkeys(q.context for q in questions)):
+        ids += llm.tokenizer(f" {context}", add_special_tokens=False)["input_ids"]
+        if len(ids) >= tokens:
+            return llm.tokenizer.decode(ids[:tokens]).strip()
+    raise AssertionError("cycle ended")
+
+
+def ratios(raw: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+    """Smallest, median and largest ratio other / ours of each name over the repeats, LLMs added up."""
+    found: dict[str, list[float]] = {}
+    named = [line for line in raw if "other" in line]
+    for name in dict.fromkeys(line["name"] for line in named):
+        by_llm: dict[str | None, list[Mapping]] = {}
+        for line in (line for line in named if line["name"] == name):
+            by_llm.setdefault(line.get("llm"), []).append(line)
+        for repeat in zip(*by_llm.values(), strict=True):
+            found.setdefault(name, []).append(sum(x["other"] for x in repeat) / sum(x["ours"] for x in repeat))
+    return {
+        name: {"min": min(values), "median": statistics.median(values), "max": max(values)}
+        for name, values in found.items()
+    }
+
+
+def table_markdown(results: Mapping) -> str:
+    """Ratios with their spread, then what was measured."""
+    hardware = results["hardware"]
+    where = ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['threads']} threads"
+    gpu = "" if hardware["gpus"] else " On a GPU: not measured."
+    lines = [f"{where}, torch {hardware['torch']}, transformers {hardware['transformers']}.{gpu}", ""]
+    lines += ["| ratio | median | smallest | largest |", "|---|---|---|---|"]
+    for name, found in results.get("ratios", {}).items():
+        lines.append(f"| {name} | {found['median']:.2f} | {found['min']:.2f} | {found['max']:.2f} |")
+    served: dict[tuple, list[Mapping]] = {}
+    for line in (line for line in results["raw"] if line["part"] == "serving"):
+        served.setdefault((line["text_positions"], line["llm"]), []).append(line)
+    if served:
+        columns = ("positions of text", "LLM", "encoding", "first token from Z", "from text", "each further one",
+                   "from text", "cache of Z", "of text", "questions that pay")  # fmt: skip
+        lines += ["", "Medians; a first token from Z waits for the encoding, once a context:", ""]
+        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for (positions, llm), repeats in served.items():
+        encode, z, text, *decode = (
+            statistics.median(line["seconds"][name] for line in repeats)
+            for name in ("encode", "prefill_z", "prefill_text", "decode_z", "decode_text")
+        )
+        times = (encode, encode + z, text, *decode)
+        cells = [str(positions), llm, *(f"{seconds:.3f} s" for seconds in times)]
+        cells += [f"{repeats[0][key] / 1e6:.2f} MB" for key in ("kv_bytes_z", "kv_bytes_text")]
+        cells.append(f"{encode / (text - z):.1f}" if text > z else "never")
+        lines.append(f"| {' | '.join(cells)} |")
+    grown = [line for line in results["raw"] if line["name"].startswith("growth_")]
+    if grown:
+        lines += ["", "| grows | to | seconds | peak memory |", "|---|---|---|---|"]
+    for line in grown:
+        peak = "not told" if line["peak_memory_mb"] is None else f"{line['peak_memory_mb']:.0f} MB"
+        lines.append(f"| {line['name'].removeprefix('growth_')} | {line['value']} | {line['seconds']:.2f} | {peak} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,48 @@
+"""What training minimises. Every function returns sums, so that the caller can divide by the counts of the whole
+batch, whichever processes share it.
+
+Shapes: B batch, A answer tokens (right-aligned, see `llm`), V vocabulary, N kept teacher tokens, T wire tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from latentwire.data.squad import Question
+from latentwire.llms.frozen import PrefixLoss
+from latentwire.models.encoders.base import Encoded, answer_edges
+from latentwire.training.teacher import TeacherLine
+
+
+def answer_sums(scored: PrefixLoss) -> dict[str, Tensor]:
+    """Cross-entropy over all labels ("ce") and over each first one ("first_ce"), in nats; how many of the first labels
+    are the most likely token ("first_token_acc")."""
+    first = scored.mask & (scored.mask.cumsum(dim=1) == 1)  # [B, A]
+    best = scored.logits.detach().argmax(dim=2) == scored.labels
+    return {
+        "ce": scored.nll.sum(),
+        "first_ce": scored.nll[first].sum(),
+        "first_token_acc": best[first].float().sum(),
+    }
+
+
+def distillation_sum(scored: PrefixLoss, teacher: Sequence[TeacherLine]) -> Tensor:
+    """KL divergence in nats from the text-prompted teacher's top N tokens to the student, at labels that the teacher
+    itself gets right: a teacher that is wrong teaches wrong."""
+    total = scored.nll.sum() * 0
+    for row, line in enumerate(teacher):
+        logits = scored.logits[row, scored.mask[row]][line.right].float()  # [labels that the teacher gets right, V]
+        if len(logits):
+            target = line.logprobs[line.right].to(logits.device).float().log_softmax(dim=1)  # [., N]
+            student = logits.log_softmax(dim=1).gather(1, line.ids[line.right].to(logits.device).long())
+            total = total + (target.exp() * (target - student)).sum()
+    return total
+
+
+def span_sum(encoded: Encoded, questions: Sequence[Question]) -> Tensor:
+    """Cross-entropy in nats of the answer's first and last wire token, halved: supervision by SQuAD's answer spans."""
+    edges = torch.tensor(answer_edges(encoded.tokens, questions), device=encoded.span.device)  # [B, 2]
+    logits = encoded.span.transpose(1, 2).flatten(0, 1)  # [2 B, T], -inf outside the context
+    return cross_entropy(logits, edges.flatten(), reduction="sum") / 2

@@ -1,0 +1,78 @@
+"""How much memory a training process needs, estimated before anything is loaded; what cannot fit is refused."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from latentwire.data.squad import Question
+from latentwire.llms.frozen import Shape, device_map, shape_of
+from latentwire.utils.settings import TUNED, TrainConfig
+
+_HEAD, _TAIL = 256, 64  # positions: worked examples; question, anchor and answer
+_CHARACTERS = 4  # of a context for a token: fewer than most have
+_ENCODER_QUESTION = 60e6  # bytes that the encoder's backward pass keeps for one question
+_FREE = 0.95  # of the memory may be planned for
+
+
+def require_memory(config: TrainConfig, questions: Sequence[Question]) -> str:
+    """What a process is expected to need, as a line to print. config: with its device and dtype set; questions: those
+    to train on, whose longest context fills a batch of its like.
+
+    Raises ValueError with the numbers and what to change where that is more than there is.
+    """
+    shapes = (
+        {name: shape_of(name, llm_id) for name, llm_id in config.llm_ids.items()} if config.stage != "scores" else {}
+    )
+    parts = training_bytes(config, shapes, max(len(q.context) for q in questions))
+    there, needed = total_bytes(config.device), sum(parts.values())
+    told = f"{needed / 1e9:.1f} GB a process ({', '.join(f'{what} {n / 1e9:.1f}' for what, n in parts.items())})"
+    if needed > _FREE * there:
+        remedies = [f"BATCH_SIZE (--batch_size) below {config.batch_size}"] if config.batch_size > 1 else []
+        remedies += ["DTYPE=bfloat16"] if config.dtype == "float32" else []
+        remedies += ["fewer LLMS"] if len(shapes) > 1 else []
+        remedies += ["DEVICE_MAP=auto with NPROC=1"] if torch.cuda.device_count() > 1 else []
+        remedies.append("smaller LLMs")
+        raise ValueError(
+            f"memory: this training needs about {told}, and {there / 1e9:.1f} GB are there; "
+            f"choose {' or '.join(remedies)}, or a larger device"
+        )
+    return f"memory: about {told}, of {there / 1e9:.1f} GB"
+
+
+def training_bytes(config: TrainConfig, shapes: Mapping[str, Shape], longest: int) -> dict[str, float]:
+    """Bytes at the peak of a step, by what takes them; shapes: of the LLMs that take part; longest: characters of the
+    longest context, which only one stage's LLMs read as it is."""
+    size = torch.empty(0, dtype=getattr(torch, config.dtype)).element_size()
+    slot = longest // _CHARACTERS if config.stage == "text_tuned" else config.latent_len
+    positions = config.batch_size * (slot + _TAIL)
+    heads = config.batch_size * _HEAD
+    parts = {"weights of the LLMs": 0.0, "kept for the gradient": 0.0, "logits": 0.0}
+    for shape in shapes.values():
+        parts["weights of the LLMs"] += size * shape.parameters
+        parts["kept for the gradient"] += shape.layers * (
+            positions * kept_bytes(shape, size) + heads * 2 * shape.key_width * size
+        )
+        # as they come, in float32, and the gradient of both
+        parts["logits"] += config.batch_size * (config.k + 1) * shape.vocabulary * 2 * (size + 4)
+    if config.stage not in TUNED:
+        files = Path(config.init).glob("*.pt") if config.init else []
+        # float32 weights, gradients and AdamW's two moments
+        parts["encoder and adapters"] = 4.0 * sum(path.stat().st_size for path in files)
+        parts["encoder and adapters"] += config.batch_size * _ENCODER_QUESTION
+    return parts
+
+
+def kept_bytes(shape: Shape, size: int) -> int:
+    """Bytes that one position leaves in one frozen layer for the backward pass: queries, keys, values, the attention's
+    output, three products of the MLP in the LLM's type, and the inputs of two RMSNorms in float32."""
+    return size * (2 * shape.width + 2 * shape.key_width + 3 * shape.inner_width) + 2 * 4 * shape.width
+
+
+def total_bytes(device: str) -> int:
+    """Memory of the device: of one GPU (of all, with DEVICE_MAP), or of this machine."""
+    if device.startswith("cuda"):
+        cards = range(torch.cuda.device_count()) if device_map() else [device]
+        return sum(torch.cuda.get_device_properties(card).total_memory for card in cards)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,126 @@
+"""The teacher: what the same frozen LLM says of the answer's tokens when it reads the whole text.
+
+Its most likely tokens are computed once and kept on disk, in blocks whose name is a hash of everything they depend on:
+what is stale is never found, and a block that was cut off or altered (its own hash tells) is computed again.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from latentwire.data.squad import Question
+from latentwire.llms.frozen import FrozenLLM, PrefixLoss
+from latentwire.llms.offline import cache_dir
+from latentwire.llms.prompts import PromptBuilder
+
+TOP = 32  # tokens kept at each label
+BLOCK = 256  # questions a file
+TENSORS = ("ids", "logprobs", "right", "real")
+_BATCH = 16
+
+
+@dataclass
+class TeacherLine:
+    """One question's labels. ids, logprobs: [labels, TOP]; right: [labels] bool, where the teacher's first choice is
+    the label."""
+
+    ids: Tensor
+    logprobs: Tensor
+    right: Tensor
+
+
+def teach(
+    llm: FrozenLLM,
+    weights_sha256: str,
+    prompts: PromptBuilder,
+    questions: Sequence[Question],
+    k: int,
+    cache: Path | None = None,
+) -> dict[str, TeacherLine]:
+    """The teacher's lines by question id, for the first k labels of each question. cache: default LATENTWIRE_CACHE."""
+    cache = cache or cache_dir()
+    folder, locks = cache / "teacher", cache / "teacher_locks"
+    for made in (folder, locks):
+        made.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(questions, key=lambda q: (len(q.context), q.id))
+    lines: dict[str, TeacherLine] = {}
+    with tqdm(total=len(ordered), desc=f"{llm.name} teacher", unit="q", mininterval=1) as bar:
+        for start in range(0, len(ordered), BLOCK):
+            block = ordered[start : start + BLOCK]
+            depends = (weights_sha256, str(llm.dtype), prompts.head, prompts.source, prompts.tail(""), k, TOP, block)
+            path = folder / f"{hashlib.sha256(repr(depends).encode()).hexdigest()[:32]}.safetensors"
+            with FileLock(locks / f"{path.stem}.lock"):  # trainings that share a block compute it once
+                tensors = _read(path)
+                if tensors is None:
+                    tensors = _compute(llm, prompts, block, k, bar)
+                    temporary = path.with_suffix(".tmp")
+                    save_file(tensors, temporary, {"sha256": _sha256(tensors)})
+                    temporary.replace(path)
+                else:
+                    bar.update(len(block))
+            for row, question in enumerate(block):
+                real = tensors["real"][row]
+                lines[question.id] = TeacherLine(*(tensors[key][row][real] for key in ("ids", "logprobs", "right")))
+    return lines
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """A block that is whole, or None."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in TENSORS}
+            return tensors if (file.metadata() or {}).get("sha256") == _sha256(tensors) else None
+    except SafetensorError:
+        return None
+
+
+def _sha256(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in TENSORS:
+        digest.update(tensors[key].numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def score_texts(llm: FrozenLLM, prompts: PromptBuilder, batch: Sequence[Question], k: int) -> PrefixLoss:
+    """What the LLM says of the first k labels when it reads the whole texts."""
+    return llm.loss_with_prefix(
+        prompts.head,
+        [llm.embed(prompts.ids(prompts.content_text(q.context, q.question))) for q in batch],
+        [prompts.tail(q.question) for q in batch],
+        [prompts.label_ids(q.answers[0], k) for q in batch],
+    )
+
+
+@torch.no_grad()
+def _compute(llm: FrozenLLM, prompts: PromptBuilder, block: Sequence[Question], k: int, bar: tqdm) -> dict[str, Tensor]:
+    """ids int32, logprobs float16 [n, k, TOP], right and real bool [n, k], left-aligned."""
+    out = {
+        "ids": torch.zeros(len(block), k, TOP, dtype=torch.int32),
+        "logprobs": torch.zeros(len(block), k, TOP, dtype=torch.float16),
+        "right": torch.zeros(len(block), k, dtype=torch.bool),
+        "real": torch.zeros(len(block), k, dtype=torch.bool),
+    }
+    for start in range(0, len(block), _BATCH):
+        batch = block[start : start + _BATCH]
+        scored = score_texts(llm, prompts, batch, k)
+        top = scored.logits.float().log_softmax(dim=2).topk(TOP, dim=2)
+        for row in range(len(batch)):
+            real = scored.mask[row]
+            n = int(real.sum())
+            out["ids"][start + row, :n] = top.indices[row, real].int().cpu()
+            out["logprobs"][start + row, :n] = top.values[row, real].half().cpu()
+            out["right"][start + row, :n] = (top.indices[row, real, 0] == scored.labels[row, real]).cpu()
+            out["real"][start + row, :n] = True
+        bar.update(len(batch))
+    return out

@@ -1,0 +1,405 @@
+"""Questions: the sample set that ships, refusal of malformed files, and where "squad" comes from."""
+
+import dataclasses
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from latentwire.data import squad as data
+from latentwire.data.squad import (
+    SAMPLE_DIR,
+    Question,
+    _load_from_hub,
+    load_questions,
+    read_squad_file,
+    split_by_article,
+    subset,
+)
+
+CONTEXT = "Łódź lies 120 km from Warsaw. Łódź grew around 1823."
+
+
+@pytest.fixture(autouse=True)
+def no_squad_dir_and_no_network(monkeypatch):
+    monkeypatch.delenv("SQUAD_DIR", raising=False)
+    monkeypatch.setattr(data, "_load_from_hub", lambda split: pytest.fail("the hub was asked"))
+
+
+def qa(id_: str = "q1", answer: str = "120", start: int = 10) -> dict:
+    return {"id": id_, "question": "How far?", "answers": [{"text": answer, "answer_start": start}]}
+
+
+def squad(*qas: dict, context: str = CONTEXT, title: str = "Lodz") -> dict:
+    return {"version": "1.1", "data": [{"title": title, "paragraphs": [{"context": context, "qas": list(qas)}]}]}
+
+
+def encoded(document: dict) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+def write_splits(folder: Path, suffix: str = ".json") -> None:
+    folder.mkdir()
+    for split in ("train", "dev"):
+        content = encoded(squad(qa(f"{split}-1"), qa(f"{split}-2"), title=f"{split} article"))
+        (folder / f"{split}-v1.1{suffix}").write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+
+
+def numbered(n: int) -> list[Question]:
+    return [Question(f"id{i:03d}", "t", "t/0", "c", "q", ("c",), (0,)) for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def sample() -> dict[str, list[Question]]:
+    return {split: read_squad_file(SAMPLE_DIR / f"{split}.json") for split in ("train", "dev")}
+
+
+@pytest.fixture(scope="module")
+def sample_questions(sample) -> list[Question]:
+    return sample["train"] + sample["dev"]
+
+
+def test_sample_set_is_large_enough(sample_questions):
+    passages = {q.context for q in sample_questions}
+    assert len(passages) >= 60
+    assert min(len(passage.split()) for passage in passages) >= 80
+    assert len(sample_questions) >= 240
+
+
+def test_sample_set_has_unique_ids_and_one_name_for_each_paragraph(sample_questions):
+    assert len({q.id for q in sample_questions}) == len(sample_questions)
+    assert len({q.paragraph for q in sample_questions}) == len({q.context for q in sample_questions})
+    assert len({(q.paragraph, q.context) for q in sample_questions}) == len({q.context for q in sample_questions})
+
+
+def test_sample_set_shares_neither_article_nor_passage_between_train_and_dev(sample):
+    for key in ("title", "paragraph", "context"):
+        train, dev = ({getattr(q, key) for q in sample[split]} for split in ("train", "dev"))
+        assert train & dev == set()
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_sample_set_holds_the_hard_kinds_of_answers(sample, split):
+    questions = sample[split]
+    assert sum(len(set(q.answers)) > 1 for q in questions) >= 10
+    assert sum(not q.context.isascii() for q in questions) >= 10
+    assert sum(not "".join(q.answers).isascii() for q in questions) >= 1
+    assert sum(any(c.isdigit() for c in "".join(q.answers)) for q in questions) >= 10
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_every_span_of_the_sample_file_is_exact(split):
+    spans = 0
+    for article in json.loads((SAMPLE_DIR / f"{split}.json").read_text("utf-8"))["data"]:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                for answer in question["answers"]:
+                    start, text = answer["answer_start"], answer["text"]
+                    assert paragraph["context"][start : start + len(text)] == text, question["id"]
+                    assert text == text.strip() != "", question["id"]
+                    spans += 1
+    assert spans >= 100
+
+
+def test_sample_is_named_sample_and_equals_the_file(sample):
+    assert load_questions("sample", "dev") == ("sample", sample["dev"])
+    assert load_questions("sample", "train") == ("sample", sample["train"])
+
+
+def test_a_question_carries_every_field_of_its_file(tmp_path):
+    document = squad(qa("x"), title="First")
+    document["data"][0]["paragraphs"].append(
+        {
+            "context": "Two tins.",
+            "qas": [
+                {
+                    "id": "y",
+                    "question": " What? ",
+                    "answers": [{"text": "tins", "answer_start": 4}, {"text": "Two tins", "answer_start": 0}],
+                }
+            ],
+        }
+    )
+    (tmp_path / "f.json").write_bytes(encoded(document))
+    assert read_squad_file(tmp_path / "f.json") == [
+        Question("x", "First", "First/0.0", CONTEXT, "How far?", ("120",), (10,)),
+        Question("y", "First", "First/0.1", "Two tins.", "What?", ("tins", "Two tins"), (4, 0)),
+    ]
+
+
+GZIPPED = gzip.compress(encoded(squad(*(qa(f"q{i}") for i in range(50)))), mtime=0)
+MIDDLE = len(GZIPPED) // 2
+INVALID_BLOCK = GZIPPED[:10] + b"\xff" + GZIPPED[11:]
+WRONG_CRC = GZIPPED[:-8] + bytes([GZIPPED[-8] ^ 1]) + GZIPPED[-7:]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("bad.json", b"id,question\n1,why?\n", "not JSON"),
+        ("bad.json", b"", "not JSON"),
+        ("bad.json", encoded(squad(qa()))[:-5], "not JSON"),
+        ("bad.json", encoded(squad(qa())).replace("Łódź".encode(), b"\xa3\xf3d\xbc"), "not UTF-8"),
+        ("bad.json.gz", encoded(squad(qa())), "broken gzip"),
+        ("bad.json.gz", GZIPPED[:MIDDLE], "broken gzip"),
+        ("bad.json.gz", GZIPPED[:-1], "broken gzip"),
+        ("bad.json.gz", GZIPPED[:3], "broken gzip"),
+        ("bad.json.gz", INVALID_BLOCK, "broken gzip"),
+        ("bad.json.gz", WRONG_CRC, "broken gzip"),
+        ("bad.json.gz", gzip.compress(b"not json"), "not JSON"),
+        ("bad.json.gz", gzip.compress(b"\xff\xfe"), "not UTF-8"),
+        ("bad.json", b'["data"]', "not in SQuAD v1.1 form"),
+        ("bad.json", b'{"data": null}', "not in SQuAD v1.1 form"),
+        ("bad.json", b'{"data": ["title"]}', "not in SQuAD v1.1 form"),
+        ("bad.json", b'{"data": []}', "holds no questions"),
+        ("bad.json", encoded(squad()), "holds no questions"),
+    ],
+)
+def test_an_unreadable_file_is_refused_with_its_name(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: .*{reason}"):
+        read_squad_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ((), "data"),
+        (("data", 0), "title"),
+        (("data", 0), "paragraphs"),
+        (("data", 0, "paragraphs", 0), "context"),
+        (("data", 0, "paragraphs", 0), "qas"),
+        (("data", 0, "paragraphs", 0, "qas", 0), "id"),
+        (("data", 0, "paragraphs", 0, "qas", 0), "question"),
+        (("data", 0, "paragraphs", 0, "qas", 0), "answers"),
+        (("data", 0, "paragraphs", 0, "qas", 0, "answers", 0), "text"),
+        (("data", 0, "paragraphs", 0, "qas", 0, "answers", 0), "answer_start"),
+    ],
+)
+def test_a_missing_key_is_refused_and_named(tmp_path, path, key):
+    document = squad(qa())
+    place = document
+    for step in path:
+        place = place[step]
+    del place[key]
+    (tmp_path / "bad.json").write_bytes(encoded(document))
+    with pytest.raises(ValueError, match=rf"bad\.json: not in SQuAD v1\.1 form \(KeyError: '{key}'\); expected"):
+        read_squad_file(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        (squad(qa("good"), qa("q7", "120", 11)), r"answer '120' does not stand at its answer_start 11 \(found '20 '\)"),
+        (squad(qa("q7", "120", 10 - len(CONTEXT))), "answer_start -42"),
+        (squad(qa("q7", "120", 9_999)), "answer_start 9999"),
+        (squad(qa("q7", "Łódź", 1)), "answer 'Łódź' does not stand at its answer_start 1"),
+        (squad(qa("q7", "1823.", len(CONTEXT) - 4)), "answer '1823.' does not stand"),
+        (squad(qa("q7", "", 3)), "answer '' at 3 is not a text and an offset"),
+        (squad(qa("q7", " ", 4)), "answer ' ' at 4 is not a text and an offset"),
+        (squad(qa("q7", "120", "10")), "answer '120' at '10' is not a text and an offset"),
+        (squad(qa("q7", "120", None)), "at None is not a text and an offset"),
+        (squad(qa("q7", 120, 10)), "answer 120 at 10 is not a text and an offset"),
+        (squad(qa("q7"), context=""), "context is empty"),
+        (squad(qa("q7"), context=" \n"), "context is empty"),
+        (squad(qa("q7"), context=None), "context is empty"),
+        (squad(qa("q7") | {"question": "  "}), "the question is empty"),
+        (squad(qa("q7") | {"question": None}), "the question is empty"),
+        (squad(qa("q7") | {"answers": []}), "no answers"),
+        (squad(qa("q7"), qa("q7")), "this id occurs twice"),
+    ],
+)
+def test_a_malformed_question_is_refused_with_file_and_id(tmp_path, document, reason):
+    (tmp_path / "bad.json").write_bytes(encoded(document))
+    with pytest.raises(ValueError, match=rf"bad\.json: question q7: .*{reason}"):
+        read_squad_file(tmp_path / "bad.json")
+
+
+def test_an_id_that_occurs_in_two_articles_is_refused(tmp_path):
+    document = squad(qa("q7"))
+    document["data"] += squad(qa("q7"), title="Other")["data"]
+    (tmp_path / "bad.json").write_bytes(encoded(document))
+    with pytest.raises(ValueError, match=r"question q7: this id occurs twice"):
+        read_squad_file(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("name", ["zipped.json.gz", "zipped.json"])
+def test_gzip_and_plain_give_the_same_questions(tmp_path, name):
+    raw = (SAMPLE_DIR / "dev.json").read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(raw))
+    assert read_squad_file(tmp_path / name) == read_squad_file(SAMPLE_DIR / "dev.json")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".json.gz"])
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_squad_dir_wins_and_is_called_squad(tmp_path, monkeypatch, capsys, split, suffix):
+    write_splits(tmp_path / "squad", suffix)
+    monkeypatch.setenv("SQUAD_DIR", str(tmp_path / "squad"))
+    name, questions = load_questions("squad", split)
+    assert name == "squad"
+    assert [q.id for q in questions] == [f"{split}-1", f"{split}-2"]
+    assert capsys.readouterr().err == ""
+
+
+def test_squad_dir_does_not_replace_the_sample_set(tmp_path, monkeypatch, sample):
+    write_splits(tmp_path / "squad")
+    monkeypatch.setenv("SQUAD_DIR", str(tmp_path / "squad"))
+    assert load_questions("sample", "dev") == ("sample", sample["dev"])
+
+
+def test_a_squad_dir_that_does_not_exist_is_refused_and_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("SQUAD_DIR", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"SQUAD_DIR=.*nowhere is not a folder; unset it or point it"):
+        load_questions("squad", "dev")
+
+
+def test_a_squad_dir_without_the_split_is_refused(tmp_path, monkeypatch):
+    write_splits(tmp_path / "squad")
+    (tmp_path / "squad" / "dev-v1.1.json").unlink()
+    monkeypatch.setenv("SQUAD_DIR", str(tmp_path / "squad"))
+    with pytest.raises(FileNotFoundError, match=r"squad must hold exactly one dev\*\.json.* found none"):
+        load_questions("squad", "dev")
+
+
+def test_two_files_for_one_split_are_refused_and_both_named(tmp_path, monkeypatch):
+    write_splits(tmp_path / "squad")
+    (tmp_path / "squad" / "dev-v2.0.json.gz").write_bytes(gzip.compress(encoded(squad(qa()))))
+    monkeypatch.setenv("SQUAD_DIR", str(tmp_path / "squad"))
+    with pytest.raises(FileNotFoundError, match=r"exactly one dev.* found dev-v1\.1\.json, dev-v2\.0\.json\.gz"):
+        load_questions("squad", "dev")
+
+
+def test_files_that_are_no_json_do_not_count_as_splits(tmp_path):
+    write_splits(tmp_path / "mine")
+    (tmp_path / "mine" / "dev-v1.1.json.md5").write_text("0")
+    assert len(load_questions(str(tmp_path / "mine"), "dev")[1]) == 2
+
+
+def test_a_folder_as_dataset_gives_its_own_splits_under_its_own_name(tmp_path):
+    write_splits(tmp_path / "mine")
+    folder = str(tmp_path / "mine")
+    for split in ("train", "dev"):
+        name, questions = load_questions(folder, split)
+        assert name == folder
+        assert {q.title for q in questions} == {f"{split} article"}
+
+
+def test_a_file_as_dataset_is_its_dev_and_trains_on_squad(tmp_path, monkeypatch):
+    write_splits(tmp_path / "squad")
+    monkeypatch.setenv("SQUAD_DIR", str(tmp_path / "squad"))
+    file = tmp_path / "mine.json"
+    file.write_bytes(encoded(squad(qa("mine"))))
+    name, questions = load_questions(str(file), "dev")
+    assert (name, [q.id for q in questions]) == (str(file), ["mine"])
+    name, questions = load_questions(str(file), "train")
+    assert (name, [q.id for q in questions]) == ("squad", ["train-1", "train-2"])
+
+
+def test_an_unknown_dataset_is_refused_with_the_choices():
+    with pytest.raises(FileNotFoundError, match="dataset 'squat' is neither squad, sample nor an existing file"):
+        load_questions("squat", "dev")
+
+
+@pytest.mark.parametrize("dataset", ["squad", "sample"])
+def test_an_unknown_split_is_refused_with_the_choices(dataset):
+    with pytest.raises(ValueError, match="unknown split 'test'; choose train or dev"):
+        load_questions(dataset, "test")
+
+
+def test_the_hub_serves_squad_where_squad_dir_is_unset(monkeypatch, capsys):
+    monkeypatch.setattr(data, "_load_from_hub", lambda split: numbered(3) if split == "dev" else None)
+    assert load_questions("squad", "dev") == ("squad", numbered(3))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_without_squad_dir_and_hub_the_sample_set_is_used_and_said_so(monkeypatch, capsys, sample, split):
+    monkeypatch.setattr(data, "_load_from_hub", lambda split: None)
+    assert load_questions("squad", split) == ("sample", sample[split])
+    printed = capsys.readouterr()
+    assert "no SQUAD_DIR and no hub" in printed.err
+    assert "sample set" in printed.err
+    assert printed.out == ""
+
+
+def test_subset_repeats_with_the_seed_whatever_the_order_of_the_questions():
+    questions = numbered(40)
+    assert subset(questions, 10, seed=1) == subset(questions[::-1], 10, seed=1)
+    assert subset(questions, 10, seed=1) != subset(questions, 10, seed=2)
+
+
+def test_a_smaller_subset_is_a_prefix_of_a_larger():
+    questions = numbered(40)
+    largest = subset(questions, 40, seed=3)
+    assert all(subset(questions, n, seed=3) == largest[:n] for n in range(1, 40))
+
+
+def test_subset_draws_without_repetition_from_everywhere():
+    chosen = subset(numbered(40), 20, seed=0)
+    assert len(set(chosen)) == 20
+    assert chosen != sorted(chosen, key=lambda q: q.id)
+    assert max(chosen, key=lambda q: q.id).id > "id030"
+
+
+@pytest.mark.parametrize("n", [40, 41, 10**9])
+def test_a_subset_larger_than_exists_is_all(n):
+    assert sorted(subset(numbered(40), n, seed=0), key=lambda q: q.id) == numbered(40)
+
+
+def test_subset_leaves_its_questions_in_place():
+    questions = numbered(10)
+    subset(questions, 10, seed=0)
+    assert questions == numbered(10)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_an_empty_subset_is_refused_with_its_number(n):
+    with pytest.raises(ValueError, match=f"at least 1, got {n}"):
+        subset(numbered(3), n, seed=0)
+
+
+def test_the_hubs_rows_become_questions_and_paragraphs_are_kept_apart(monkeypatch):
+    import datasets
+
+    rows = [
+        {"id": f"h{i}", "title": "T", "context": context, "question": "Which?",
+         "answers": {"text": ["tins"], "answer_start": [context.index("tins")]}}
+        for i, context in enumerate(["Two tins.", "Two tins.", "Nine tins."])
+    ]  # fmt: skip
+    asked = []
+    monkeypatch.delenv("SQUAD_DIR", raising=False)
+    monkeypatch.setattr(data, "_load_from_hub", _load_from_hub)
+    monkeypatch.setattr(data, "hub_answers", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or rows)
+    name, questions = load_questions("squad", "dev")
+    assert name == "squad" and asked == [("rajpurkar/squad", "validation")]
+    assert [q.id for q in questions] == ["h0", "h1", "h2"] and questions[2].starts == (5,)
+    assert questions[0].paragraph == questions[1].paragraph != questions[2].paragraph
+
+
+def test_an_article_is_trained_on_or_validated_on_but_never_both(sample):
+    questions = sample["train"]
+    trained, held = split_by_article(questions)
+    assert sorted([*trained, *held], key=lambda q: q.id) == sorted(questions, key=lambda q: q.id)
+    assert held and trained and not {q.title for q in trained} & {q.title for q in held}
+    assert trained == [q for q in questions if q in set(trained)], "the order stays"
+
+
+def test_the_held_out_articles_are_always_the_same(sample):
+    questions = sample["train"]
+    held = {q.title for q in split_by_article(questions)[1]}
+    assert held == {q.title for q in split_by_article(questions[::-1])[1]}
+
+
+@pytest.mark.parametrize(("articles", "expected"), [(2, 1), (59, 1), (60, 2), (90, 3)])
+def test_one_article_in_30_is_held_out_and_at_least_one(articles, expected):
+    questions = [dataclasses.replace(numbered(1)[0], id=f"q{i}", title=f"t{i % articles}") for i in range(2 * articles)]
+    held = split_by_article(questions)[1]
+    assert len({q.title for q in held}) == expected and len(held) == 2 * expected
+
+
+def test_one_article_cannot_be_split(sample):
+    one = [q for q in sample["train"] if q.title == sample["train"][0].title]
+    with pytest.raises(ValueError, match=r"dataset.*two articles"):
+        split_by_article(one)

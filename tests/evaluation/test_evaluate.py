@@ -1,0 +1,541 @@
+"""Evaluation from end to end with small random models: its files, and that nothing finished is lost."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from latentwire.conditions.base import CONDITIONS
+from latentwire.data.squad import SAMPLE_DIR, load_questions, split_by_article
+from latentwire.evaluation import answering
+from latentwire.evaluation.evaluate import evaluate, main
+from latentwire.models.backbones import load_backbone
+from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
+from latentwire.models.encoders.base import SelectingEncoder
+from latentwire.reporting.tables import table_markdown
+from latentwire.utils.runs import RunFolder
+from latentwire.utils.settings import EvalConfig, parse
+
+pytestmark = pytest.mark.usefixtures("tiny_models")
+TIMES = ("seconds", "examples_per_s")
+ROW_KEYS = {
+    "condition", "llm", "llm_id", "m", "d_z", "n", "f1", "f1_ci95", "em", "em_ci95", "first_token_acc", "seconds",
+    "nll_per_token", "bits_per_answer_byte", "llm_positions", "wire_bytes", "text_bytes", "explained_variance",
+    "examples_per_s",
+}  # fmt: skip
+TOP_KEYS = {
+    "schema", "dataset", "split", "n", "seed", "train_seed", "source", "codec", "git", "results", "comparisons",
+}  # fmt: skip
+
+
+def config(folder, **changes):
+    defaults = {
+        "dataset": "sample", "samples": 9, "batch_size": 4, "latent_len": 16, "d_z": 24, "max_new_tokens": 4,
+        "conditions": "text,token_budget,pca,latentwire,no_context", "device": "cpu", "save_dir": str(folder),
+    }  # fmt: skip
+    return EvalConfig(**(defaults | changes))
+
+
+def timeless(value):
+    """The same without times and rates."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in TIMES}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def predictions(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def predictions_bytes(folder):
+    return (folder / "predictions.jsonl").read_bytes()
+
+
+def record_calls(calls, function):
+    """The function, which notes its arguments."""
+    return lambda *arguments: (calls.append(arguments), function(*arguments))[1]
+
+
+@pytest.fixture(scope="module")
+def finished(llm_folders, tmp_path_factory):
+    """A finished run and its results."""
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, model in llm_folders.items():
+            patch.setenv(name, model)
+        return folder, evaluate(config(folder))
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run that a test may change."""
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def test_the_results_keep_the_contract(finished):
+    folder, results = finished
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert results.keys() >= TOP_KEYS and results["schema"] == 1
+    assert results["dataset"] == "sample" and results["n"] == 9
+    assert len(results["results"]) == 2 * 5
+    for row in results["results"]:
+        assert row.keys() >= ROW_KEYS
+        assert 0 <= row["f1_ci95"][0] <= row["f1"] <= row["f1_ci95"][1] <= 1
+    m = {row["condition"]: (row["m"], row["d_z"]) for row in results["results"]}
+    assert m["text"] == (None, None) and m["token_budget"] == (16, None) and m["latentwire"] == (16, 24)
+    variance = {row["condition"]: row["explained_variance"] for row in results["results"]}
+    assert 0 < variance["pca"] < 1 and variance["latentwire"] is None
+
+
+def test_every_question_has_a_line_in_every_condition_and_the_manifest_names_it(finished):
+    folder, _ = finished
+    ids = json.loads((folder / "manifest.json").read_text())["ids"]
+    lines = predictions(folder)
+    assert len(lines) == 2 * 5 * len(ids) == len({(x["id"], x["condition"], x["llm"]) for x in lines})
+    assert {x["id"] for x in lines} == set(ids)
+    assert {"id", "condition", "llm", "prediction", "references", "f1", "em"} <= lines[0].keys()
+
+
+def test_the_wires_bytes_are_those_of_its_header_and_payload(finished):
+    sizes = {row["wire_bytes"] for row in finished[1]["results"] if row["condition"] == "latentwire"}
+    assert sizes == {14 + 2 * 16 * 24 + 4}  # header, fp16 values, checksum; the same for both LLMs
+
+
+def test_the_interface_report_tells_what_the_codes_carry(finished):
+    for report in finished[1]["interface"].values():
+        assert 0 < report["explained_variance"] < 1 and 0 < report["nearest_token_recall"] <= 1
+
+
+def test_the_critical_tests_are_there_for_both_llms_with_positions_and_bytes(finished):
+    tests = [c for c in finished[1]["comparisons"] if "critical" in c]
+    assert sorted((c["llm"], c["critical"]) for c in tests) == [(n, i) for n in ("llama", "qwen") for i in (1, 2, 3)]
+    for c in tests:
+        assert c["verdict"] in ("PASS", "FAIL", "not decided")
+        assert c["a_positions"] == 16 and c["a_bytes"] > 0 and c["b_positions"] > 0
+
+
+def test_the_same_seed_gives_the_same_files(finished, tmp_path):
+    again = evaluate(config(tmp_path / "again"))
+    assert timeless(again) == timeless(finished[1])
+    assert timeless(predictions(tmp_path / "again")) == timeless(predictions(finished[0]))
+
+
+def test_a_second_call_computes_nothing(run, monkeypatch):
+    monkeypatch.setattr("latentwire.eval.answer", lambda *a: pytest.fail("computed again"))
+    before = (run / "predictions.jsonl").read_bytes()
+    evaluate(config(run))
+    assert (run / "predictions.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.5, 0.93])
+def test_a_run_killed_while_writing_continues_to_the_same_end(finished, run, cut):
+    whole = (run / "predictions.jsonl").read_bytes()
+    (run / "predictions.jsonl").write_bytes(whole[: int(len(whole) * cut)])
+    (run / "results.json").unlink()
+    assert timeless(evaluate(config(run))) == timeless(finished[1])
+    key = ("condition", "llm", "id")
+    assert sorted(timeless(predictions(run)), key=lambda x: [x[k] for k in key]) == sorted(
+        timeless(predictions(finished[0])), key=lambda x: [x[k] for k in key]
+    )
+
+
+def test_a_cut_inside_a_letter_and_odd_line_ends_in_an_answer_are_no_damage(finished, run):
+    lines = (run / "predictions.jsonl").read_bytes().split(b"\n")
+    first = json.loads(lines[0])
+    lines[0] = json.dumps(first | {"prediction": "a\u2028b\u0085c"}, ensure_ascii=False).encode()
+    broken = json.dumps({"prediction": "é"}, ensure_ascii=False).encode()
+    (run / "predictions.jsonl").write_bytes(b"\n".join(lines[:-1]) + b"\n" + broken[: broken.index(b"\xc3") + 1])
+    assert evaluate(config(run))["n"] == 9
+    assert predictions_bytes(run) == b"\n".join(lines[:-1]) + b"\n"
+
+
+def test_more_conditions_extend_a_run(finished, run):
+    results = evaluate(config(run, conditions="text,token_budget@32,shuffled_z"))
+    rows = [(row["llm"], row["condition"], row["m"]) for row in results["results"]]
+    assert rows[:3] == [("llama", "text", None), ("llama", "token_budget", 32), ("llama", "shuffled_z", 16)]
+    assert {row["condition"] for row in results["results"]} == {
+        "text", "token_budget", "pca", "latentwire", "no_context", "shuffled_z",
+    }  # fmt: skip
+    assert len(results["results"]) == 2 * 7, "what was finished before keeps its rows"
+    assert len(predictions(run)) == len(predictions(finished[0])) + 2 * 2 * 9
+
+
+def test_a_damaged_line_is_named(run):
+    lines = (run / "predictions.jsonl").read_text().splitlines(keepends=True)
+    lines[3] = lines[3][:20] + "\n"
+    (run / "predictions.jsonl").write_text("".join(lines))
+    with pytest.raises(ValueError, match=r"predictions.jsonl:4.*--fresh_eval"):
+        evaluate(config(run))
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ_and_loses_nothing(run):
+    before = {p.name: p.read_bytes() for p in run.glob("*.json*")}
+    with pytest.raises(ValueError, match=r"latent_len: 16 there, 8 now.*--fresh_eval"):
+        evaluate(config(run, latent_len=8))
+    assert {p.name: p.read_bytes() for p in run.glob("*.json*")} == before
+
+
+def test_a_start_that_failed_binds_nobody(tmp_path):
+    with pytest.raises(ValueError, match="d_z=5000"):
+        evaluate(config(tmp_path / "r", d_z=5000))
+    assert evaluate(config(tmp_path / "r", conditions="no_context"))["n"] == 9
+
+
+def test_other_folders_are_never_taken_for_runs(finished, tmp_path):
+    ckpt = shutil.copytree(finished[0] / "checkpoint_stage0", tmp_path / "ckpt")
+    before = (ckpt / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="not a run folder"):
+        evaluate(config(ckpt, ckpt=str(ckpt), fresh_eval=True))
+    assert (ckpt / "config.json").read_bytes() == before
+
+
+def test_the_order_of_the_llms_is_part_of_the_wire(run):
+    with pytest.raises(ValueError, match="llm_ids"):
+        evaluate(config(run, llms="qwen,llama"))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"wordings": "qwen=loud"}, "qwen=loud.*plain"),
+        ({"samples": 1, "conditions": "text,shuffled_z"}, "shuffled_z.*raise --samples"),
+        ({"device": "banana"}, "device='banana'"),
+        ({"device": "cuda:63"}, "device='cuda:63'"),
+        ({"conditions": "text,text_tuned"}, "text_tuned.*tuned_baselines.*--tuned"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_any_model_is_loaded(tmp_path, monkeypatch, change, match):
+    monkeypatch.setattr("latentwire.eval.load_llm", lambda *a: pytest.fail("loaded a model"))
+    with pytest.raises(ValueError, match=match):
+        evaluate(config(tmp_path / "r", **change))
+
+
+def test_a_fresh_evaluation_starts_over(run):
+    results = evaluate(config(run, latent_len=8, conditions="latentwire", fresh_eval=True))
+    assert [row["m"] for row in results["results"]] == [8, 8]
+    assert len(predictions(run)) == 2 * 9
+
+
+def test_a_folder_in_use_is_refused(run):
+    settings = json.loads((run / "config.json").read_text())["config"]
+    with RunFolder(run, settings), pytest.raises(ValueError, match="in use"):
+        evaluate(config(run))
+
+
+def test_more_samples_than_exist_means_all_and_says_so(tmp_path, capsys):
+    results = evaluate(config(tmp_path / "r", samples=9999, conditions="no_context", max_new_tokens=1))
+    assert results["n"] == 120
+    assert "120 questions (all there are; 9999 asked for)" in capsys.readouterr().out
+
+
+def test_the_context_source_asks_the_question_as_text(tmp_path):
+    results = evaluate(config(tmp_path / "r", source="context", conditions="latentwire,oracle_text,oracle_wire,text"))
+    rows = {row["condition"]: row for row in results["results"] if row["llm"] == "qwen"}
+    assert rows["oracle_wire"]["wire_bytes"] == rows["latentwire"]["wire_bytes"]
+    assert rows["text"]["text_bytes"] < rows["text"]["wire_bytes"] + 2  # the context alone, and a space before it
+
+
+def test_stage_0_is_a_checkpoint_that_evaluates_to_the_same_scores(finished, tmp_path):
+    folder, untrained = finished
+    loaded = evaluate(config(tmp_path / "r", ckpt=str(folder / "checkpoint_stage0")))
+    assert timeless(loaded["results"]) == timeless(untrained["results"])
+    assert loaded["checkpoint"].endswith("checkpoint_stage0") and untrained["checkpoint"] == "untrained"
+
+
+def test_a_checkpoint_of_other_llms_or_another_width_is_refused(finished, tmp_path, monkeypatch):
+    ckpt = str(finished[0] / "checkpoint_stage0")
+    with pytest.raises(ValueError, match=r"d_z=32.*d_z=24"):
+        evaluate(config(tmp_path / "a", ckpt=ckpt, d_z=32))
+    assert evaluate(config(tmp_path / "a2", ckpt=ckpt, d_z=None, conditions="no_context"))["results"]
+    made = json.loads((finished[0] / "checkpoint_stage0" / "config.json").read_text())["llms"]
+    monkeypatch.setenv("QWEN_ID", made["llama"])
+    with pytest.raises(ValueError, match=r"was made for qwen=.*QWEN_ID"):
+        evaluate(config(tmp_path / "b", ckpt=ckpt))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"latent_len": 0}, "latent_len=0"),
+        ({"samples": -5}, "samples=-5"),
+        ({"d_z": 0}, "d_z=0"),
+        ({"codec": "fp12"}, "codec='fp12'.*int8"),
+        ({"source": "book"}, "source='book'"),
+        ({"split": "test"}, "split='test'"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+        ({"llms": " , "}, "llms"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name_and_value(tmp_path, change, match):
+    with pytest.raises(ValueError, match=match):
+        config(tmp_path, **change)
+
+
+@pytest.fixture
+def trained(finished, encoder_folder, tmp_path):
+    """A checkpoint of type hf, with heads that chance has trained."""
+    ids = json.loads((finished[0] / "checkpoint_stage0" / "config.json").read_text())["llms"]
+    stage0, adapters, made = load_checkpoint(finished[0] / "checkpoint_stage0", ids)
+    torch.manual_seed(0)
+    encoder = SelectingEncoder(stage0.tokenizer, *stage0.codebook.weight.shape, load_backbone(encoder_folder), "select")
+    encoder.codebook.load_state_dict(stage0.codebook.state_dict())
+    torch.nn.init.normal_(encoder.score.weight)
+    save_checkpoint(tmp_path / "trained", encoder, adapters, made | {"stage": "joint", "source": "prompt"})
+    return tmp_path / "trained"
+
+
+def test_the_encoder_alone_has_one_row_without_llm_and_latentwire_meets_it_for_each_llm(trained, tmp_path):
+    results = evaluate(config(tmp_path / "r", ckpt=str(trained), conditions="latentwire,encoder_only,selected_text"))
+    rows = [(row["condition"], row["llm"], row["m"]) for row in results["results"]]
+    assert rows == [
+        ("latentwire", "llama", 16), ("encoder_only", None, None), ("selected_text", "llama", 16),
+        ("latentwire", "qwen", 16), ("selected_text", "qwen", 16),
+    ]  # fmt: skip
+    alone = results["results"][1]
+    assert alone["llm_id"] is alone["d_z"] is alone["first_token_acc"] is alone["bits_per_answer_byte"] is None
+    assert alone["llm_positions"] == 0 < alone["wire_bytes"] and 0 <= alone["f1_ci95"][0] <= alone["f1"] <= 1
+    met = {(c["llm"], c["b"]) for c in results["comparisons"] if c["a"] == "latentwire"}
+    assert met == {(llm, rival) for llm in ("llama", "qwen") for rival in ("encoder_only", "selected_text")}
+    lines = [line for line in predictions(tmp_path / "r") if line["condition"] == "encoder_only"]
+    assert len(lines) == 9 and all(line["llm"] is None and line["prediction"] for line in lines)
+
+
+def test_held_out_questions_are_those_that_no_training_sees(trained, tmp_path):
+    pool, held = split_by_article(load_questions("sample", "train")[1])
+    made = json.loads((trained / "config.json").read_text())
+    write = (trained / "config.json").write_text
+    for seed in (3, 5):
+        write(json.dumps(made | {"train_seed": seed}))
+        folder = tmp_path / f"r{seed}"
+        evaluate(config(folder, ckpt=str(trained), split="held_out", samples=99, conditions="no_context"))
+        ids = json.loads((folder / "manifest.json").read_text())["ids"]
+        assert set(ids) == {q.id for q in held} and not set(ids) & {q.id for q in pool}
+
+
+def test_the_encoders_answers_are_kept_by_a_later_call_for_more(trained, tmp_path, monkeypatch):
+    first = evaluate(config(tmp_path / "r", ckpt=str(trained), conditions="encoder_only"))
+    monkeypatch.setattr(SelectingEncoder, "read", lambda *a: pytest.fail("read again"))
+    later = evaluate(config(tmp_path / "r", ckpt=str(trained), conditions="no_context"))
+    assert [row["condition"] for row in later["results"]] == ["no_context", "encoder_only", "no_context"]
+    assert timeless(later["results"][1]) == timeless(first["results"][0])
+
+
+def test_what_training_added_is_measured_against_the_wire_before_it(finished, trained, tmp_path):
+    with torch.no_grad():
+        ids = json.loads((trained / "config.json").read_text())["llms"]
+        encoder, adapters, made = load_checkpoint(trained, ids)
+        for adapter in adapters.values():
+            adapter.linear.bias += 1
+    save_checkpoint(trained, encoder, adapters, made)
+    results = evaluate(config(tmp_path / "r", ckpt=str(trained), conditions="latentwire,untrained"))
+    before = [row for row in finished[1]["results"] if row["condition"] == "latentwire"]
+    assert [row["condition"] for row in results["results"]] == ["latentwire", "untrained"] * 2
+    for trained_row, row, expected in zip(*(results["results"][i::2] for i in range(2)), before, strict=True):
+        assert timeless(row) == timeless(expected | {"condition": "untrained"})
+        assert trained_row["nll_per_token"] != row["nll_per_token"]
+    assert {(c["llm"], c["b"]) for c in results["comparisons"]} == {("llama", "untrained"), ("qwen", "untrained")}
+
+
+def test_tuned_rivals_are_read_from_their_folder(finished, tmp_path, llms):
+    ids = json.loads((finished[0] / "checkpoint_stage0" / "config.json").read_text())["llms"]
+    for name, size in (("text_tuned", 16), ("token_budget_tuned", 16)):
+        soft = {llm: torch.randn(size, llms[llm].width) for llm in ids}
+        save_soft_prompts(tmp_path / "tuned" / name / "checkpoint_best", soft, {"llms": ids, "stage": name})
+    conditions = "text,text_tuned,token_budget,token_budget_tuned"
+    results = evaluate(config(tmp_path / "r", tuned=str(tmp_path / "tuned"), conditions=conditions))
+    positions = {(r["llm"], r["condition"]): r["llm_positions"] for r in results["results"]}
+    sent = {(r["llm"], r["condition"]): r["wire_bytes"] for r in results["results"]}
+    for llm in ids:
+        for name in ("text", "token_budget"):
+            assert positions[llm, f"{name}_tuned"] == positions[llm, name] + 16
+            assert sent[llm, f"{name}_tuned"] == sent[llm, name]
+    save_soft_prompts(tmp_path / "tuned" / "text_tuned" / "checkpoint_best", soft, {"llms": ids, "stage": "other"})
+    with pytest.raises(ValueError, match="tuned_sha256"):
+        evaluate(config(tmp_path / "r", tuned=str(tmp_path / "tuned"), conditions=conditions))
+
+
+def test_a_checkpoint_that_was_trained_for_another_source_says_so(trained, tmp_path, capsys):
+    evaluate(config(tmp_path / "r", ckpt=str(trained), source="context", conditions="latentwire", samples=2))
+    assert "trained with source 'prompt', and is evaluated with 'context'" in capsys.readouterr().out
+    evaluate(config(tmp_path / "r2", ckpt=str(trained), conditions="latentwire", samples=2))
+    assert "trained with source" not in capsys.readouterr().out
+
+
+def test_a_run_is_not_continued_with_other_weights_or_other_questions(finished, tmp_path):
+    ckpt = shutil.copytree(finished[0] / "checkpoint_stage0", tmp_path / "ckpt")
+    evaluate(config(tmp_path / "r", ckpt=str(ckpt), conditions="latentwire"))
+    made = json.loads((ckpt / "config.json").read_text())
+    encoder, adapters, made = load_checkpoint(ckpt, made["llms"])
+    with torch.no_grad():
+        encoder.codebook.weight += 1
+    save_checkpoint(ckpt, encoder, adapters, made)
+    with pytest.raises(ValueError, match="checkpoint_sha256"):
+        evaluate(config(tmp_path / "r", ckpt=str(ckpt), conditions="latentwire"))
+    data = tmp_path / "data.json"
+    data.write_text((SAMPLE_DIR / "dev.json").read_text())
+    evaluate(config(tmp_path / "d", dataset=str(data), conditions="no_context"))
+    data.write_text((SAMPLE_DIR / "train.json").read_text())
+    with pytest.raises(ValueError, match="questions_sha256"):
+        evaluate(config(tmp_path / "d", dataset=str(data), conditions="no_context"))
+
+
+def test_a_long_evaluation_says_how_long_and_stops_on_a_cpu_unless_asked_for_by_hand(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("latentwire.eval.LONG_ANSWERS", 1)
+    evaluate(config(tmp_path / "a", conditions="text,no_context"))
+    assert "estimate: 0 minutes for 36 answers" in capsys.readouterr().out
+    evaluate(config(tmp_path / "a", conditions="text,no_context"))
+    assert "estimate" not in capsys.readouterr().out
+    monkeypatch.setattr("latentwire.eval.LONGEST_S", 0)
+    with pytest.raises(ValueError, match=r"120 questions would take .* hours.*SAMPLES"):
+        evaluate(config(tmp_path / "b", samples=None, conditions="no_context", max_new_tokens=1))
+    evaluate(config(tmp_path / "b", samples=3, conditions="no_context"))
+
+
+def test_a_text_baseline_builds_no_wire(tmp_path):
+    results = evaluate(config(tmp_path / "r", conditions="text,pca"))
+    assert results["interface"] is None and not (tmp_path / "r" / "checkpoint_stage0").exists()
+
+
+def test_any_number_of_llms_read_the_same_wire(tmp_path, llm_folders, monkeypatch):
+    monkeypatch.setenv("THIRD_ID", llm_folders["QWEN_ID"])
+    results = evaluate(config(tmp_path / "r", llms="third,llama,qwen", conditions="latentwire", samples=3))
+    assert [row["llm"] for row in results["results"]] == ["third", "llama", "qwen"]
+    assert len({row["wire_bytes"] for row in results["results"]}) == 1
+
+
+def test_a_process_killed_in_the_middle_loses_no_finished_question(finished, tmp_path):
+    folder = tmp_path / "killed"
+    flags = [f"--{k}={v}" for k, v in dataclasses.asdict(config(folder)).items() if v and k != "fresh_eval"]
+    process = subprocess.Popen([sys.executable, "-m", "latentwire.eval", *flags], stderr=subprocess.DEVNULL)
+    while not (folder / "predictions.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = (folder / "predictions.jsonl").read_text()
+    assert kept and not (folder / "results.json").exists()
+    assert timeless(evaluate(config(folder))) == timeless(finished[1])
+    assert (folder / "predictions.jsonl").read_text().startswith(kept[: kept.rfind("\n") + 1])
+
+
+def test_an_llm_without_an_id_and_a_wording_of_nobody_are_named(tmp_path):
+    with pytest.raises(ValueError, match="GEMMA_ID"):
+        evaluate(config(tmp_path / "r", llms="gemma"))
+    with pytest.raises(ValueError, match="wordings='gemma'"):
+        evaluate(config(tmp_path / "r", wordings="gemma=chat"))
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="run folder"):
+        evaluate(config(tmp_path / "file" / "run"))
+
+
+def test_help_explains_every_setting_and_every_condition(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(f"--{field.name}" in shown for field in dataclasses.fields(EvalConfig))
+    assert all(name in shown for name in CONDITIONS) and "(default: )" not in shown and "None" not in shown
+
+
+def test_flags_follow_the_settings(capsys):
+    assert parse(EvalConfig, ["--samples", "7", "--fresh_eval"]) == EvalConfig(samples=7, fresh_eval=True)
+    with pytest.raises(SystemExit) as stop:
+        parse(EvalConfig, ["--output_dir", "x"])
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: unrecognized arguments: --output_dir")
+
+
+def test_a_checkpoint_knows_its_llms_where_the_environment_names_none(trained, tmp_path, monkeypatch):
+    ids = [os.environ[name] for name in ("LLAMA_ID", "QWEN_ID")]
+    monkeypatch.delenv("LLAMA_ID")
+    monkeypatch.delenv("QWEN_ID")
+    results = evaluate(config(tmp_path / "r", ckpt=str(trained), conditions="latentwire"))
+    assert [row["llm_id"] for row in results["results"]] == ids
+    monkeypatch.setenv("QWEN_ID", ids[0])
+    with pytest.raises(ValueError, match="set QWEN_ID to match"):
+        evaluate(config(tmp_path / "other", ckpt=str(trained), conditions="latentwire"))
+
+
+def test_a_run_continued_at_another_commit_names_both(run, monkeypatch):
+    before = json.loads((run / "config.json").read_text())["git"]
+    monkeypatch.setattr("latentwire.run.git_sha", lambda: "abc")
+    for _ in range(2):
+        assert evaluate(config(run))["git"] == f"{before}, then abc"
+
+
+def test_what_no_checkpoint_changes_is_taken_from_another_evaluation(finished, trained, tmp_path, monkeypatch):
+    folder, before = finished
+    asked = []
+    monkeypatch.setattr("latentwire.answering._read", record_calls(asked, answering._read))
+    results = evaluate(
+        config(tmp_path / "r", ckpt=str(trained), conditions="text,token_budget,pca,latentwire", reuse=str(folder))
+    )
+    assert {condition.name for condition, *_ in asked} == {"latentwire"}
+    rows = {(row["condition"], row["llm"]): row for row in results["results"]}
+    for row in before["results"]:
+        if row["condition"] in ("text", "token_budget", "pca"):
+            taken = rows[row["condition"], row["llm"]]
+            assert taken | {"taken_from": []} == row
+            assert taken["taken_from"][0].startswith(f"{folder}, commit ")
+    assert rows["latentwire", "llama"]["taken_from"] == []
+    assert any(c["b"] == "text" and c["critical"] == 3 for c in results["comparisons"] if "critical" in c)
+    assert f"- Taken from {folder}" in table_markdown(results)
+
+
+def test_what_the_same_checkpoint_answered_is_taken_from_another_evaluation(trained, tmp_path, monkeypatch):
+    conditions = "latentwire,encoder_only"
+    before = evaluate(config(tmp_path / "before", ckpt=str(trained), conditions=conditions))
+    asked = []
+    monkeypatch.setattr("latentwire.answering._read", record_calls(asked, answering._read))
+    again = evaluate(
+        config(tmp_path / "r", ckpt=str(trained), conditions=f"{conditions},untrained", reuse=str(tmp_path / "before"))
+    )
+    assert {condition.name for condition, *_ in asked} == {"untrained"}
+    taken = [row | {"taken_from": []} for row in again["results"] if row["condition"] in conditions]
+    assert taken == before["results"]
+
+
+def test_an_untrained_wire_is_not_taken_from_another_evaluation(finished, tmp_path, monkeypatch):
+    """It may be of other LLMs: there is no file that would tell."""
+    asked = []
+    monkeypatch.setattr("latentwire.answering._read", record_calls(asked, answering._read))
+    evaluate(config(tmp_path / "r", conditions="text,latentwire", reuse=str(finished[0])))
+    assert {condition.name for condition, *_ in asked} == {"latentwire"}
+
+
+def test_the_answers_of_one_of_two_llms_may_be_taken(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("latentwire.answering._read", lambda *a: pytest.fail("computed again"))
+    results = evaluate(config(tmp_path / "r", llms="qwen", conditions="text", reuse=str(finished[0])))
+    assert [row["llm"] for row in results["results"]] == ["qwen"]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"samples": 8}, "questions_sha256: "),
+        ({"max_new_tokens": 5}, "max_new_tokens: 4 there, 5 now"),
+        ({"d_z": 16}, "d_z: 24 there, 16 now"),
+        ({"reuse": "/no/such/run"}, "/no/such/run"),
+    ],
+)
+def test_answers_to_something_else_are_not_taken(finished, tmp_path, change, match):
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
+        evaluate(config(tmp_path / "r", **({"reuse": str(finished[0]), "conditions": "text"} | change)))
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_estimate_runs_nothing_and_writes_nothing(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("latentwire.eval.LONGEST_S", 0)
+    conditions = "text,latentwire,text_tuned,token_budget_tuned"
+    done = evaluate(config(tmp_path / "r", conditions=conditions, tuned="not/there/yet", samples=None, estimate=True))
+    assert done is None and not (tmp_path / "r").exists()
+    assert re.search(r"estimate: \d+ minutes for 960 answers", capsys.readouterr().out)

@@ -1,0 +1,263 @@
+"""The frozen LLM: latents in, answers and gradients out, weights untouched."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from latentwire.llms.frozen import FrozenLLM, load_llm, random_llm
+from latentwire.llms.prompts import IGNORE, PromptBuilder
+from latentwire.utils.settings import LARGE_SHAPES
+
+NAMES = ["llama", "qwen"]
+
+
+def prompts_of(llm, questions, source="prompt"):
+    """Head, slots of whole texts (lengths differ), tails and answers of some questions."""
+    builder = PromptBuilder(llm.tokenizer, source, "zero_shot")
+    ids = [builder.ids(builder.content_text(q.context, q.question)) for q in questions]
+    return builder.head, ids, [builder.tail(q.question) for q in questions], [
+        builder.answer_ids(q.answers[0]) for q in questions
+    ]  # fmt: skip
+
+
+def reference_answers(llm, head, slots, tails, max_new_tokens):
+    """What transformers' own generate says to the same prompts, one at a time, from token ids."""
+    answers = []
+    for slot, tail in zip(slots, tails, strict=True):
+        ids = torch.tensor([[*head, *slot, *tail]])
+        out = llm.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_new_tokens,
+            eos_token_id=llm.stop_ids.tolist(), pad_token_id=0,
+        )  # fmt: skip
+        answers.append(llm._text(out[0, ids.shape[1] :].tolist()))
+    return answers
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("source", ["prompt", "context"])
+def test_real_embeddings_through_the_latent_path_give_the_text_paths_answers(llms, questions, name, source):
+    llm = llms[name]
+    some = [questions[i] for i in (0, 7, 30, 61, 120)]
+    head, slots, tails, _ = prompts_of(llm, some, source)
+    assert len({len(s) for s in slots}) > 1
+    ours = llm.generate_with_prefix(head, [llm.embed(s) for s in slots], tails, 12)
+    assert ours == reference_answers(llm, head, slots, tails, 12)
+    assert any(ours)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_changes_no_answer(llms, questions, name):
+    llm = llms[name]
+    head, slots, tails, _ = prompts_of(llm, questions[:9:2])
+    slots[1] = slots[1][:3]  # a very short row beside long ones
+    together = llm.generate_with_prefix(head, [llm.embed(s) for s in slots], tails, 8)
+    alone = [llm.generate_with_prefix(head, [llm.embed(s)], [t], 8)[0] for s, t in zip(slots, tails, strict=True)]
+    assert together == alone
+
+
+def test_an_empty_slot_is_a_prompt_too(llms, questions):
+    llm = llms["qwen"]
+    head, slots, tails, _ = prompts_of(llm, questions[:2], "context")
+    slots = [[], slots[1]]
+    ours = llm.generate_with_prefix(head, [llm.embed(s) for s in slots], tails, 6)
+    assert ours == reference_answers(llm, head, slots, tails, 6)
+
+
+def test_the_head_is_read_once_and_its_cache_is_not_changed_by_use(llms, questions, monkeypatch):
+    llm = llms["llama"]
+    head, slots, tails, _ = prompts_of(llm, questions[:2])
+    head = (*head, 7)  # one that no other test has cached
+    lengths = []
+    forward = llm._forward
+    monkeypatch.setattr(llm, "_forward", lambda e, *a, **k: lengths.append(e.shape[1]) or forward(e, *a, **k))
+    embeds = [llm.embed(s) for s in slots]
+    first, second = (llm.generate_with_prefix(head, embeds, tails, 5) for _ in range(2))
+    assert first == second
+    assert lengths.count(len(head)) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_teacher_forcing_equals_the_models_own_loss_whatever_the_padding(llms, questions, name):
+    llm = llms[name]
+    head, slots, tails, answers = prompts_of(llm, [questions[i] for i in (0, 3, 50)])
+    assert len({len(a) for a in answers}) > 1 and len({len(s) for s in slots}) > 1
+    loss = llm.loss_with_prefix(head, [llm.embed(s) for s in slots], tails, answers)
+    assert loss.mask.sum(dim=1).tolist() == [len(a) for a in answers]
+    assert (loss.nll[~loss.mask] == 0).all()
+    for row, (slot, tail, answer) in enumerate(zip(slots, tails, answers, strict=True)):
+        ids = torch.tensor([[*head, *slot, *tail, *answer]])
+        labels = torch.full_like(ids, IGNORE)
+        labels[0, -len(answer) :] = torch.tensor(answer)
+        expected = llm.model(input_ids=ids, labels=labels).loss * len(answer)
+        torch.testing.assert_close(loss.nll[row].sum(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scoring_after_prefill_agrees_with_teacher_forcing_and_leaves_the_prefill_usable(llms, questions, name):
+    llm = llms[name]
+    head, slots, tails, answers = prompts_of(llm, [questions[i] for i in (0, 3, 50)])
+    embeds = [llm.embed(s) for s in slots]
+    prefill = llm.prefill(head, embeds, tails)
+    forced = llm.loss_with_prefix(head, embeds, tails, answers).nll.sum(dim=1)
+    torch.testing.assert_close(llm.answer_nll(prefill, answers), forced, rtol=1e-4, atol=1e-4)
+    assert llm.generate(prefill, 6) == llm.generate_with_prefix(head, embeds, tails, 6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_the_latents_and_the_weights_stay_bit_identical(llms, questions, name):
+    llm = llms[name]
+    before = {key: value.clone() for key, value in llm.model.state_dict().items()}
+    head, _, tails, answers = prompts_of(llm, questions[:4])
+    adapter = nn.Linear(8, llm.width)
+    optimizer = torch.optim.SGD([*adapter.parameters(), *llm.model.parameters()], lr=1.0)
+    loss = llm.loss_with_prefix(head, list(adapter(torch.randn(4, 5, 8))), tails, answers)
+    (loss.nll.sum() / loss.mask.sum()).backward()
+    assert adapter.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in llm.model.parameters())
+    optimizer.step()
+    assert all(torch.equal(value, before[key]) for key, value in llm.model.state_dict().items())
+
+
+def test_only_the_answers_own_slot_gets_its_gradient(llms, questions):
+    llm = llms["llama"]
+    head, slots, tails, answers = prompts_of(llm, questions[:3])
+    embeds = [llm.embed(s).clone().requires_grad_() for s in slots]
+    llm.loss_with_prefix(head, embeds, tails, answers).nll[1].sum().backward()
+    assert embeds[1].grad.abs().sum() > 0
+    assert all(e.grad is None or not e.grad.any() for e in (embeds[0], embeds[2]))
+
+
+def test_logits_are_computed_only_where_they_are_needed_and_from_contiguous_states(llms, questions):
+    llm = llms["qwen"]
+    head, slots, tails, answers = prompts_of(llm, questions[:3])
+    seen = []
+    hook = llm.model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: seen.append((inputs[0].shape[1], inputs[0].is_contiguous()))
+    )
+    llm.loss_with_prefix(head, [llm.embed(s) for s in slots], tails, answers)
+    llm.prefill(head, [llm.embed(s) for s in slots], tails)
+    hook.remove()
+    assert (max(map(len, answers)) + 1, True) in seen and (1, True) in seen
+    assert max(length for length, _ in seen) <= max(map(len, answers)) + 1
+    assert all(contiguous for _, contiguous in seen)
+
+
+def test_an_answer_ends_at_a_newline_an_end_of_turn_or_an_end_of_sequence(llms):
+    llm = llms["llama"]
+    word, newline = llm.tokenizer(" Paris", add_special_tokens=False)["input_ids"], llm.tokenizer("\n")["input_ids"]
+    end = llm.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert llm._text([*word, *newline, *word]) == "Paris"
+    assert llm._text([*word, end, *word]) == "Paris"
+    assert {*newline, end} <= set(llm.stop_ids.tolist())
+    assert not set(word) & set(llm.stop_ids.tolist())
+
+
+@pytest.mark.parametrize(
+    ("llm_id", "error", "match"),
+    [
+        ("offline:gpt-9", ValueError, "offline:gpt-9.*LLAMA_ID"),
+        ("/no/such/model", FileNotFoundError, "/no/such/model.*LLAMA_ID"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named_with_the_remedy(llm_id, error, match):
+    with pytest.raises(error, match=match):
+        load_llm("llama", llm_id, "cpu", "float32")
+
+
+def test_an_unreadable_model_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
+    with pytest.raises(ValueError, match=r"cannot load.*LLAMA_ID"):
+        load_llm("llama", str(tmp_path), "cpu", "float32")
+
+
+def with_weights(source, folder, change):
+    """A copy of a model folder whose weights went through `change`."""
+    shutil.copytree(source, folder)
+    weights = {key: value.clone() for key, value in load_file(f"{source}/model.safetensors").items()}
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_a_model_with_a_missing_weight_is_refused(llm_folders, tmp_path):
+    key = "model.layers.1.mlp.up_proj.weight"
+    folder = with_weights(llm_folders["LLAMA_ID"], tmp_path / "model", lambda weights: weights.pop(key))
+    with pytest.raises(ValueError, match=rf"lacks the weights \['{key}'\].*LLAMA_ID"):
+        load_llm("llama", folder, "cpu", "float32")
+
+
+def test_a_model_with_misshapen_weights_is_refused(llm_folders, tmp_path):
+    def narrow(weights):
+        weights["lm_head.weight"] = weights["lm_head.weight"][:, :8].contiguous()
+
+    folder = with_weights(llm_folders["QWEN_ID"], tmp_path / "model", narrow)
+    with pytest.raises(ValueError, match=r"cannot load.*QWEN_ID"):
+        load_llm("qwen", folder, "cpu", "float32")
+
+
+def test_a_model_with_cut_weights_is_refused(llm_folders, tmp_path):
+    folder = shutil.copytree(llm_folders["QWEN_ID"], tmp_path / "model")
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"cannot load.*QWEN_ID"):
+        load_llm("qwen", str(folder), "cpu", "float32")
+
+
+def test_a_prompt_beyond_a_sliding_window_is_refused_and_one_within_it_is_exact(llms, questions):
+    config = Qwen2Config(**llms["qwen"].model.config.to_dict() | {
+        "use_sliding_window": True, "sliding_window": 300, "max_window_layers": 0, "layer_types": None,
+    })  # fmt: skip
+    llm = FrozenLLM("qwen", Qwen2ForCausalLM(config), llms["qwen"].tokenizer)
+    assert llm.window == 300 and llms["qwen"].window is None
+    head, slots, tails, _ = prompts_of(llm, questions[:3])
+    short = [slots[0][:9], slots[1][:40], slots[2][:20]]
+    ours = llm.generate_with_prefix(head, [llm.embed(s) for s in short], tails, 6)
+    assert ours == reference_answers(llm, head, short, tails, 6)
+    with pytest.raises(ValueError, match="300 positions only"):
+        llm.prefill(head, [llm.embed(slots[0] * 3)], tails[:1])
+
+
+def test_random_weights_come_in_the_shape_that_is_asked_for(llm_folders, monkeypatch):
+    shape = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000}  # fmt: skip
+    monkeypatch.setitem(LARGE_SHAPES, "qwen", shape)
+    llm = random_llm("qwen", llm_folders["QWEN_ID"], "cpu", "bfloat16")
+    assert llm.width == 32 and llm.dtype == torch.bfloat16 and len(llm.model.get_decoder().layers) == 2
+    assert llm.kv_bytes == 2 * 2 * 2 * 8 * 2  # keys and values, layers, heads, their width, bytes
+    assert isinstance(llm.generate_with_prefix((1, 2), [torch.randn(3, 32)], [[3]], 2)[0], str)
+    with pytest.raises(ValueError, match="llms='gemma'"):
+        random_llm("gemma", llm_folders["QWEN_ID"], "cpu", "bfloat16")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_llm_spread_over_devices_answers_and_teaches_the_same(llms, questions, name):
+    """accelerate's hooks on every part, as DEVICE_MAP sets them over several GPUs (here they are one CPU)."""
+    whole = llms[name]
+    model = copy.deepcopy(whole.model)
+    parts = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
+    spread = FrozenLLM(name, dispatch_model(model, dict.fromkeys(parts, "cpu"), force_hooks=True), whole.tokenizer)
+    assert all(hasattr(spread.model.get_submodule(part), "_hf_hook") for part in parts)
+    head, ids, tails, answers = prompts_of(whole, questions[:3])
+    found = []
+    for llm in (whole, spread):
+        slots = [llm.embed(row).clone().requires_grad_() for row in ids]
+        loss = llm.loss_with_prefix(head, slots, tails, answers).nll.sum()
+        loss.backward()
+        found.append((loss, [slot.grad for slot in slots], llm.generate_with_prefix(head, slots, tails, 6)))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][2] == found[1][2]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_a_device_map_is_accelerates(llms, llm_folders, monkeypatch):
+    monkeypatch.setenv("DEVICE_MAP", "auto")
+    spread = load_llm("llama", llm_folders["LLAMA_ID"], "cpu", "float32")
+    assert spread.weights_sha256() == llms["llama"].weights_sha256()
+    monkeypatch.setenv("DEVICE_MAP", "sideways")
+    with pytest.raises(ValueError, match="balanced_low_0"):  # accelerate names those it knows
+        load_llm("llama", llm_folders["LLAMA_ID"], "cpu", "float32")

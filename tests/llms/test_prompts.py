@@ -1,0 +1,102 @@
+"""One module builds every prompt, and only the slot differs between conditions."""
+
+import pytest
+from conftest import make_tokenizer
+
+from latentwire.llms.prompts import ANCHOR, WORDINGS, PromptBuilder, content
+
+
+def whole(builder, q):
+    slot = builder.ids(builder.content_text(q.context, q.question))
+    return builder.tokenizer.decode([*builder.head, *slot, *builder.tail(q.question)])
+
+
+@pytest.mark.parametrize("wording", WORDINGS)
+@pytest.mark.parametrize("source", ["prompt", "context"])
+def test_head_slot_and_tail_make_one_prompt_that_ends_with_the_anchor(llms, questions, source, wording):
+    q = questions[0]
+    text = whole(PromptBuilder(llms["llama"].tokenizer, source, wording), q)
+    assert text.endswith(ANCHOR)
+    assert text.count(q.context) == 1 and text.count(f"Question: {q.question}") == 1
+    assert text.index(q.context) < text.index(q.question)
+
+
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_both_sources_read_the_same_text_in_the_end(llms, questions, wording):
+    tokenizer = llms["qwen"].tokenizer
+    texts = {whole(PromptBuilder(tokenizer, source, wording), questions[3]) for source in ("prompt", "context")}
+    assert len(texts) == 1
+
+
+def test_the_question_is_in_the_tail_only_when_the_wire_cannot_hold_it(llms, questions):
+    q, tokenizer = questions[0], llms["llama"].tokenizer
+    tails = {s: tokenizer.decode(PromptBuilder(tokenizer, s, "chat").tail(q.question)) for s in ("prompt", "context")}
+    assert q.question in tails["context"] and q.question not in tails["prompt"]
+
+
+def test_chat_wordings_show_their_examples_as_turns_and_plain_ones_as_text(llms):
+    tokenizer = llms["llama"].tokenizer
+    heads = {w: tokenizer.decode(PromptBuilder(tokenizer, "prompt", w).head) for w in WORDINGS}
+    assert heads["chat"].count("<|im_start|>assistant") == len(WORDINGS["chat"].shots) > 0
+    assert "<|im_start|>" not in heads["plain"] and heads["plain"].count(ANCHOR) == len(WORDINGS["plain"].shots)
+    assert ANCHOR not in heads["zero_shot"]
+
+
+def test_a_tokenizer_without_chat_template_gets_one_bos_and_a_plain_prompt(texts, questions):
+    tokenizer = make_tokenizer(400, texts, chat=False)
+    builder = PromptBuilder(tokenizer, "prompt", "zero_shot")
+    assert builder.head[0] == tokenizer.bos_token_id and builder.head.count(tokenizer.bos_token_id) == 1
+    assert whole(builder, questions[0]).endswith(ANCHOR)
+
+
+def test_a_budget_cut_keeps_the_question(llms, questions):
+    builder = PromptBuilder(llms["llama"].tokenizer, "prompt", "chat")
+    q = min(questions, key=lambda q: len(q.question))
+    cut = builder.ids(builder.question_first_text(q.context, q.question))[:40]
+    assert q.question in builder.tokenizer.decode(cut)
+
+
+def test_answers_continue_the_anchor_and_any_reference_gives_a_right_first_token(llms):
+    builder = PromptBuilder(llms["llama"].tokenizer, "prompt", "chat")
+    assert builder.tokenizer.decode(builder.answer_ids("Paris ")) == " Paris"
+    firsts = builder.first_token_ids(["Paris", "the city", "Paris"])
+    assert firsts == {builder.answer_ids("Paris")[0], builder.answer_ids("the city")[0]}
+
+
+def test_an_unknown_source_or_wording_is_named():
+    with pytest.raises(ValueError, match="'speech'"):
+        PromptBuilder(None, "speech", "chat")
+    with pytest.raises(ValueError, match=r"'loud'.*chat"):
+        PromptBuilder(None, "prompt", "loud")
+
+
+@pytest.mark.parametrize("source", ["prompt", "context"])
+def test_the_content_says_where_context_and_question_begin(llms, questions, source):
+    q = questions[3]
+    found = content(source, q.context, q.question)
+    assert found.text[found.context_at :].startswith(q.context)
+    if source == "prompt":
+        assert found.text[found.question_at :] == q.question
+    else:
+        assert found.question_at is None and q.question not in found.text
+    assert PromptBuilder(llms["llama"].tokenizer, source, "chat").content_text(q.context, q.question) == found.text
+
+
+def test_the_labels_are_the_first_k_tokens_of_the_answer_and_what_ends_it(llms):
+    builder = PromptBuilder(llms["llama"].tokenizer, "prompt", "chat")
+    answer = builder.answer_ids("the copper kettle")
+    n = len(answer)
+    assert n > 1 and builder.label_ids("the copper kettle", n + 5) == [*answer, builder.end_id]
+    assert builder.label_ids("the copper kettle", n + 1) == [*answer, builder.end_id]
+    assert builder.label_ids("the copper kettle", n) == answer
+    assert builder.label_ids("the copper kettle", 1) == answer[:1]
+
+
+def test_an_answer_ends_with_its_turn_in_a_chat_and_with_an_empty_line_in_plain_text(llms, texts):
+    tokenizer = llms["qwen"].tokenizer
+    ends = {wording: PromptBuilder(tokenizer, "prompt", wording).end_id for wording in WORDINGS}
+    turn, line = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+    assert ends == {"chat": turn, "zero_shot": turn, "plain": line[0]}
+    assert set(ends.values()) <= set(llms["qwen"].stop_ids.tolist()), "what is learned as the end ends the answer"
+    plain = make_tokenizer(400, texts, chat=False)
+    assert PromptBuilder(plain, "prompt", "chat").end_id == plain("\n\n", add_special_tokens=False)["input_ids"][0]

@@ -1,0 +1,371 @@
+"""Which tokens get the M places, before and after training, and what the encoder reads by itself."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from latentwire.data.relevance import relevance, relevant_stretch, sentences
+from latentwire.models.backbones import ByteBackbone, States, load_backbone
+from latentwire.models.encoders.base import CodebookEncoder, ResamplingEncoder, SelectingEncoder, overlapping
+
+
+@pytest.fixture(scope="module")
+def encoder(llms):
+    tokenizer = llms["llama"].tokenizer
+    torch.manual_seed(0)
+    return CodebookEncoder(tokenizer, len(tokenizer), 8)
+
+
+@pytest.mark.parametrize("m", [1, 5, 32, 64])
+@pytest.mark.parametrize("source", ["prompt", "context"])
+def test_at_most_m_codes_are_sent_and_they_are_the_codebooks(encoder, questions, source, m):
+    for q, z in zip(questions[:20], encoder.encode(questions[:20], source, m), strict=True):
+        ids = encoder.select(q, source, m)
+        assert 1 <= len(ids) <= m and z.shape == (len(ids), 8)
+        assert torch.equal(z, encoder.codebook.weight[ids])
+
+
+def test_a_prompts_wire_holds_the_question_and_a_stretch_of_the_context(encoder, questions):
+    q = min(questions, key=lambda q: len(q.question))
+    text = encoder.tokenizer.decode(encoder.select(q, "prompt", 64))
+    label, stretch = text.removesuffix(f"\nQuestion: {q.question}").split(":", 1)
+    assert label == "Context" and len(stretch) > 20 and stretch in q.context
+
+
+def test_a_long_question_leaves_room_for_the_context(encoder, questions):
+    long = dataclasses.replace(questions[0], question="Why " * 200 + "?")
+    text = encoder.tokenizer.decode(encoder.select(long, "prompt", 32))
+    assert text.index("Context:") < text.index("Question:")
+    assert len(text[: text.index("\nQuestion:")]) > len("Context:")
+
+
+def test_a_contexts_wire_does_not_depend_on_the_question(encoder, questions):
+    q = questions[0]
+    other = dataclasses.replace(q, question="Something else entirely?")
+    assert encoder.select(q, "context", 32) == encoder.select(other, "context", 32)
+    assert encoder.select(q, "prompt", 32) != encoder.select(other, "prompt", 32)
+
+
+@pytest.mark.parametrize("m", [16, 32])
+def test_the_untrained_oracle_sends_the_codes_around_the_answer(encoder, questions, m):
+    for q in questions:
+        z, text = encoder.perfect(q, "context", m)
+        answer = encoder.tokenizer(q.answers[0], add_special_tokens=False)["input_ids"]
+        assert len(z) <= m and text.strip() in q.context
+        if len(answer) + 1 < m:
+            assert q.answers[0] in text
+        ids = torch.cdist(z, encoder.codebook.weight).argmin(dim=1)
+        sent = encoder.tokenizer.decode(ids.tolist()).strip("\ufffd ")  # a window may begin within a sign
+        assert sent and sent in text
+
+
+@pytest.mark.parametrize("kind", ["encoder", "selecting"])
+def test_an_oracle_beside_a_question_keeps_question_and_answer(request, questions, kind):
+    encoder, m = request.getfixturevalue(kind), 48
+    short = [q for q in questions if len(encoder.tokenizer(q.question + q.answers[0])["input_ids"]) < 24]
+    assert short
+    for q in short:
+        z, text = encoder.perfect(q, "prompt", m)
+        assert len(z) == m and q.answers[0] in text and text.endswith(f"\nQuestion: {q.question}")
+        assert text.startswith("Context:")
+
+
+def test_the_trained_oracle_differs_from_the_wire_in_its_selection_alone(selecting, questions):
+    q = questions[0]
+    found = selecting.encode([q], "prompt", 48)[0]
+    assert not torch.equal(selecting.perfect(q, "prompt", 48)[0], found), "an untrained span head knows nothing"
+    whole = selecting.tokenize([q], "prompt").ids.shape[1]
+    everything = selecting.encode([q], "prompt", whole)[0]
+    assert torch.equal(selecting.perfect(q, "prompt", whole)[0], everything), "where all is sent, nothing is selected"
+
+
+def test_the_chosen_stretch_is_where_the_questions_words_are(llms):
+    filler = "Rain fell on the harbour and nobody went out that day. " * 12
+    context = f"{filler}The lighthouse keeper Ana Brandt counted ninety ships in 1931. {filler}".strip()
+    offsets = llms["llama"].tokenizer(context, return_offsets_mapping=True)["offset_mapping"]
+    chosen = relevant_stretch("How many ships did the lighthouse keeper count?", context, offsets, 40)
+    spans = offsets[chosen]
+    assert "ninety ships" in context[spans[0][0] : spans[-1][1]] and len(spans) == 40
+
+
+def test_a_short_context_is_chosen_whole(llms):
+    offsets = llms["llama"].tokenizer("Two words.", return_offsets_mapping=True)["offset_mapping"]
+    assert offsets[relevant_stretch("What?", "Two words.", offsets, 500)] == offsets
+
+
+def test_without_common_words_nothing_is_relevant():
+    assert relevance("the of and", ["...", "and the"]).tolist() == [0, 0]
+    assert relevance("ships?", ["The ships sail.", "A horse."]).argmax() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One. Two! Three?", ["One.", "Two!", "Three?"]),
+        ('He said "no." Then he left', ['He said "no."', "Then he left"]),
+        ("It cost 3.5 units. Fine.", ["It cost 3.5 units.", "Fine."]),
+        ("no end", ["no end"]),
+    ],
+)
+def test_sentences_end_at_closing_punctuation(text, expected):
+    assert sentences(text) == expected
+
+
+def test_no_word_is_lost_between_sentences(questions):
+    assert all(" ".join(sentences(q.context)).split() == q.context.split() for q in questions)
+
+
+@pytest.fixture
+def selecting(llms, encoder_folder):
+    """A fresh encoder of type hf, d_z 8; it is small enough to make one for each test."""
+    tokenizer = llms["llama"].tokenizer
+    torch.manual_seed(0)
+    return SelectingEncoder(tokenizer, len(tokenizer), 8, load_backbone(encoder_folder), "select")
+
+
+def trained(encoder, seed=1):
+    """The same with random heads, as if it had learned something."""
+    torch.manual_seed(seed)
+    for head in (encoder.score, encoder.span, encoder.residual):
+        nn.init.normal_(head.weight)
+    nn.init.normal_(encoder.outside)
+    return encoder
+
+
+class Peaks(nn.Module):
+    """In place of the span head: start and end logits [T, 2], whatever the states say."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, hidden):
+        return self.logits.expand(len(hidden), -1, -1)
+
+
+def answer_tokens(encoder, question, source="prompt"):
+    """First and last wire token of the first answer, and the number of wire tokens."""
+    tokens = encoder.tokenize([question], source)
+    begin = tokens.contents[0].context_at + question.starts[0]
+    return *overlapping(tokens.spans[0], begin, begin + len(question.answers[0])), tokens.ids.shape[1]
+
+
+def peak(encoder, question, source="prompt"):
+    """Let the span head point at the first answer."""
+    first, last, length = answer_tokens(encoder, question, source)
+    logits = torch.zeros(length, 2)
+    logits[first, 0] = logits[last, 1] = 12
+    encoder.span = Peaks(logits)
+
+
+@pytest.mark.parametrize("m", [4, 24, 2000])
+@pytest.mark.parametrize("source", ["prompt", "context"])
+def test_a_fresh_encoder_sends_the_codes_of_the_chosen_tokens_in_reading_order(selecting, questions, source, m):
+    for q in questions[:40:8]:
+        (encoded,) = selecting.encoded([q], source, m)
+        best = encoded.scores[0].argsort(descending=True, stable=True)[:m].sort().values
+        ids = encoded.tokens.ids[0, best]
+        (z,) = selecting.encode([q], source, m)
+        torch.testing.assert_close(z, selecting.codebook.weight[ids], atol=1e-5, rtol=0)
+        assert selecting.select(q, source, m) == ids.tolist() and len(ids) == min(m, encoded.tokens.ids.shape[1])
+    if m == 2000:
+        assert selecting.tokenizer.decode(ids) == encoded.tokens.contents[0].text
+
+
+def test_the_residual_changes_codes_but_no_choice(selecting, questions):
+    nn.init.normal_(selecting.outside)  # white space has no word piece either
+    before, chosen = selecting.encode(questions[:1], "context", 9)[0], selecting.select(questions[0], "context", 9)
+    nn.init.normal_(selecting.residual.weight)
+    assert (selecting.encode(questions[:1], "context", 9)[0] - before).abs().max(dim=1).values.gt(0.1).all()
+    assert selecting.select(questions[0], "context", 9) == chosen
+
+
+def test_what_is_chosen_are_pieces_of_the_content_and_their_codes_blend_in_cif(selecting, questions):
+    trained(selecting)
+    nn.init.zeros_(selecting.residual.weight)
+    rest = iter(selecting.tokenize(questions[:1], "prompt").ids[0].tolist())
+    chosen = selecting.select(questions[0], "prompt", 24)
+    assert len(chosen) == 24 and all(token in rest for token in chosen), "a subsequence of the content"
+    selecting.pooling = "cif"
+    (encoded,) = selecting.encoded(questions[:1], "prompt", 24)
+    leading = encoded.places[0].argmax(dim=1)
+    chosen = selecting.select(questions[0], "prompt", 24)
+    assert chosen == encoded.tokens.ids[0, leading].tolist() and leading.diff().ge(0).all()
+    (z,) = selecting.encode(questions[:1], "prompt", 24)
+    assert z.shape == (24, 8) and (z - selecting.codebook.weight[chosen]).abs().max() > 1e-3
+
+
+def test_before_training_the_question_and_what_stands_near_a_likely_answer_are_chosen(selecting, questions):
+    for q in questions[:60:6]:
+        peak(selecting, q)
+        first, last, _ = answer_tokens(selecting, q)
+        (encoded,) = selecting.encoded([q], "prompt", 1)
+        others = int((~encoded.tokens.context).sum())
+        m = max(others + last + 1 - first + 8, 4 * others // 3 + 1)  # the question's share is three quarters
+        (encoded,) = selecting.encoded([q], "prompt", m)
+        chosen = encoded.places[0].argmax(dim=1).tolist()
+        assert set(torch.nonzero(~encoded.tokens.context[0])[:, 0].tolist()) <= set(chosen)
+        assert {first, last} <= set(chosen)
+        near = [i for i in chosen if encoded.tokens.context[0, i]]
+        assert min(near) >= first - 8 and max(near) <= last + 8
+        assert torch.isfinite(encoded.scores).all()
+
+
+@pytest.mark.parametrize("m", [4, 16, 32])
+def test_a_long_question_leaves_a_quarter_of_the_places_to_the_answers_surroundings(selecting, questions, m):
+    q = dataclasses.replace(questions[0], question="why " * 40 + "?")
+    peak(selecting, q)
+    (encoded,) = selecting.encoded([q], "prompt", m)
+    assert int((~encoded.tokens.context).sum()) > m
+    chosen = encoded.places[0].argmax(dim=1)
+    of_context = chosen[encoded.tokens.context[0, chosen]].tolist()
+    assert len(of_context) == m // 4
+    first, last, _ = answer_tokens(selecting, q)
+    assert all(first - 8 <= place <= last + 8 for place in of_context)
+
+
+def test_relevance_falls_off_evenly_on_both_sides_of_a_likely_answer(selecting, questions):
+    tokens = selecting.tokenize(questions[:1], "prompt")
+    middle = int(tokens.context[0].nonzero()[:, 0].median())
+    logits = torch.zeros(tokens.ids.shape[1], 2)
+    logits[middle] = 60
+    selecting.span = Peaks(logits)
+    (encoded,) = selecting.encoded(questions[:1], "prompt", 200)
+    away = (torch.arange(len(logits)) - middle).abs()
+    expected = torch.where(tokens.context[0], ((1 - away / 9).clamp(min=0) + 1e-6).log(), 1.0)
+    torch.testing.assert_close(encoded.scores[0], expected, atol=1e-3, rtol=0)
+    assert away[tokens.context[0]].max() > 9
+
+
+def test_each_wire_token_has_the_mean_state_of_the_pieces_that_it_overlaps(selecting, questions):
+    nn.init.constant_(selecting.outside, -7.0)
+    real, found, states = selecting.backbone, [], []
+
+    class Numbered(nn.Module):
+        """States that tell the number of their piece."""
+
+        def forward(self, batch, source):
+            states.append(real(batch, source))
+            number = torch.arange(states[0].hidden.shape[1]).float()[None, :, None]
+            return States(number.expand_as(states[0].hidden).contiguous(), states[0].mask, states[0].spans)
+
+    selecting.backbone = Numbered()
+    selecting.score.register_forward_hook(lambda module, inputs, output: found.append(inputs[0]))
+    batch = [questions[0], questions[70]]
+    with torch.no_grad():
+        tokens = selecting(batch, "prompt", 4).tokens
+    for row, q in enumerate(batch):
+        pieces, text = states[0].spans[row].tolist(), tokens.contents[row].text
+        for (begin, end), state in zip(tokens.spans[row].tolist(), found[0][row, :, 0].tolist(), strict=False):
+            over = [i for i, (a, b) in enumerate(pieces) if a < end and b > begin]
+            assert state == ((over[0] + over[-1]) / 2 if over else -7), text[begin:end]
+            label = end <= len("Context:") or len(f"Context: {q.context}") <= begin < len(text) - len(q.question) - 1
+            assert (state == -7) == (label or not text[begin:end].strip())
+        assert (found[0][row, len(tokens.spans[row]) :] == -7).all()
+
+
+def test_of_the_wire_tokens_those_that_share_a_character_with_the_context_belong_to_it(selecting, questions):
+    for source in ("prompt", "context"):
+        tokens = selecting.tokenize([questions[0], questions[70]], source)
+        for row, q in enumerate((questions[0], questions[70])):
+            of_context = tokens.ids[row, tokens.context[row]]
+            assert selecting.tokenizer.decode(of_context).strip() == q.context
+            assert not (tokens.context[row] & ~tokens.mask[row]).any()
+
+
+def test_a_trained_contexts_wire_does_not_depend_on_the_question(selecting, questions):
+    trained(selecting)
+    pair = [questions[0], dataclasses.replace(questions[0], question="Something else entirely?")]
+    first, second = selecting.encode(pair, "context", 16)
+    assert torch.equal(first, second)
+    first, second = selecting.encode(pair, "prompt", 16)
+    assert not torch.equal(first, second)
+
+
+def test_z_depends_on_no_batch_and_no_dropout_and_the_mode_stays(selecting, questions):
+    trained(selecting)
+    for mode in (True, False):
+        selecting.train(mode)
+        together = selecting.encode(questions[:40:9], "prompt", 16)
+        assert {module.training for module in selecting.modules()} == {mode}
+        for q, z in zip(questions[:40:9], together, strict=True):
+            assert torch.equal(selecting.encode([q], "prompt", 16)[0], z) and not z.requires_grad
+
+
+def test_a_batch_trains_on_the_z_that_is_sent(selecting, questions):
+    trained(selecting).eval()
+    some = questions[:40:9]
+    with torch.no_grad():
+        batch = selecting(some, "prompt", 16)
+    for row, z in enumerate(selecting.encode(some, "prompt", 16)):
+        torch.testing.assert_close(batch.z[row, batch.used[row]], z, atol=1e-4, rtol=1e-4)
+
+
+def test_the_encoder_reads_the_likeliest_span_of_the_context(selecting, questions):
+    for q in questions[:60:6]:
+        peak(selecting, q)
+        selecting.span.logits[-3:] = 50.0  # the question cannot be the answer
+        read = selecting.read(q)
+        assert q.answers[0] in read and read in q.context and len(read) < len(q.answers[0]) + 20
+
+
+def test_the_encoder_reads_some_forward_span_of_the_context_whatever_it_learned(selecting, questions):
+    trained(selecting)
+    for q in questions[:60:6]:
+        read = selecting.read(q)
+        assert read and read in q.context
+        assert len(selecting.tokenizer(f" {read}", add_special_tokens=False)["input_ids"]) <= 31
+
+
+def test_the_encoder_reads_no_span_that_ends_before_it_begins_or_is_too_long(selecting, questions):
+    q = max(questions, key=lambda q: len(q.context))
+    context = selecting.tokenize([q], "prompt").context[0].nonzero()[:, 0]
+    first, last = int(context[0]), int(context[-1])
+    for start, end in ((first, last), (last, first)):
+        logits = torch.zeros(selecting.tokenize([q], "prompt").ids.shape[1], 2)
+        logits[start, 0], logits[end, 1] = 9, 8
+        logits[start + (5 if start == first else -5), 1] = 3
+        selecting.span = Peaks(logits)
+        read = selecting.read(q)
+        assert read in q.context and 0 < len(selecting.tokenizer(read, add_special_tokens=False)["input_ids"]) <= 31
+
+
+@pytest.fixture(params=["queries", "byte"])
+def resampling(request, llms, encoder_folder):
+    torch.manual_seed(0)
+    backbone = ByteBackbone() if request.param == "byte" else load_backbone(encoder_folder)
+    return ResamplingEncoder(llms["llama"].tokenizer, 8, backbone, 6)
+
+
+def test_free_queries_fill_all_their_places_whatever_the_batch(resampling, questions):
+    some = [dataclasses.replace(questions[0], context="Two words."), questions[30]]
+    with torch.no_grad():
+        batch = resampling.eval()(some, "prompt", 6)
+    assert batch.used.all() and batch.z.shape == (2, 6, 8)
+    for row, z in enumerate(resampling.encode(some, "prompt", 6)):
+        torch.testing.assert_close(batch.z[row], z, atol=1e-4, rtol=0)
+    assert (batch.z[0] - batch.z[1]).abs().max() > 1e-2 and (batch.z[0, 0] - batch.z[0, 1]).abs().max() > 1e-2
+
+
+def test_free_queries_start_at_the_scale_of_the_codes(llms, questions):
+    scale = torch.tensor([5.0, 0.1, 1.0, 1.0])
+    encoder = ResamplingEncoder(llms["llama"].tokenizer, 4, ByteBackbone(), 32, scale)
+    (z,) = encoder.encode(questions[:1], "context", 32)
+    assert z[:, 0].std() > 5 * z[:, 2].std() / 3 and z[:, 1].std() < z[:, 2].std() / 3
+
+
+def test_free_queries_have_their_own_m_and_choose_nothing(resampling, questions):
+    with pytest.raises(ValueError, match=r"latent_len=7.*M=6"):
+        resampling.encode(questions[:1], "prompt", 7)
+    for call in (lambda: resampling.select(questions[0], "prompt", 6), lambda: resampling.read(questions[0])):
+        with pytest.raises(ValueError, match=r"conditions: .*type hf"):
+            call()
+    with pytest.raises(ValueError, match=r"conditions: .*oracles"):
+        resampling.perfect(questions[0], "prompt", 6)
+
+
+def test_the_untrained_encoder_reads_nothing(encoder, questions):
+    with pytest.raises(ValueError, match=r"encoder_only.*hf"):
+        encoder.read(questions[0])

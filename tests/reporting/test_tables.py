@@ -1,0 +1,158 @@
+"""Tables and charts say what results.json says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from latentwire.evaluation.results import compare, critical_lines, row_key
+from latentwire.reporting.charts import hierarchy, llms_of
+from latentwire.reporting.tables import DOCUMENTS, included, renew, summary_markdown, table_markdown
+
+ROOT = Path(__file__).parents[2]
+EVALUATIONS = [path.parent for path in sorted(ROOT.glob("results/**/results.json")) if path.parent.name != "benchmark"]
+
+
+def row(condition, f1, m=None, llm="qwen"):
+    return {
+        "condition": condition, "llm": llm, "llm_id": "offline:some-model", "m": m, "f1": f1, "f1_ci95": [f1 - 0.1, f1],
+        "em": f1, "first_token_acc": 0.5, "bits_per_answer_byte": 1.25, "llm_positions": 32.0, "wire_bytes": 100,
+        "explained_variance": 0.75 if condition.startswith("pca") else None,
+    }  # fmt: skip
+
+
+ROWS = [
+    row("text", 0.6), row("token_budget", 0.2, 32), row("token_budget", 0.5, 64), row("pca", 0.3, 32),
+    row("pca_pool", 0.1, 32), row("latentwire", 0.4, 32), row("no_context", 0.0), row("shuffled_z", 0.0, 32),
+]  # fmt: skip
+PARAGRAPHS = ["a", "b", "c", "d"]
+RESULTS = {
+    "dataset": "sample", "split": "dev", "n": 4, "seed": 0, "source": "prompt", "codec": "fp16", "dtype": "float32",
+    "checkpoint": "untrained", "git": "abc", "results": ROWS,
+    "machine": {"gpus": [], "processor": "P", "threads": 2, "torch": "1", "transformers": "2"},
+    "comparisons": compare(ROWS, {row_key(r): [r["f1"]] * 4 for r in ROWS}, PARAGRAPHS, 0),
+}  # fmt: skip
+
+
+def test_latentwire_meets_each_rival_once_at_its_own_m():
+    pairs = [(c["a"], c["b"], c["m"]) for c in RESULTS["comparisons"] if "critical" not in c]
+    assert sorted(pairs) == [
+        ("latentwire", "no_context", 32), ("latentwire", "pca", 32), ("latentwire", "pca_pool", 32),
+        ("latentwire", "shuffled_z", 32), ("latentwire", "text", 32), ("latentwire", "token_budget", 32),
+        ("shuffled_z", "no_context", 32),
+    ]  # fmt: skip
+
+
+def alone(f1):
+    """The row of encoder_only, which no LLM has read."""
+    nothing = {"first_token_acc": None, "bits_per_answer_byte": None, "llm_positions": 0.0}
+    return row("encoder_only", f1, llm=None) | {"llm_id": None} | nothing
+
+
+def test_latentwire_of_each_llm_meets_the_encoder_alone_and_nobody_elses_rivals():
+    rows = [
+        row("latentwire", 0.4, 32), row("text", 0.6), alone(0.3),
+        row("latentwire", 0.2, 32, llm="llama"), row("text", 0.5, llm="llama"),
+    ]  # fmt: skip
+    found = compare(rows, {row_key(r): [r["f1"]] * 4 for r in rows}, PARAGRAPHS, 0)
+    pairs = {(c["llm"], c["b"]): c["diff"] for c in found if "critical" not in c}
+    assert pairs == pytest.approx({
+        ("qwen", "text"): -0.2, ("qwen", "encoder_only"): 0.1,
+        ("llama", "text"): -0.3, ("llama", "encoder_only"): -0.1,
+    })  # fmt: skip
+    assert {c["llm"]: c["verdict"] for c in found if c["b"] == "encoder_only"} == {"qwen": "PASS", "llama": "FAIL"}
+    assert all(c["a"] == "latentwire" for c in found)
+
+
+def test_the_encoder_alone_is_in_table_and_charts_without_an_llm():
+    results = RESULTS | {"results": [*ROWS, alone(0.3)]}
+    table = table_markdown(results)
+    assert "| none | encoder_only |  | 0.300 [0.200, 0.300] | 0.300 |  |  | 0 | 100 |" in table
+    assert "none: " not in table
+    for rows, titles in (([*ROWS, alone(0.3)], ["qwen: some-model, dequantised Q4"]), ([alone(0.3)], ["no LLM"])):
+        drawn = hierarchy(RESULTS | {"results": rows}, llms_of(rows))
+        assert [panel.get_title() for panel in drawn.axes] == titles
+        assert "encoder_only" in [label.get_text() for label in drawn.axes[0].get_yticklabels()]
+
+
+def test_the_critical_tests_take_the_better_pca_and_the_ratio_to_text():
+    tests = {c["critical"]: c for c in RESULTS["comparisons"] if "critical" in c}
+    assert tests[1]["b"] == "token_budget" and tests[1]["diff"] == pytest.approx(0.2) and tests[1]["verdict"] == "PASS"
+    assert tests[2]["b"] == "pca" and tests[2]["diff"] == pytest.approx(0.1)
+    assert tests[3]["metric"] == "f1_ratio" and tests[3]["ratio"] == pytest.approx(2 / 3)
+    assert tests[3]["verdict"] == "FAIL" and tests[3]["ci95"] == pytest.approx([2 / 3, 2 / 3])
+    lines = critical_lines(RESULTS["comparisons"])
+    assert len(lines) == 3 and all("positions 32 / 32" in line and "bytes 100 / 100" in line for line in lines)
+
+
+def test_the_table_holds_every_row_and_what_is_needed_to_believe_it():
+    table = table_markdown(RESULTS)
+    assert "| qwen | token_budget | 64 | 0.500 [0.400, 0.500] |" in table
+    lines = [line for line in table.splitlines() if line.startswith("| qwen")]
+    differences = [line for line in lines if " - " in line]
+    assert len(lines) - len(differences) == len(ROWS)
+    assert len(differences) == sum("critical" not in c for c in RESULTS["comparisons"]) == 7
+    assert "| qwen | latentwire - text | 32 | -0.200 [-0.200, -0.200] |" in differences
+    assert "- Explained variance of PCA, qwen: pca 0.750, pca_pool 0.750." in table
+    for fact in ("sample dev", "n=4", "seed 0", "untrained", "abc", "P, 2 threads", "dequantised Q4", "no claim"):
+        assert fact in table
+    assert "no claim" not in table_markdown(RESULTS | {"dataset": "squad"})
+
+
+def test_the_summary_sets_the_llms_side_by_side_the_best_condition_first():
+    rows = [*ROWS, *(r | {"llm": "llama", "f1": r["f1"] / 2} for r in ROWS if r["m"] != 64), alone(0.9)]
+    pairs = compare(rows, {row_key(r): [r["f1"]] * 4 for r in rows}, PARAGRAPHS, 0)
+    lines = summary_markdown(RESULTS | {"results": rows, "comparisons": pairs}).splitlines()
+    assert lines[0].startswith("Data: sample dev, n=4")
+    names = [line.split("`")[1] for line in lines if line.startswith("| `")]
+    assert names[0] == "encoder_only" and names.index("text") < names.index("latentwire") < names.index("pca_pool")
+    shown = {tuple(cell.strip() for cell in line.split("|")[1:3]): line for line in lines if line.startswith("| `")}
+    text = shown["`text`", ""]
+    assert "| 0.600 [0.500, 0.600] | -0.200 [-0.200, -0.200] | 0.300 [" in text, "a difference, not the ratio"
+    assert "-0.100 [-0.100, -0.100] | 32 | 100 |" in text
+    assert "| 0.500 [0.400, 0.500] |  |  |  |" in shown["`token_budget`", "64"], "no LatentWire of this M, no llama"
+    assert "| 0.900 [0.800, 0.900] | -0.500 [-0.500, -0.500] | 0.900" in shown["`encoder_only`", ""]
+    assert sum("LatentWire keeps 0.9" in line for line in lines) == 2
+
+
+def test_the_chart_is_drawn_also_without_intervals(tmp_path):
+    rows = [*ROWS, row("text", 0.5, llm="llama") | {"f1_ci95": None}]
+    hierarchy(RESULTS | {"results": rows}, llms_of(rows)).savefig(tmp_path / "c.png")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_document_shows_the_files_that_its_marks_name(tmp_path):
+    document = tmp_path / "README.md"
+    block = "<!-- {0}.md: start -->\n{1}<!-- {0}.md: end -->\n"
+    for name in "ab":
+        (tmp_path / f"{name}.md").write_text(f"new {name} \\1\n")
+    document.write_text("before\n" + block.format("a", "old\n") + "between\n" + block.format("b", "") + "after\n")
+    assert renew(document) == ["a.md", "b.md"]
+    new = [block.format(name, f"new {name} \\1\n") for name in "ab"]
+    assert document.read_text() == f"before\n{new[0]}between\n{new[1]}after\n"
+    assert included(document.read_text()) == {"a.md": "new a \\1\n", "b.md": "new b \\1\n"}
+
+
+def test_marks_that_lead_nowhere_are_named(tmp_path):
+    document = tmp_path / "README.md"
+    document.write_text("<!-- a.md: start -->\n")
+    with pytest.raises(ValueError, match=r"marks only the start or the end of a\.md"):
+        renew(document)
+    document.write_text("<!-- a.md: start -->\n<!-- a.md: end -->\n")
+    with pytest.raises(FileNotFoundError, match=r"includes a\.md, which is not there"):
+        renew(document)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_documents_show_the_committed_tables(document):
+    shown = included(document.read_text(encoding="utf-8"))
+    assert shown == {name: (ROOT / name).read_text() for name in shown}
+    assert document.name != "README.md" or "results/shipped/summary.md" in shown
+
+
+@pytest.mark.parametrize("folder", EVALUATIONS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_the_committed_tables_are_those_of_their_results(folder):
+    results = json.loads((folder / "results.json").read_text())
+    assert (folder / "table.md").read_text() == table_markdown(results)
+    summary = folder / "summary.md"
+    assert not summary.exists() or summary.read_text() == summary_markdown(results)

@@ -1,0 +1,121 @@
+"""The benchmark compares like with like, and keeps what it has measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_llm import NAMES, prompts_of
+
+from latentwire.conditions.base import Setting
+from latentwire.llms.prompts import PromptBuilder
+from latentwire.studies import speed as room
+from latentwire.studies.plain import PlainLLM, answer_batched, answer_one_by_one, teach_now
+from latentwire.studies.speed import benchmark, ratios, table_markdown
+from latentwire.training.losses import answer_sums, distillation_sum
+from latentwire.training.teacher import teach
+from latentwire.utils.settings import BenchmarkConfig
+
+ROOT = Path(__file__).parents[2]
+RATIOS = ("train_step_vs_plain", "text_eval_vs_loop", "text_eval_vs_batched", "prefill_text_vs_z_40",
+          "mfu_share_of_ceiling")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plain_way_gives_the_same_loss_and_gradients(llms, questions, name, tmp_path):
+    llm = llms[name]
+    some = questions[:9:2]
+    prompts = PromptBuilder(llm.tokenizer, "prompt", "chat")
+    setting = Setting(PlainLLM(llm), prompts, None, None, "fp16", 24, (), some, 0)
+    torch.manual_seed(0)
+    slots = torch.randn(len(some), 6, llm.width)
+    labels, tails = [prompts.label_ids(q.answers[0], 3) for q in some], [prompts.tail(q.question) for q in some]
+    found = []
+    for way, lines in ((llm, teach(llm, "w", prompts, some, 3, tmp_path)), (setting.llm, teach_now(setting, some, 3))):
+        rows = slots.clone().requires_grad_()
+        scored = way.loss_with_prefix(prompts.head, list(rows), tails, labels)
+        sums = answer_sums(scored)
+        loss = sums["ce"] + sums["first_ce"] + distillation_sum(scored, [lines[q.id] for q in some])
+        loss.backward()
+        found.append((loss.detach(), sums["first_token_acc"], rows.grad))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=2e-3, atol=1e-4)  # the cache keeps the teacher in half precision
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plain_ways_give_the_same_answers(llms, questions, name):
+    llm = llms[name]
+    head, slots, tails, _ = prompts_of(llm, questions[:40:9])
+    ours = llm.generate_with_prefix(head, [llm.embed(s) for s in slots], tails, 6)
+    whole = [[*head, *slot, *tail] for slot, tail in zip(slots, tails, strict=True)]
+    assert ours == answer_one_by_one(llm, whole, 6) == answer_batched(llm, whole, 6)
+
+
+def config(folder, encoder_folder, **changes):
+    small = {"dataset": "sample", "batch_size": 2, "steps": 2, "repeats": 2, "latent_len": 8, "d_z": 24, "k": 2,
+             "max_new_tokens": 2, "device": "cpu", "encoder_id": encoder_folder, "save_dir": str(folder)}  # fmt: skip
+    return BenchmarkConfig(**(small | changes))
+
+
+@pytest.fixture
+def small(tiny_models, monkeypatch):
+    monkeypatch.setattr(room, "_LENGTHS", (40, 80))
+    monkeypatch.setattr(room, "_BATCHES", (1, 2))
+    monkeypatch.setattr(room, "_SIZES", (4, 8))
+    monkeypatch.setattr(room, "_MATRICES", {"cpu": (32, 64)})
+
+
+@pytest.mark.usefixtures("small")
+def test_everything_is_measured_once(tmp_path, encoder_folder, monkeypatch, capsys):
+    first = benchmark(config(tmp_path / "b", encoder_folder, parts="train,text_eval,serving"))
+    monkeypatch.setitem(room.PARTS, "train", lambda bench: pytest.fail("measured again"))
+    results = benchmark(config(tmp_path / "b", encoder_folder))
+    assert results == json.loads((tmp_path / "b" / "results.json").read_text())
+    assert results["schema"] == 1 and results["hardware"]["threads"] > 0
+    assert results["raw"][: len(first["raw"])] == first["raw"]
+    assert set(RATIOS) <= results["ratios"].keys()
+    assert all(0 < x["min"] <= x["median"] <= x["max"] for x in results["ratios"].values())
+    for line in (line for line in results["raw"] if line["part"] == "serving"):
+        assert line["kv_bytes_text"] / line["kv_bytes_z"] == line["text_positions"] / 8
+    grown = {(line["name"], line["value"]) for line in results["raw"] if line["name"].startswith("growth_")}
+    assert {
+        ("growth_batch", 2),
+        ("growth_m", 4),
+        ("growth_questions", 4),
+        ("growth_context", 80),
+        ("growth_processes", 2),
+    } <= grown
+    table = (tmp_path / "b" / "table.md").read_text()
+    assert "| train_step_vs_plain |" in table and "| context | 80 |" in table and table in capsys.readouterr().out
+
+
+def test_ratios_add_the_llms_up_repeat_by_repeat():
+    others = {"a": (2.0, 4.0), "b": (4.0, 6.0)}
+    raw = [{"name": "x", "llm": llm, "ours": 1.0, "other": s} for llm, seconds in others.items() for s in seconds]
+    assert ratios(raw)["x"] == {"min": 3.0, "median": 4.0, "max": 5.0}
+
+
+def test_an_encoder_that_never_pays_is_said_so():
+    seconds = {"encode": 1.0, "prefill_z": 0.5, "prefill_text": 0.4, "decode_z": 0.1, "decode_text": 0.2}
+    line = {"part": "serving", "name": "ttft", "llm": "a", "text_positions": 40, "kv_bytes_z": 1, "kv_bytes_text": 5}
+    hardware = {"gpus": [], "processor": "P", "threads": 2, "torch": "2", "transformers": "5"}
+    table = table_markdown({"hardware": hardware, "raw": [line | {"seconds": seconds}]})
+    assert table.splitlines()[-1].endswith("| never |")
+    assert "| 1.500 s | 0.400 s | 0.100 s | 0.200 s |" in table
+    table = table_markdown({"hardware": hardware, "raw": [line | {"seconds": seconds | {"prefill_text": 0.9}}]})
+    assert table.splitlines()[-1].endswith("| 2.5 |")
+
+
+def test_the_readme_states_what_was_measured():
+    record = ROOT / "results" / "benchmark"
+    table = (record / "table.md").read_text()
+    assert table == table_markdown(json.loads((record / "results.json").read_text()))
+    assert table.partition("| grows |")[0] in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"), [({"parts": "train,speed"}, "parts='speed'"), ({"repeats": 0}, "repeats=0")]
+)
+def test_a_wrong_setting_is_refused(tmp_path, change, match):
+    with pytest.raises(ValueError, match=match):
+        config(tmp_path, "x", **change)

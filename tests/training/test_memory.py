@@ -1,0 +1,77 @@
+"""The plan of a training's memory: near what autograd keeps, and refused where it cannot be."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from latentwire.data.squad import load_questions
+from latentwire.llms.frozen import Shape, shape_of
+from latentwire.training import memory
+from latentwire.training.memory import kept_bytes, require_memory, training_bytes
+from latentwire.utils.settings import TrainConfig
+
+CONFIG = TrainConfig(stage="joint", init="-", device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "made"), [(LlamaForCausalLM, LlamaConfig), (Qwen2ForCausalLM, Qwen2Config)])
+def test_what_a_layer_keeps_is_what_autograd_keeps(kind, made, dtype):
+    def saved(layers):
+        model = kind(
+            made(
+                vocab_size=50, hidden_size=64, intermediate_size=160, num_hidden_layers=layers, num_attention_heads=4,
+                num_key_value_heads=2,
+            )
+        ).to(dtype).requires_grad_(False)  # fmt: skip
+        frozen = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        kept = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in frozen:
+                kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
+            return tensor
+
+        embeds = torch.randn(4, 50, 64, dtype=dtype, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(inputs_embeds=embeds, logits_to_keep=1).logits.float().sum()
+        return sum(size for size, _ in kept.values()) / (4 * 50)
+
+    expected = kept_bytes(Shape(0, 1, 64, 160, 32, 50), torch.empty(0, dtype=dtype).element_size())
+    assert saved(4) - saved(3) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_shape_is_read_without_the_weights(llms, llm_folders):
+    for name, llm in llms.items():
+        shape = shape_of(name, llm_folders[f"{name.upper()}_ID"])
+        assert shape.parameters == sum(weight.numel() for weight in llm.model.parameters())
+        assert (shape.width, shape.vocabulary, shape.layers) == (llm.width, len(llm.tokenizer), 2)
+        assert shape.key_width == llm.width // 2
+
+
+def test_more_questions_and_wider_numbers_need_more():
+    shapes = {"llama": Shape(10**9, 16, 2048, 8192, 512, 128256)}
+
+    def needed(longest=800, **changes):
+        return sum(training_bytes(dataclasses.replace(CONFIG, **changes), shapes, longest).values())
+
+    assert needed(batch_size=64) > 1.5 * needed(batch_size=32)
+    assert needed(dtype="bfloat16") < 0.7 * needed()
+    assert needed(latent_len=64) > needed(latent_len=32)
+    rival = {"stage": "text_tuned", "init": ""}
+    assert needed(**rival, longest=3200) > 2 * needed(**rival)  # a batch of the longest texts decides, not a usual one
+    assert needed(stage="token_budget_tuned", init="", longest=3200) == needed(stage="token_budget_tuned", init="")
+
+
+def test_an_impossible_plan_is_refused_with_the_numbers_and_what_to_change(tiny_models, monkeypatch):
+    questions = load_questions("sample", "train")[1]
+    assert require_memory(CONFIG, questions).startswith("memory: about 2.0 GB a process")
+    monkeypatch.setattr(memory, "total_bytes", lambda device: 10**8)
+    with pytest.raises(ValueError, match=r"needs about .* GB .*0\.1 GB are there; choose BATCH_SIZE .*DTYPE=bfloat16"):
+        require_memory(CONFIG, questions)
+    monkeypatch.setattr(memory, "total_bytes", lambda device: 10**7)
+    smallest = dataclasses.replace(CONFIG, batch_size=1, llms="llama", dtype="bfloat16")
+    with pytest.raises(ValueError, match="choose smaller LLMs, or a larger device"):
+        require_memory(smallest, questions)

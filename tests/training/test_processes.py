@@ -1,0 +1,136 @@
+"""Several processes on one CPU (torchrun, gloo): the figures of one process, and no hanging when one of them dies."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+# As train.py, but rank 1 ends in step 2 in the way that its first argument names.
+DRIVER = """
+import os, sys
+
+from latentwire.utils.runs import cli
+from latentwire.training.stages import main
+from latentwire.training.trainer import Trainer
+
+way, loss = sys.argv.pop(1), Trainer._loss
+
+
+def dying(self, step):
+    if step == 2 and os.environ["RANK"] == "1" and self.step == 2:
+        if way == "killed":
+            os._exit(9)
+        raise ValueError("a damaged question")
+    return loss(self, step)
+
+
+Trainer._loss = dying
+cli(main)
+"""
+
+
+@pytest.fixture(scope="module")
+def surroundings(llm_folders, encoder_folder, tmp_path_factory):
+    """(environment, flags of a short joint stage from a codebook, with an encoder that drops nothing out)."""
+    folder = tmp_path_factory.mktemp("processes")
+    encoder = folder / "encoder"
+    shutil.copytree(encoder_folder, encoder)
+    shape = json.loads((encoder / "config.json").read_text())
+    shape |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (encoder / "config.json").write_text(json.dumps(shape))
+    environment = os.environ | llm_folders | {
+        "LATENTWIRE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    environment.pop("SQUAD_DIR", None)
+    flags = [
+        "--dataset", "sample", "--device", "cpu", "--d_z", "24", "--latent_len", "16", "--k", "3", "--encoder_id",
+        str(encoder), "--samples", "24", "--val_samples", "4", "--max_new_tokens", "2", "--epochs", "1",
+    ]  # fmt: skip
+    codebook = [
+        sys.executable,
+        "latentwire/train.py",
+        "--stage",
+        "codebook",
+        "--save_dir",
+        str(folder / "codebook"),
+        *flags,
+    ]
+    subprocess.run(codebook, cwd=ROOT, env=environment, check=True, capture_output=True)
+    joint = ["--stage", "joint", "--init", str(folder / "codebook" / "checkpoint_best"), "--kd_weight", "0", *flags]
+    return environment, joint
+
+
+def run(surroundings, folder, processes, program, *more):
+    """torchrun on one machine, ended after two minutes."""
+    environment, flags = surroundings
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [*launcher, *program, *flags, "--save_dir", str(folder), *more],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def run_on_two_machines(surroundings, folder, *more):
+    """Two torchruns of one process each that find each other through a port, as on two machines with one disk."""
+    environment, flags = surroundings
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    meeting = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *meeting, "latentwire/train.py"]
+    command = [*launcher, *flags, "--save_dir", str(folder), *more]
+    machines = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for _ in "12"]
+    try:
+        return [(machine.communicate(timeout=120)[1], machine.returncode) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+
+
+def steps(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "loss" in line]
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(surroundings, tmp_path):
+    for processes, batch in ((1, 8), (2, 4)):
+        done = run(
+            surroundings, tmp_path / str(processes), processes, ["latentwire/train.py"], "--batch_size", str(batch)
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    for said, status in run_on_two_machines(surroundings, tmp_path / "machines", "--batch_size", "4"):
+        assert status == 0, said[-2000:]
+    alone = steps(tmp_path / "1")
+    assert len(alone) == 3
+    weights = {
+        name: torch.load(tmp_path / name / "checkpoint_best" / "adapter_llama.pt", weights_only=True)
+        for name in ("1", "2", "machines")
+    }
+    for name in ("2", "machines"):
+        for one, both in zip(alone, steps(tmp_path / name), strict=True):
+            for key in ("loss", "ce_llama", "ce_qwen", "span", "grad_norm_codebook", "grad_norm_adapter_qwen"):
+                assert both[key] == pytest.approx(one[key], rel=2e-3), key
+        for key, value in weights["1"].items():
+            torch.testing.assert_close(weights[name][key], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("way", "says"), [("killed", "exitcode"), ("raises", "error: a damaged question")])
+def test_when_a_worker_dies_the_others_stop_and_what_was_saved_stays(surroundings, tmp_path, way, says):
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    more = ("--batch_size", "4", "--save_minutes", "0")
+    done = run(surroundings, tmp_path / "r", 2, [str(driver), way], *more)
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert len(steps(tmp_path / "r")) == 2
+    again = run(surroundings, tmp_path / "r", 2, ["latentwire/train.py"], *more, "--resume")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert [line["step"] for line in steps(tmp_path / "r")] == [1, 2, 3]
