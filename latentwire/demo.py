@@ -4,8 +4,17 @@ python latentwire/demo.py --context FILE --question "Who ...?"
 python latentwire/demo.py                    # asks for a file and then for questions
 """
 
-from latentwire.evaluation.asking import main
-from latentwire.utils.runs import cli
+from latentwire.evaluation.settings import DemoSettings
+from latentwire.utils.cli import parse, run
+
+
+def main() -> None:
+    """One question, or a conversation."""
+    config = parse(DemoSettings)
+    from latentwire.evaluation.asking import show  # slow to import: a wrong flag is told before
+
+    show(config)
+
 
 if __name__ == "__main__":
-    cli(main)
+    run(main)

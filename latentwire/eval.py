@@ -8,8 +8,24 @@ and computes the rest; --fresh_eval starts over. --reuse takes over what an earl
 checkpoint, or from none.
 """
 
-from latentwire.evaluation.evaluate import main
-from latentwire.utils.runs import cli
+from latentwire.evaluation.settings import EvalSettings
+from latentwire.utils.cli import parse, run
+
+
+def conditions() -> str:
+    """What --help says of conditions."""
+    from latentwire.evaluation.evaluate import conditions_help
+
+    return conditions_help()
+
+
+def main() -> None:
+    """One evaluation."""
+    config = parse(EvalSettings, epilog=conditions)
+    from latentwire.evaluation.evaluate import evaluate  # slow to import: a wrong flag is told before
+
+    evaluate(config)
+
 
 if __name__ == "__main__":
-    cli(main)
+    run(main)

@@ -14,7 +14,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from latentwire.data.squad import load_questions
+from latentwire.data.squad import load
 from latentwire.llms.frozen import FrozenLLM
 
 CHAT_TEMPLATE = (
@@ -59,7 +59,7 @@ def make_llm(name, texts):
 @pytest.fixture(scope="session")
 def questions():
     """The sample set's train questions."""
-    return load_questions("sample", "train")[1]
+    return load("sample", "train").questions
 
 
 @pytest.fixture(scope="session")

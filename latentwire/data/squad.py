@@ -6,74 +6,69 @@ Whatever is malformed is refused with file, question id and reason; nothing is s
 import gzip
 import json
 import os
-import random
 import sys
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from latentwire.utils.runs import hub_answers
+import latentwire.data
+from latentwire.data.question import SPLITS, Question, QuestionSet, split_by_article
+from latentwire.data.registry import DATASETS, dataset
+from latentwire.data.scoring import squad_scores
+from latentwire.utils.machine import hub_answers
+from latentwire.utils.registry import import_all
 
 SAMPLE_DIR = Path(__file__).with_name("sample_data")
 HUB_ID = "rajpurkar/squad"
 
 
-@dataclass(frozen=True)
-class Question:
-    """One question on one paragraph; `starts[i]` is the character offset of `answers[i]` in `context`."""
+def load(name: str, split: str) -> QuestionSet:
+    """Questions of one split of a registered data set, or of a file or folder in SQuAD v1.1 form.
 
-    id: str
-    title: str  # of the article: splits and shuffles keep articles apart
-    paragraph: str  # identifies the paragraph: intervals are drawn by it
-    context: str
-    question: str
-    answers: tuple[str, ...]
-    starts: tuple[int, ...]
-
-
-def load_questions(dataset: str, split: str) -> tuple[str, list[Question]]:
-    """Questions of one split, with the name of the data they really come from.
-
-    dataset: "squad" (SQUAD_DIR, else the hub, else the sample set), "sample", or the path of a file or folder in
-    SQuAD v1.1 form. A folder holds train*.json and dev*.json, plain or .gz. A file is read as "dev"; its "train" is
-    that of "squad". split: "train" or "dev". Raises FileNotFoundError or ValueError naming what is amiss.
+    name: one of DATASETS ("squad", "sample", ...), or a path. A folder holds train*.json and dev*.json, plain or .gz. A
+    file is read as "dev"; its "train" is that of "squad". split: "train", "dev", or "held_out": the questions of train
+    on the articles that no training sees. Raises FileNotFoundError or ValueError naming what is amiss.
     """
-    if split not in ("train", "dev"):
-        raise ValueError(f"unknown split {split!r}; choose train or dev")
-    if dataset == "sample":
-        return "sample", read_squad_file(SAMPLE_DIR / f"{split}.json")
-    if dataset == "squad":
-        return _load_squad(split)
-    path = Path(dataset)
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    if split == "held_out":
+        train = load(name, "train")
+        return replace(train, questions=split_by_article(train.questions)[1])
+    import_all(latentwire.data)
+    if name in DATASETS:
+        found = DATASETS[name]
+        real, questions = found.read(split)
+        return QuestionSet(real, questions, found.score, found.spans)
+    path = Path(name)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"dataset {name!r} is neither {', '.join(DATASETS)} nor an existing file or folder in SQuAD v1.1 form"
+        )
     if path.is_dir():
-        return dataset, read_squad_file(_find_split(path, split))
-    if not path.is_file():
-        raise FileNotFoundError(f"dataset {dataset!r} is neither squad, sample nor an existing file or folder")
-    return (dataset, read_squad_file(path)) if split == "dev" else _load_squad(split)
+        return QuestionSet(name, read_squad_file(_find_split(path, split)), squad_scores, True)
+    return QuestionSet(name, read_squad_file(path), squad_scores, True) if split == "dev" else load("squad", split)
 
 
-def subset(questions: list[Question], n: int, seed: int) -> list[Question]:
-    """A seeded choice of n questions, or all if there are fewer; a smaller choice is a prefix of a larger."""
-    if n < 1:
-        raise ValueError(f"samples must be at least 1, got {n}")
-    chosen = sorted(questions, key=lambda q: q.id)
-    random.Random(seed).shuffle(chosen)
-    return chosen[:n]
+@dataset("squad")
+def squad(split: str) -> tuple[str, list[Question]]:
+    """SQuAD v1.1 from SQUAD_DIR, else the hub, else the sample set."""
+    folder = os.environ.get("SQUAD_DIR")
+    if folder:
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"SQUAD_DIR={folder} is not a folder; unset it or point it at SQuAD v1.1's files")
+        return "squad", read_squad_file(_find_split(Path(folder), split))
+    questions = _load_from_hub(split)
+    if questions is not None:
+        return "squad", questions
+    print("data: no SQUAD_DIR and no hub, so the sample set is read (its numbers support no claim)", file=sys.stderr)
+    return "sample", sample(split)
 
 
-def split_by_article(questions: list[Question]) -> tuple[list[Question], list[Question]]:
-    """Questions to train on, and those of one article in 30 (at least one) to validate on.
-
-    The choice is always the same, so that no stage and no seed of a training sees what another one is judged by. Raises
-    ValueError if all questions are on one article.
-    """
-    titles = sorted({q.title for q in questions})
-    if len(titles) < 2:
-        raise ValueError("dataset: training needs questions on two articles or more, to hold one out for validation")
-    random.Random(0).shuffle(titles)
-    held = set(titles[: max(1, len(titles) // 30)])
-    return [q for q in questions if q.title not in held], [q for q in questions if q.title in held]
+@dataset("sample")
+def sample(split: str) -> list[Question]:
+    """The questions that were written for this repository."""
+    return read_squad_file(SAMPLE_DIR / f"{split}.json")
 
 
 def read_squad_file(path: Path) -> list[Question]:
@@ -133,19 +128,6 @@ def _checked(rows: Iterable[tuple], source: str) -> list[Question]:
     if not questions:
         raise ValueError(f"{source}: it holds no questions")
     return questions
-
-
-def _load_squad(split: str) -> tuple[str, list[Question]]:
-    folder = os.environ.get("SQUAD_DIR")
-    if folder:
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"SQUAD_DIR={folder} is not a folder; unset it or point it at SQuAD v1.1's files")
-        return "squad", read_squad_file(_find_split(Path(folder), split))
-    questions = _load_from_hub(split)
-    if questions is not None:
-        return "squad", questions
-    print("data: no SQUAD_DIR and no hub, so the sample set is read (its numbers support no claim)", file=sys.stderr)
-    return load_questions("sample", split)
 
 
 def _find_split(folder: Path, split: str) -> Path:

@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
-from latentwire.conditions.base import Condition, Setting
-from latentwire.data.squad import Question
+from latentwire.conditions.base import Condition, Reader, Shared
+from latentwire.data.question import Question, Scorer
 from latentwire.evaluation.predictions import Predictions
-from latentwire.evaluation.scores import exact_match, f1_score
 
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
@@ -21,52 +20,59 @@ def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]
 def complete(
     predictions: Predictions,
     label: Mapping[str, object],
-    setting: Setting,
     condition: Condition,
     m: int,
+    reader: Reader,
+    shared: Shared,
+    score: Scorer,
     batch_size: int,
     max_new_tokens: int,
 ) -> dict[str, dict]:
-    """Lines by question id of one condition on the setting's pool, the missing ones computed and kept under `label`
+    """Lines by question id of one condition on the shared questions, the missing ones computed and kept under `label`
     (condition, m, llm).
 
     The batches are always the same, so that a continued run gives the same numbers as an uninterrupted one.
     """
     lines = predictions.of(label)
     title = " ".join([label["llm"] or "", label["condition"], *([f"M={m}"] if label["m"] else [])])
-    with tqdm(total=len(setting.pool), desc=title, unit="q", mininterval=1) as bar:
-        for batch in batches(setting.pool, batch_size):
+    with tqdm(total=len(shared.questions), desc=title, unit="q", mininterval=1) as bar:
+        for batch in batches(shared.questions, batch_size):
             missing = {q.id for q in batch} - lines.keys()
             if missing:
-                found = answer(condition, setting, batch, m, max_new_tokens)
+                found = answer(condition, m, reader, shared, score, batch, max_new_tokens)
                 predictions.append([{"id": x["id"]} | label | x for x in found if x["id"] in missing])
             bar.update(len(batch))
     return lines
 
 
 def answer(
-    condition: Condition, setting: Setting, batch: Sequence[Question], m: int, max_new_tokens: int
+    condition: Condition,
+    m: int,
+    reader: Reader,
+    shared: Shared,
+    score: Scorer,
+    batch: Sequence[Question],
+    max_new_tokens: int,
 ) -> list[dict]:
     """Prediction lines of one batch (see `results` for their keys)."""
     started = time.perf_counter()
-    lines = (_read if condition.by_llm else _quote)(condition, setting, batch, m, max_new_tokens)
+    slots = condition.slots(reader, batch, m, shared)
+    lines = _read(reader, slots, batch, max_new_tokens) if condition.by_llm else _quote(slots)
     seconds = (time.perf_counter() - started) / len(batch)
-    asked = setting.prompts.source == "prompt"
+    asked = reader.prompts.source == "prompt"
     return [
         {
             "id": q.id, "prediction": line["prediction"], "references": list(q.answers),
-            "f1": f1_score(line["prediction"], q.answers), "em": exact_match(line["prediction"], q.answers),
-            **line, "answer_bytes": len(q.answers[0].encode()),
+            **score(line["prediction"], q.answers), **line, "answer_bytes": len(q.answers[0].encode()),
             "text_bytes": len(q.context.encode()) + (len(q.question.encode()) if asked else 0), "seconds": seconds,
         }
         for q, line in zip(batch, lines, strict=True)
     ]  # fmt: skip
 
 
-def _read(condition: Condition, setting: Setting, batch: Sequence[Question], m: int, max_new_tokens: int) -> list[dict]:
+def _read(reader: Reader, slots: Sequence, batch: Sequence[Question], max_new_tokens: int) -> list[dict]:
     """The LLM reads the slots and answers."""
-    llm, prompts = setting.llm, setting.prompts
-    slots = condition.build(setting, batch, m)
+    llm, prompts = reader.llm, reader.prompts
     answers = [prompts.answer_ids(q.answers[0]) for q in batch]
     prefill = llm.prefill(prompts.head, [slot.embeds for slot in slots], [prompts.tail(q.question) for q in batch])
     first = prefill.logits.argmax(-1).tolist()
@@ -82,12 +88,12 @@ def _read(condition: Condition, setting: Setting, batch: Sequence[Question], m: 
     ]  # fmt: skip
 
 
-def _quote(condition: Condition, setting: Setting, batch: Sequence[Question], m: int, _: int) -> list[dict]:
-    """No LLM: the condition answers by itself, so nothing is known of tokens or likelihoods."""
+def _quote(answers: Sequence[str]) -> list[dict]:
+    """No LLM: the condition answered by itself, so nothing is known of tokens or likelihoods."""
     return [
         {
             "prediction": text, "first_token_correct": None, "answer_nll": None, "answer_tokens": None,
             "llm_positions": 0, "wire_bytes": len(text.encode()),
         }
-        for text in condition.build(setting, batch, m)
+        for text in answers
     ]  # fmt: skip

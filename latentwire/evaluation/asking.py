@@ -1,63 +1,41 @@
-"""Ask one question of one text, and see both answers of each LLM: from the text, and from the wire.
-
-python latentwire/demo.py --context FILE --question "Who ...?"
-python latentwire/demo.py                    # asks for a file and then for questions
-"""
+"""One question of one text: both answers of each LLM, from the text and from the wire."""
 
 from pathlib import Path
 
-from latentwire.conditions.base import CONDITIONS, Sender, Setting
-from latentwire.data.squad import Question
-from latentwire.llms.frozen import load_llm
-from latentwire.llms.prompts import PromptBuilder
+from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared, readers
+from latentwire.data.question import Question
+from latentwire.evaluation.settings import DemoSettings
 from latentwire.models.checkpoint import load_checkpoint
-from latentwire.models.encoders.base import CodebookEncoder
-from latentwire.utils.runs import default_device, default_dtype
-from latentwire.utils.settings import DemoConfig, parse, require
+from latentwire.utils.cli import require
+from latentwire.utils.machine import on_this_machine
 
 _SHOWN = {"text": "text", "latentwire": "wire"}  # conditions, and what they are called here
-
-
-def main() -> None:
-    """Command line: one question, or a conversation."""
-    config = parse(DemoConfig)
-    if config.context:
-        context = read_context(config.context)
-        print(Demo(config).answers(context, config.question))
-    else:
-        converse(Demo(config))
 
 
 class Demo:
     """A checkpoint and its LLMs, ready to answer."""
 
-    def __init__(self, config: DemoConfig):
-        device = config.device or default_device()
-        dtype = config.dtype or default_dtype(device)
+    def __init__(self, config: DemoSettings):
+        config = on_this_machine(config)
         encoder, adapters, made = load_checkpoint(Path(config.ckpt), config.llm_ids)
-        source, self.m, self.longest = made.get("source", "prompt"), made["latent_len"], config.max_new_tokens
-        sender = Sender(encoder.to(device), source, config.codec)
-        llms = [load_llm(name, llm_id, device, dtype) for name, llm_id in config.llm_ids.items()]
-        self.settings = [
-            Setting(llm, PromptBuilder(llm.tokenizer, source, config.llm_wordings[llm.name]), sender,
-                    adapters[llm.name].to(device), config.codec, made["d_z"], (), (), 0)
-            for llm in llms
-        ]  # fmt: skip
+        self.source, self.m, self.longest = made.get("source", "prompt"), made["latent_len"], config.max_new_tokens
+        self.shared = Shared(sender=Sender(encoder.to(config.device), self.source, config.codec))
+        self.readers = readers(config, self.source, adapters)
 
     def answers(self, context: str, question: str) -> str:
         """Printable lines: each LLM's answer from the text and from the wire, with positions and bytes, and the words
         that the latents came from. Raises ValueError for an empty question or a text beyond an LLM's window."""
         require(bool(question.strip()), "question", question, "ask something")
         # Nothing scores these answers, so any reference will do.
-        asked = Question(f"{context}\n{question}", "demo", "demo", context, question.strip(), ("-",), (0,))
-        lines = [line for setting in self.settings for line in self._both(setting, asked)]
-        return "\n".join([*lines, *self._words(asked)])
+        asked = Question(f"{context}\n{question}", "demo", "demo", context, question.strip(), ("-",))
+        lines = [line for reader in self.readers for line in self._both(reader, asked)]
+        return "\n".join([*lines, self._words(asked)])
 
-    def _both(self, setting: Setting, asked: Question) -> list[str]:
-        llm, prompts, tail = setting.llm, setting.prompts, setting.prompts.tail(asked.question)
+    def _both(self, reader: Reader, asked: Question) -> list[str]:
+        llm, prompts, tail = reader.llm, reader.prompts, reader.prompts.tail(asked.question)
         lines = []
-        for condition, shown in _SHOWN.items():
-            (slot,) = CONDITIONS[condition].build(setting, [asked], self.m)
+        for name, shown in _SHOWN.items():
+            (slot,) = CONDITIONS[name].slots(reader, [asked], self.m, self.shared)
             positions = len(prompts.head) + len(slot.embeds) + len(tail) + self.longest
             if llm.positions and positions > llm.positions:
                 raise ValueError(
@@ -71,13 +49,22 @@ class Demo:
             )
         return lines
 
-    def _words(self, asked: Question) -> list[str]:
+    def _words(self, asked: Question) -> str:
         """The token that leads each latent, in reading order."""
-        encoder, source = self.settings[0].sender.encoder, self.settings[0].prompts.source
-        if not isinstance(encoder, CodebookEncoder):
-            return ["latents: free queries, which stand for no words"]
-        words = [encoder.tokenizer.decode([i]) for i in encoder.select(asked, source, self.m)]
-        return ["latents: " + "|".join(word.replace("\n", "\\n") for word in words)]
+        encoder = self.shared.sender.encoder
+        if not encoder.chooses_tokens:
+            return "latents: free queries, which stand for no words"
+        words = [encoder.tokenizer.decode([i]) for i in encoder.select(asked, self.source, self.m)]
+        return "latents: " + "|".join(word.replace("\n", "\\n") for word in words)
+
+
+def show(config: DemoSettings) -> None:
+    """Print the answers to the question that the settings name, or ask for a text and questions."""
+    if config.context:
+        text = read_context(config.context)
+        print(Demo(config).answers(text, config.question))
+    else:
+        converse(Demo(config))
 
 
 def read_context(path: str) -> str:

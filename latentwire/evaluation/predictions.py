@@ -7,11 +7,14 @@ from pathlib import Path
 
 from latentwire.conditions.base import CONDITIONS, Condition
 from latentwire.evaluation.results import row_key
-from latentwire.utils.runs import read_json, read_lines
-from latentwire.utils.settings import require
+from latentwire.utils.cli import require
+from latentwire.utils.files import read_json, read_lines
 
-_OF_CHECKPOINT = {"wire", "stage0", "tuned"}  # what a condition may use that another evaluation has otherwise
-_FILES = {"wire": "checkpoint_sha256", "tuned": "tuned_sha256"}  # unless these are the same; stage0 depends on all LLMs
+_OF_CHECKPOINT = {"wire", "untrained", "tuned"}  # what a condition may use that another evaluation has otherwise
+_FILES = {
+    "wire": "checkpoint_sha256",
+    "tuned": "tuned_sha256",
+}  # unless these are the same
 _FREE = ("ckpt", "checkpoint_sha256", "tuned", "tuned_sha256", "latent_len", "batch_size", "device")  # M is the line's
 
 

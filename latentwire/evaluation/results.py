@@ -1,4 +1,4 @@
-"""From one line a question to results.json: means, intervals, paired comparisons, the three critical tests.
+"""From one line per question to results.json: means, intervals, paired comparisons, the three critical tests.
 
 A prediction line holds: id, condition, m, llm, prediction, references, f1, em, first_token_correct, answer_nll (nats),
 answer_tokens, answer_bytes, llm_positions, wire_bytes, text_bytes, seconds; and, where another evaluation computed
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from latentwire.data.squad import Question
+from latentwire.data.question import Question
 from latentwire.evaluation.scores import (
     difference_ci,
     difference_verdict,

@@ -1,14 +1,9 @@
-"""Answer scores and their uncertainty.
+"""How certain a score is, and what follows from it.
 
-F1 and exact match follow the SQuAD v1.1 evaluation (Rajpurkar et al., 2016): answers are compared as bags of words
-after lower-casing and removing punctuation, articles and surplus space; the best reference counts.
 Intervals are 95% percentile bootstraps over *paragraphs*, because questions on one paragraph are not independent.
 """
 
-import re
-import string
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,32 +11,6 @@ from scipy.stats import DegenerateDataWarning, bootstrap
 
 DRAWS = 10_000
 RATIO_KEPT = 0.9  # critical test 3: LatentWire must keep at least this share of the text's F1
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize_answer(text: str) -> str:
-    """Lower-case; drop ASCII punctuation, then English articles, then surplus white space."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1.0 if the normalised prediction equals any normalised reference, else 0.0."""
-    return float(any(normalize_answer(prediction) == normalize_answer(r) for r in references))
-
-
-def f1_score(prediction: str, references: Sequence[str]) -> float:
-    """Best token-overlap F1 (0 to 1) of the prediction against any of the references."""
-    return max(_f1(normalize_answer(prediction).split(), normalize_answer(r).split()) for r in references)
-
-
-def _f1(predicted: list[str], reference: list[str]) -> float:
-    overlap = sum((Counter(predicted) & Counter(reference)).values())
-    if overlap == 0:
-        return 0.0
-    precision, recall = overlap / len(predicted), overlap / len(reference)
-    return 2 * precision * recall / (precision + recall)
 
 
 def mean_ci(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> list[float] | None:

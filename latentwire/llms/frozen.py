@@ -1,4 +1,4 @@
-"""The frozen language model: the only room that touches a Hugging Face causal LM.
+"""The frozen language model: only this file and `loading` touch a Hugging Face causal LM.
 
 Shapes: B batch, P slot positions, L positions after the head, A answer tokens, d model width, V vocabulary.
 Everything after the head is left-padded, so that every row ends at the same position; positions are
@@ -7,30 +7,16 @@ Everything after the head is left-padded, so that every row ends at the same pos
 
 import hashlib
 import inspect
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DynamicCache,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.llms.offline import OFFLINE_LLMS, ensure_offline_model
 from latentwire.llms.prompts import END_OF_TURN, IGNORE
-from latentwire.utils.runs import hub_answers, reason
-from latentwire.utils.settings import LARGE_SHAPES, require
 
 
 @dataclass
@@ -66,7 +52,7 @@ class FrozenLLM:
         self.model = model.eval().requires_grad_(False)
         self.embedding = model.get_input_embeddings()
         # A slice of the last positions is strided, and a strided input makes the matrix product copy the whole output
-        # embedding once a row (20 times slower for a large vocabulary on a CPU).
+        # embedding once per row (20 times slower for a large vocabulary on a CPU).
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
         self.width: int = self.embedding.weight.shape[1]
@@ -256,87 +242,3 @@ def _sliding_window(config: PreTrainedConfig) -> int | None:
     config = config.get_text_config(decoder=True)
     slides = "sliding_attention" in (getattr(config, "layer_types", None) or [])
     return config.sliding_window if slides else None
-
-
-@dataclass
-class Shape:
-    """What an LLM's size follows from. key_width: width of a layer's keys, and of its values."""
-
-    parameters: int
-    layers: int
-    width: int
-    inner_width: int
-    key_width: int
-    vocabulary: int
-
-
-def shape_of(name: str, llm_id: str) -> Shape:
-    """The shape of an LLM, from its configuration alone: no weight is read. Raises as `load_llm` does."""
-    where, remedy = _where(name, llm_id)
-    try:
-        config = AutoConfig.from_pretrained(**where)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    inner = config.get_text_config(decoder=True)
-    heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
-    head_width = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
-    return Shape(
-        sum(weight.numel() for weight in model.parameters()), inner.num_hidden_layers, inner.hidden_size,
-        getattr(inner, "intermediate_size", 4 * inner.hidden_size), heads * head_width, inner.vocab_size,
-    )  # fmt: skip
-
-
-def _where(name: str, llm_id: str) -> tuple[dict, str]:
-    """Where transformers finds a model, and what to do when it does not."""
-    source = str(ensure_offline_model(llm_id)) if llm_id in OFFLINE_LLMS else llm_id
-    remedy = f"set {name.upper()}_ID to a hub id, a folder with config.json, or one of {', '.join(OFFLINE_LLMS)}"
-    if llm_id.startswith("offline:") and llm_id not in OFFLINE_LLMS:
-        raise ValueError(f"unknown offline model {llm_id!r}; {remedy}")
-    source = os.path.expanduser(source)
-    is_path = source.startswith((".", "/")) or Path(source).is_dir()
-    if is_path and not Path(source, "config.json").is_file():
-        raise FileNotFoundError(f"no model in {source!r} (no config.json there); {remedy}")
-    return {"pretrained_model_name_or_path": source, "local_files_only": is_path or not hub_answers()}, remedy
-
-
-def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
-    """Load and freeze a causal LM.
-
-    llm_id: one of the offline models ("offline:..."), a folder, or a hub id; dtype: the name of a torch dtype.
-    DEVICE_MAP in the environment (auto, balanced, ...) lets accelerate spread the layers over all GPUs instead.
-    Raises FileNotFoundError or ValueError that names the id and the way out.
-    """
-    where, remedy = _where(name, llm_id)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=getattr(torch, dtype), output_loading_info=True, device_map=device_map()
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
-    if loaded["missing_keys"]:  # transformers would go on with random weights
-        raise ValueError(f"the model {llm_id!r} lacks the weights {sorted(loaded['missing_keys'])}; {remedy}")
-    if any(weight.is_meta for weight in model.parameters()):
-        raise ValueError(
-            f"DEVICE_MAP={device_map()}: the model {llm_id!r} does not fit the GPUs and would be read from main memory "
-            "or disk at each step; use more GPUs or a smaller model"
-        )
-    return FrozenLLM(name, model if device_map() else model.to(device), tokenizer, llm_id)
-
-
-def device_map() -> str | None:
-    """How accelerate spreads each LLM's layers over the GPUs; None keeps an LLM on one device."""
-    return os.environ.get("DEVICE_MAP") or None
-
-
-def random_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
-    """The large model of this name in its true shape, with random weights made on the device: right for times, never
-    for answers. It reads with the tokenizer of `llm_id`, whose ids must fit. Raises ValueError for an unknown name."""
-    require(name in LARGE_SHAPES, "llms", name, f"random weights have the shapes of {', '.join(LARGE_SHAPES)}")
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**LARGE_SHAPES[name]), dtype=getattr(torch, dtype)
-        )
-    return FrozenLLM(name, model, load_llm(name, llm_id, "cpu", dtype).tokenizer, f"{name}, random weights")

@@ -4,7 +4,7 @@ The weights travel in third parties' Python packages, of which only the bytes ar
 imported, and the sha256 of the whole file decides. A GGUF file is dequantised once into a Hugging Face folder under
 LATENTWIRE_CACHE (default ~/.cache/latentwire). MODELS_DIR names a folder where the original files already are.
 
-    python latentwire/models_cache.py        fetch, verify and convert all of them
+    python -m latentwire.llms.offline        fetch, verify and convert all of them
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from latentwire.utils.runs import cli, reason
+from latentwire.utils.cli import reason, run
 
 CHUNK = 1 << 20
 
@@ -239,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli(main)
+    run(main)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from latentwire.utils.settings import SOURCES
+from latentwire.data.content import SOURCES, content
 
 ANCHOR = "Answer:"
 IGNORE = -100  # label of every position that is not an answer token
@@ -54,35 +54,18 @@ WORDINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a wire stands for, and at which character the context and (if it is part of it) the question begin."""
-
-    text: str
-    context_at: int
-    question_at: int | None
-
-
-def content(source: str, context: str, question: str) -> Content:
-    """The slot's full text for one source."""
-    if source == "context":
-        return Content(f" {context}", 1, None)
-    before = f"Context: {context}\nQuestion: "
-    return Content(before + question, len("Context: "), len(before))
-
-
 class PromptBuilder:
     """Token ids of everything around the slot, for one LLM's tokenizer, one source and one wording."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, wording: str):
         if source not in SOURCES:
-            raise ValueError(f"unknown source {source!r}; choose one of {', '.join(SOURCES)}")
+            raise ValueError(f"source={source!r}: unknown; choose one of {', '.join(SOURCES)}")
         if wording not in WORDINGS:
-            raise ValueError(f"unknown wording {wording!r}; choose one of {', '.join(WORDINGS)}")
+            raise ValueError(f"wordings={wording!r}: unknown; choose one of {', '.join(WORDINGS)}")
         self.tokenizer, self.source = tokenizer, source
         # With source "context" the label stands in the head: only the context itself is in the slot.
-        content = f"Context:{_MARK}" if source == "context" else _MARK
-        self._before, self._after = self._render(WORDINGS[wording], content).split(_MARK)
+        slot = f"Context:{_MARK}" if source == "context" else _MARK
+        self._before, self._after = self._render(WORDINGS[wording], slot).split(_MARK)
         self.head: tuple[int, ...] = tuple(self.ids(self._before))
         self.end_id = self._end_id(WORDINGS[wording])
 
@@ -123,17 +106,17 @@ class PromptBuilder:
         ends = [vocabulary[token] for token in END_OF_TURN if token in vocabulary]
         return (ends or [self.tokenizer.eos_token_id])[0]
 
-    def _render(self, wording: Wording, content: str) -> str:
+    def _render(self, wording: Wording, slot: str) -> str:
         turns = []
         for context, question, answer in wording.shots:
             turns.append((f"Context: {context}\nQuestion: {question}", f"{ANCHOR} {answer}"))
         if self.tokenizer.chat_template is None or not wording.chat:
             shown = "".join(f"{asked}\n{answered}\n\n" for asked, answered in turns)
-            return f"{self.tokenizer.bos_token or ''}{wording.instruction}\n\n{shown}{content}\n{ANCHOR}"
+            return f"{self.tokenizer.bos_token or ''}{wording.instruction}\n\n{shown}{slot}\n{ANCHOR}"
         messages = []
         for asked, answered in turns:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        messages.append({"role": "user", "content": content})
+        messages.append({"role": "user", "content": slot})
         messages[0]["content"] = f"{wording.instruction}\n\n{messages[0]['content']}"
         rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return rendered + ANCHOR

@@ -15,15 +15,24 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.data.squad import Question
+from latentwire.data.content import Content, content
+from latentwire.data.question import Question
 from latentwire.llms.offline import OFFLINE_ENCODERS, ensure_offline_model
-from latentwire.llms.prompts import Content, content
-from latentwire.utils.runs import hub_answers, reason
+from latentwire.utils.cli import Settings, option, reason
+from latentwire.utils.machine import hub_answers
 
+WEIGHT_DECAY = 0.01  # of backbones; all other parts are trained without
 _OVERLAP = 128  # word pieces that neighbouring windows of a long text share
 # Dropping attention weights rules out the fused kernels: twice the time on a CPU, and far more memory.
 _ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}
 _BYTE_WIDTH, _BYTE_LAYERS, _BYTE_HEADS = 256, 4, 4
+
+
+@dataclass(kw_only=True)
+class BackboneSettings(Settings):
+    """Of encoders with a pretrained backbone."""
+
+    encoder_id: str = option("offline:all-minilm-l6-v2", "pretrained encoder: offline:..., a folder, or a hub id")
 
 
 @dataclass

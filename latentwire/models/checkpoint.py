@@ -1,31 +1,39 @@
 """A trained (or closed-form) LatentWire on disk.
 
-    FOLDER/config.json          what is needed to rebuild the modules, and how they were made
-    FOLDER/encoder.pt           state dict
-    FOLDER/adapter_NAME.pt      state dict, one per LLM
-    FOLDER/wire_tokenizer/      the tokenizer that the encoder reads with
-    FOLDER/backbone/            config and tokenizer of a pretrained backbone
-    FOLDER/training.pt          only in checkpoint_last: optimizer, scheduler and step, to continue exactly
+    FOLDER/config.json              what is needed to rebuild the modules, and how they were made
+    FOLDER/encoder.safetensors      state dict; encoder.pt beside it holds the same
+    FOLDER/adapter_NAME.safetensors state dict, one per LLM; adapter_NAME.pt beside it holds the same
+    FOLDER/wire_tokenizer/          the tokenizer that the encoder reads with
+    FOLDER/backbone/                config and tokenizer of a pretrained backbone
+    FOLDER/training.pt              only in checkpoint_last: optimizer, scheduler and step, to continue exactly
 
-Tuned rivals are kept alike: config.json and soft_prompt_NAME.pt. config.json has the sha256 of every .pt file. Loading
-is strict: a mismatch is an error that names the file and the keys, never a score from half a checkpoint.
+Tuned rivals are kept alike: config.json and soft_prompt_NAME. A checkpoint with .pt files alone, as older ones are,
+loads too. config.json has the sha256 of every weights file. Loading is strict: a mismatch is an error that names the
+file and the keys, never a score from half a checkpoint.
 """
 
 import hashlib
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
-from latentwire.models.adapters import Adapter
-from latentwire.models.backbones import ByteBackbone, PretrainedBackbone, backbone_of_shape, save_backbone_shape
-from latentwire.models.encoders.base import CodebookEncoder, Encoder, ResamplingEncoder, SelectingEncoder
-from latentwire.utils.runs import read_json, reason, write_json
+from latentwire.models.adapters import ADAPTERS, Adapter
+from latentwire.models.encoders.base import ENCODERS, Encoder
+from latentwire.utils.cli import reason
+from latentwire.utils.files import read_json, write_json
+from latentwire.utils.registry import Registry
+
+_PROMPT = "prompt"  # the one tensor of a soft prompt's file
+_ENDS = (".safetensors", ".pt")  # the first one that is there is read
+_FIRST_ADAPTER = "residual_mlp"  # of checkpoints that do not say their kind
 
 
 def save_checkpoint(
@@ -37,17 +45,22 @@ def save_checkpoint(
     Raises OSError if it cannot be written; the previous checkpoint stays.
     """
     assert set(adapters) == set(config["llms"])
-    widths = {name: adapter.linear.out_features for name, adapter in adapters.items()}
+    _require_registered(ENCODERS, encoder)
+    for adapter in adapters.values():
+        _require_registered(ADAPTERS, adapter)
+    shapes = {
+        "encoder": {"type": encoder.name, **encoder.shape()},
+        "adapters": {name: adapter.name for name, adapter in adapters.items()},
+        "widths": {name: adapter.width for name, adapter in adapters.items()},
+    }
     with _replaced(folder) as part:
-        torch.save(encoder.state_dict(), part / "encoder.pt")
+        _write(part, "encoder", encoder.state_dict())
         for name, adapter in adapters.items():
-            torch.save(adapter.state_dict(), part / f"adapter_{name}.pt")
+            _write(part, f"adapter_{name}", adapter.state_dict())
         encoder.tokenizer.save_pretrained(part / "wire_tokenizer")
-        if isinstance(getattr(encoder, "backbone", None), PretrainedBackbone):
-            save_backbone_shape(encoder.backbone, part / "backbone")
+        encoder.save_parts(part)
         if training is not None:
             torch.save(training, part / "training.pt")
-        shapes = {"encoder": _shape(encoder), "widths": widths}
         write_json(part / "config.json", config | shapes | {"sha256": _hashes(part)})
 
 
@@ -68,11 +81,17 @@ def load_checkpoint(folder: Path, llms: Mapping[str, str]) -> tuple[Encoder, dic
         tokenizer = AutoTokenizer.from_pretrained(folder / "wire_tokenizer", local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / 'wire_tokenizer'} cannot be read ({reason(error)})") from error
-    encoder = _of_shape(shape, d_z, tokenizer, folder)
-    _load_strict(encoder, folder / "encoder.pt")
-    adapters = {name: Adapter(d_z, widths[name]) for name in llms}
+    kind, *_ = _known(ENCODERS, [shape.get("type")], folder)
+    arguments = {key: value for key, value in shape.items() if key != "type"}
+    try:
+        encoder = kind.of_shape(tokenizer, d_z, folder, **arguments)
+    except TypeError as error:  # arguments that this class does not take
+        raise ValueError(f"{folder / 'config.json'} does not fit the encoder {kind.name} ({error})") from error
+    _load_strict(encoder, folder, "encoder")
+    kinds = _known(ADAPTERS, [config.get("adapters", {}).get(name, _FIRST_ADAPTER) for name in llms], folder)
+    adapters = {name: kind(d_z, widths[name]) for name, kind in zip(llms, kinds, strict=True)}
     for name, adapter in adapters.items():
-        _load_strict(adapter, folder / f"adapter_{name}.pt")
+        _load_strict(adapter, folder, f"adapter_{name}")
     return encoder, adapters, config
 
 
@@ -80,7 +99,7 @@ def save_soft_prompts(folder: Path, prompts: Mapping[str, Tensor], config: dict,
     """Write soft prompts [vectors, d] by LLM, as `save_checkpoint` does. config needs "llms" and "stage"."""
     with _replaced(folder) as part:
         for name, prompt in prompts.items():
-            torch.save(prompt, part / f"soft_prompt_{name}.pt")
+            _write(part, f"soft_prompt_{name}", {_PROMPT: prompt})
         if training is not None:
             torch.save(training, part / "training.pt")
         write_json(part / "config.json", config | {"sha256": _hashes(part)})
@@ -89,10 +108,13 @@ def save_soft_prompts(folder: Path, prompts: Mapping[str, Tensor], config: dict,
 def load_soft_prompts(folder: Path, llms: Mapping[str, str]) -> dict[str, Tensor]:
     """Soft prompts [vectors, d] by LLM. Raises FileNotFoundError or ValueError like `load_checkpoint`."""
     _check_llms(folder, read_config(folder).get("llms", {}), llms)
-    prompts = {name: _read(folder / f"soft_prompt_{name}.pt") for name in llms}
-    for name, prompt in prompts.items():
-        if not isinstance(prompt, Tensor) or prompt.ndim != 2:
-            raise ValueError(f"{folder / f'soft_prompt_{name}.pt'} holds no soft prompt; train it again")
+    prompts = {}
+    for name in llms:
+        path = _weights(folder, f"soft_prompt_{name}")
+        found = _read(path)
+        prompts[name] = found.get(_PROMPT) if isinstance(found, Mapping) else found  # older ones hold the tensor alone
+        if not isinstance(prompts[name], Tensor) or prompts[name].ndim != 2:
+            raise ValueError(f"{path} holds no soft prompt; train it again")
     return prompts
 
 
@@ -118,8 +140,8 @@ def checkpoint_sha256(folder: Path) -> str:
     """One hash of a checkpoint's files, so that an evaluation is not continued with other ones."""
     read_config(folder)  # it says what is missing, and undoes a killed save
     digest = hashlib.sha256()
-    files = (folder / "config.json", *folder.glob("*.pt"), *folder.glob("wire_tokenizer/*"), *folder.glob("backbone/*"))
-    for path in sorted(files):
+    parts = ("*.safetensors", "*.pt", "wire_tokenizer/*", "backbone/*")
+    for path in sorted([folder / "config.json", *(path for part in parts for path in folder.glob(part))]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -132,7 +154,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors report a full disk as their own
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(
             f"cannot write the checkpoint {folder} ({reason(error)}); make room; the previous one is kept"
@@ -146,29 +168,6 @@ def _replaced(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _shape(encoder: Encoder) -> dict:
-    """What is needed to rebuild an encoder before its state is loaded."""
-    if isinstance(encoder, SelectingEncoder):
-        return {"type": "hf", "vocabulary": encoder.codebook.num_embeddings, "pooling": encoder.pooling}
-    if isinstance(encoder, CodebookEncoder):
-        return {"type": "codebook", "vocabulary": encoder.codebook.num_embeddings}
-    kind = "byte" if isinstance(encoder.backbone, ByteBackbone) else "queries"
-    return {"type": kind, "m": len(encoder.resampler.queries)}
-
-
-def _of_shape(shape: dict, d_z: int, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Encoder:
-    match shape:
-        case {"type": "codebook", "vocabulary": vocabulary}:
-            return CodebookEncoder(tokenizer, vocabulary, d_z)
-        case {"type": "hf", "vocabulary": vocabulary, "pooling": pooling}:
-            return SelectingEncoder(tokenizer, vocabulary, d_z, backbone_of_shape(folder / "backbone"), pooling)
-        case {"type": "queries", "m": m}:
-            return ResamplingEncoder(tokenizer, d_z, backbone_of_shape(folder / "backbone"), m)
-        case {"type": "byte", "m": m}:
-            return ResamplingEncoder(tokenizer, d_z, ByteBackbone(), m)
-    raise ValueError(f"{folder / 'config.json'} describes an encoder that this program does not know: {shape}")
-
-
 def _check_llms(folder: Path, trained: Mapping[str, str], llms: Mapping[str, str]) -> None:
     for name, llm_id in llms.items():
         if trained.get(name) != llm_id:
@@ -178,7 +177,49 @@ def _check_llms(folder: Path, trained: Mapping[str, str], llms: Mapping[str, str
             )
 
 
-def _load_strict(module: nn.Module, path: Path) -> None:
+def weights_bytes(folder: Path) -> int:
+    """Bytes of the weights in a checkpoint's folder, each counted once; 0 where there is none."""
+    stems = {path.stem for end in _ENDS for path in folder.glob(f"*{end}")} - {"training"}
+    return sum(_weights(folder, stem).stat().st_size for stem in stems)
+
+
+def _require_registered(registry: Registry, module: nn.Module) -> None:
+    """ValueError for a class that a checkpoint could not be loaded with again."""
+    if registry.get(getattr(module, "name", "")) is not type(module):
+        raise ValueError(
+            f"{type(module).__name__} is not registered, so its checkpoint could not be loaded again; register the "
+            f"class itself (known as {registry.kind}: {', '.join(registry)})"
+        )
+
+
+def _known(registry: Registry, names: Sequence[str], folder: Path) -> list[type]:
+    """What the names in a checkpoint's config.json stand for."""
+    for name in names:
+        if name not in registry:
+            raise ValueError(
+                f"{folder / 'config.json'} names the {registry.kind} {name!r}, which this program does not know; "
+                f"it knows {', '.join(registry)}"
+            )
+    return [registry[name] for name in names]
+
+
+def _write(folder: Path, stem: str, state: Mapping[str, Tensor]) -> None:
+    """The same weights as .safetensors and as .pt, whose names are a contract."""
+    state = {key: value.detach().clone().contiguous() for key, value in state.items()}
+    torch.save(state, folder / f"{stem}.pt")
+    save_file(state, folder / f"{stem}.safetensors")
+
+
+def _weights(folder: Path, stem: str) -> Path:
+    """The file of these weights that is there, .safetensors first."""
+    there = [folder / f"{stem}{end}" for end in _ENDS if (folder / f"{stem}{end}").is_file()]
+    if not there:
+        raise FileNotFoundError(f"the checkpoint lacks {folder / stem}.pt (and .safetensors)")
+    return there[0]
+
+
+def _load_strict(module: nn.Module, folder: Path, stem: str) -> None:
+    path = _weights(folder, stem)
     try:
         module.load_state_dict(_read(path), strict=True)
     except (RuntimeError, TypeError) as error:
@@ -186,7 +227,7 @@ def _load_strict(module: nn.Module, path: Path) -> None:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    return {path.name: _sha256(path) for path in sorted(folder.glob("*.pt"))}
+    return {path.name: _sha256(path) for end in _ENDS for path in sorted(folder.glob(f"*{end}"))}
 
 
 def _sha256(path: Path) -> str:
@@ -195,7 +236,7 @@ def _sha256(path: Path) -> str:
 
 
 def _read(path: Path) -> dict | Tensor:
-    """A .pt file, once its hash is the one that config.json promises: torch would load altered weights in silence."""
+    """A weights file, once its hash is what config.json promises: altered weights would be loaded in silence."""
     try:
         found, promised = _sha256(path), read_config(path.parent).get("sha256", {}).get(path.name)
         if found != promised:
@@ -203,8 +244,10 @@ def _read(path: Path) -> dict | Tensor:
                 f"{path} is cut or damaged (sha256 {found[:16]}, config.json says {str(promised)[:16]}); "
                 "restore it or train again"
             )
+        if path.suffix == ".safetensors":
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the checkpoint lacks {path}") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, OSError) as error:
         raise ValueError(f"{path} is cut or damaged ({reason(error)}); restore it or train again") from error

@@ -1,4 +1,4 @@
-"""Stage 0, in closed form: one codebook that every LLM can already read.
+"""The closed form: a codebook that every LLM can already read, and the adapters that read it, before any training.
 
 Each token v of a wire vocabulary has an input embedding in every LLM: its own where the LLM's vocabulary holds the same
 token, else the mean of its pieces' embeddings. The LLMs' tables are standardised and stacked side by side; the top d_z
@@ -21,19 +21,53 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
+from latentwire.data.question import subset
+from latentwire.data.squad import load
 from latentwire.llms.frozen import FrozenLLM
+from latentwire.models.adapters import ADAPTERS, Adapter
+from latentwire.models.encoders.codebook import ClosedFormEncoder
 
+FIT_QUESTIONS = 5000  # train questions whose text weighs the codebook and fits the PCA
 _CHUNK = 16384
 _REPORT_TOKENS = 1000
 _SMOOTHING = 1.0  # added to every token's count, so that none is left out
 
 
 @dataclass
-class Interface:
+class ClosedForm:
     """codebook: float32 [V, d_z]; adapters: per LLM, (weight [d_l, d_z], bias [d_l])."""
 
     codebook: Tensor
     adapters: dict[str, tuple[Tensor, Tensor]]
+
+
+def fit_texts(dataset: str) -> list[str]:
+    """Contexts and questions of train, for what is fitted in closed form."""
+    some = subset(load(dataset, "train").questions, FIT_QUESTIONS, seed=0)
+    return sorted({q.context for q in some}) + [q.question for q in some]
+
+
+def closed_form(
+    llms: Mapping[str, FrozenLLM],
+    texts: Sequence[str],
+    d_z: int,
+    random_seed: int | None = None,
+    adapter_type: str = "residual_mlp",
+) -> tuple[ClosedFormEncoder, dict[str, Adapter], dict]:
+    """Encoder, adapters, and the figures of `report`. The wire's vocabulary is that of the first LLM.
+
+    random_seed: draw a codebook that knows nothing instead, to learn what the closed form is worth.
+    """
+    tokenizer = next(iter(llms.values())).tokenizer
+    tables = {name: wire_table(llm, tokenizer) for name, llm in llms.items()}
+    counts = token_counts(tokenizer, texts)
+    found = joint_codebook(tables, counts, d_z)
+    if random_seed is not None:
+        found = random_codebook(found, random_seed)
+    encoder = ClosedFormEncoder.from_codebook(tokenizer, found.codebook)
+    kind = ADAPTERS.pick(adapter_type)
+    adapters = {name: kind.from_closed_form(*maps) for name, maps in found.adapters.items()}
+    return encoder, adapters, report(found, tables, counts)
 
 
 def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
@@ -62,7 +96,7 @@ def wire_table(llm: FrozenLLM, wire_tokenizer: PreTrainedTokenizerBase) -> Tenso
     return out
 
 
-def build_interface(tables: Mapping[str, Tensor], counts: Tensor, d_z: int) -> Interface:
+def joint_codebook(tables: Mapping[str, Tensor], counts: Tensor, d_z: int) -> ClosedForm:
     """Joint codebook and adapters of LLMs given their wire tables [V, d_l] and the tokens' counts [V]."""
     width = sum(table.shape[1] for table in tables.values())
     if not 1 <= d_z <= width:
@@ -78,21 +112,21 @@ def build_interface(tables: Mapping[str, Tensor], counts: Tensor, d_z: int) -> I
     rms = (weights * codes.square()).sum().div(d_z).sqrt()
     blocks = directions.split([table.shape[1] for table in tables.values()])
     adapters = {name: (scales[name] * rms * block, means[name]) for name, block in zip(tables, blocks, strict=True)}
-    return Interface(codes / rms, adapters)
+    return ClosedForm(codes / rms, adapters)
 
 
-def random_interface(like: Interface, seed: int) -> Interface:
+def random_codebook(like: ClosedForm, seed: int) -> ClosedForm:
     """Codes and maps of the same shapes and sizes that know nothing of any LLM: what the closed form must beat."""
     drawing = torch.Generator().manual_seed(seed)
 
-    def drawn(found: Tensor) -> Tensor:
-        return found.square().mean().sqrt() * torch.randn(found.shape, generator=drawing)
+    def drawn(table: Tensor) -> Tensor:
+        return table.square().mean().sqrt() * torch.randn(table.shape, generator=drawing)
 
     adapters = {name: (drawn(weight), torch.zeros_like(bias)) for name, (weight, bias) in like.adapters.items()}
-    return Interface(drawn(like.codebook), adapters)
+    return ClosedForm(drawn(like.codebook), adapters)
 
 
-def interface_report(interface: Interface, tables: Mapping[str, Tensor], counts: Tensor) -> dict[str, dict[str, float]]:
+def report(found: ClosedForm, tables: Mapping[str, Tensor], counts: Tensor) -> dict[str, dict[str, float]]:
     """Per LLM, how well the codes stand for its own embeddings.
 
     explained_variance: share of the embeddings' variance over the counted text. nearest_token_recall: how often the
@@ -105,18 +139,18 @@ def interface_report(interface: Interface, tables: Mapping[str, Tensor], counts:
         "nearest_token_recall_uniform": torch.randint(len(counts), (_REPORT_TOKENS,), generator=drawing),
     }
     weights = (counts / counts.sum()).float()[:, None]
-    report = {}
+    figures = {}
     for name, table in tables.items():
-        weight, bias = interface.adapters[name]
-        restored = interface.codebook @ weight.T + bias
+        weight, bias = found.adapters[name]
+        restored = found.codebook @ weight.T + bias
         variance = (weights * (table - (weights * table).sum(dim=0)).square()).sum()
-        report[name] = {"explained_variance": float(1 - (weights * (table - restored).square()).sum() / variance)}
+        figures[name] = {"explained_variance": float(1 - (weights * (table - restored).square()).sum() / variance)}
         vocabulary = normalize(table, dim=1).T
         for key, ids in draws.items():
-            found = (normalize(restored[ids], dim=1) @ vocabulary).argmax(dim=1)
+            nearest = (normalize(restored[ids], dim=1) @ vocabulary).argmax(dim=1)
             # Tokens that this LLM splits alike share one embedding: finding its twin is finding it.
-            report[name][key] = float(torch.isclose(table[found], table[ids]).all(dim=1).float().mean())
-    return report
+            figures[name][key] = float(torch.isclose(table[nearest], table[ids]).all(dim=1).float().mean())
+    return figures
 
 
 def principal_directions(centred: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ def pool(scores: Tensor, mask: Tensor, m: int, pooling: str) -> tuple[Tensor, Te
     weights = token_weights(scores, mask, m)
     places = mask.sum(dim=1).clamp(max=m)  # [B]
     used = torch.arange(m, device=mask.device) < places[:, None]
-    return (_select if pooling == "select" else _integrate)(weights, scores, mask, m), used
+    return POOLINGS[pooling](weights, scores, mask, m), used
 
 
 def token_weights(scores: Tensor, mask: Tensor, m: int) -> Tensor:
@@ -64,3 +64,6 @@ def _integrate(weights: Tensor, scores: Tensor, mask: Tensor, m: int) -> Tensor:
     start = end - weights[:, None]
     place = torch.arange(m, device=weights.device, dtype=weights.dtype)[None, :, None]
     return (torch.minimum(end, place + 1) - torch.maximum(start, place)).clamp(min=0)
+
+
+POOLINGS = {"select": _select, "cif": _integrate}

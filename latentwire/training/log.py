@@ -1,6 +1,7 @@
-"""metrics.jsonl, the record of a training run: written line by line, continued without gaps, drawn at the end.
+"""metrics.jsonl, the log of a training: written line by line, continued without gaps.
 
-A line of a step: {"step", "epoch", "loss", ...}; a line of a validation: {"step", "validation": {...}}.
+A line of a step: {"step", "epoch", "loss", ..., "grad_norms": {component: length}, "llms": {LLM: {"ce", ...}}}; of a
+validation: {"step", "validation": {"score", ..., "llms": {LLM: {"f1", ...}}}}.
 """
 
 import json
@@ -8,16 +9,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from latentwire.reporting.charts import curve_keys, training_curves
 
-
-class Metrics:
+class TrainingLog:
     """Appends to metrics.jsonl; whatever was written after step `kept` is dropped first, to be computed again. -1 drops
     all, also the validation before the first step."""
 
     def __init__(self, path: Path, kept: int):
         self.path = path
-        lines = [line for line in read_metrics(path) if line["step"] <= kept] if path.is_file() else []
+        lines = [line for line in read_log(path) if line["step"] <= kept] if path.is_file() else []
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         temporary.replace(path)
@@ -34,7 +33,7 @@ class Metrics:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict]:
+def read_log(path: Path) -> list[dict]:
     """The lines of metrics.jsonl; a last one that a kill cut off is left out. ValueError naming a damaged one."""
     text = path.read_text(encoding="utf-8")
     lines = []
@@ -49,12 +48,11 @@ def read_metrics(path: Path) -> list[dict]:
     return lines
 
 
-def draw_curves(folder: Path) -> list[Path]:
-    """first_token_accuracy.png and loss.png from metrics.jsonl; the paths that were drawn."""
-    lines = read_metrics(folder / "metrics.jsonl")
-    drawn = []
-    for name in ("first_token_accuracy", "loss"):
-        if curve_keys(lines, name):
-            drawn.append(folder / f"{name}.png")
-            training_curves(lines, name).savefig(drawn[-1], dpi=130)
-    return drawn
+def flat(line: Mapping) -> dict[str, float]:
+    """The figures of a line by one name each: "loss", "ce llama", "grad_norm score". Older logs have names such as
+    "ce_llama" already, which stay as they are."""
+    found = {key: value for key, value in line.items() if not isinstance(value, Mapping)}
+    found |= {f"grad_norm {component}": value for component, value in line.get("grad_norms", {}).items()}
+    for llm, figures in line.get("llms", {}).items():
+        found |= {f"{key} {llm}": value for key, value in figures.items()}
+    return found

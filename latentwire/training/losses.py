@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from latentwire.data.squad import Question
+from latentwire.data.question import Question
 from latentwire.llms.frozen import PrefixLoss
 from latentwire.models.encoders.base import Encoded, answer_edges
 from latentwire.training.teacher import TeacherLine

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import torch
 
-from latentwire.data.squad import Question
-from latentwire.llms.frozen import Shape, device_map, shape_of
-from latentwire.utils.settings import TUNED, TrainConfig
+from latentwire.conditions.base import CONDITIONS
+from latentwire.data.question import Question
+from latentwire.llms.loading import Shape, device_map, shape_of
+from latentwire.models.checkpoint import weights_bytes
+from latentwire.training.settings import TrainSettings
+from latentwire.training.stages import STAGES
 
 _HEAD, _TAIL = 256, 64  # positions: worked examples; question, anchor and answer
 _CHARACTERS = 4  # of a context for a token: fewer than most have
@@ -16,19 +19,18 @@ _ENCODER_QUESTION = 60e6  # bytes that the encoder's backward pass keeps for one
 _FREE = 0.95  # of the memory may be planned for
 
 
-def require_memory(config: TrainConfig, questions: Sequence[Question]) -> str:
+def require_memory(config: TrainSettings, questions: Sequence[Question]) -> str:
     """What a process is expected to need, as a line to print. config: with its device and dtype set; questions: those
     to train on, whose longest context fills a batch of its like.
 
-    Raises ValueError with the numbers and what to change where that is more than there is.
+    Raises ValueError with the numbers and what to change where that is more than there is, unless config.ignore_memory.
     """
-    shapes = (
-        {name: shape_of(name, llm_id) for name, llm_id in config.llm_ids.items()} if config.stage != "scores" else {}
-    )
+    llm_ids = config.llm_ids if STAGES[config.stage].needs_llms else {}
+    shapes = {name: shape_of(name, llm_id) for name, llm_id in llm_ids.items()}
     parts = training_bytes(config, shapes, max(len(q.context) for q in questions))
     there, needed = total_bytes(config.device), sum(parts.values())
-    told = f"{needed / 1e9:.1f} GB a process ({', '.join(f'{what} {n / 1e9:.1f}' for what, n in parts.items())})"
-    if needed > _FREE * there:
+    told = f"{needed / 1e9:.1f} GB per process ({', '.join(f'{what} {n / 1e9:.1f}' for what, n in parts.items())})"
+    if needed > _FREE * there and not config.ignore_memory:
         remedies = [f"BATCH_SIZE (--batch_size) below {config.batch_size}"] if config.batch_size > 1 else []
         remedies += ["DTYPE=bfloat16"] if config.dtype == "float32" else []
         remedies += ["fewer LLMS"] if len(shapes) > 1 else []
@@ -36,16 +38,18 @@ def require_memory(config: TrainConfig, questions: Sequence[Question]) -> str:
         remedies.append("smaller LLMs")
         raise ValueError(
             f"memory: this training needs about {told}, and {there / 1e9:.1f} GB are there; "
-            f"choose {' or '.join(remedies)}, or a larger device"
+            f"choose {' or '.join(remedies)}, or a larger device; --ignore_memory starts it all the same"
         )
     return f"memory: about {told}, of {there / 1e9:.1f} GB"
 
 
-def training_bytes(config: TrainConfig, shapes: Mapping[str, Shape], longest: int) -> dict[str, float]:
+def training_bytes(config: TrainSettings, shapes: Mapping[str, Shape], longest: int) -> dict[str, float]:
     """Bytes at the peak of a step, by what takes them; shapes: of the LLMs that take part; longest: characters of the
     longest context, which only one stage's LLMs read as it is."""
     size = torch.empty(0, dtype=getattr(torch, config.dtype)).element_size()
-    slot = longest // _CHARACTERS if config.stage == "text_tuned" else config.latent_len
+    stage = STAGES[config.stage]
+    whole = bool(stage.rival) and CONDITIONS[stage.rival].cost == "whole"
+    slot = longest // _CHARACTERS if whole else config.latent_len
     positions = config.batch_size * (slot + _TAIL)
     heads = config.batch_size * _HEAD
     parts = {"weights of the LLMs": 0.0, "kept for the gradient": 0.0, "logits": 0.0}
@@ -56,10 +60,9 @@ def training_bytes(config: TrainConfig, shapes: Mapping[str, Shape], longest: in
         )
         # as they come, in float32, and the gradient of both
         parts["logits"] += config.batch_size * (config.k + 1) * shape.vocabulary * 2 * (size + 4)
-    if config.stage not in TUNED:
-        files = Path(config.init).glob("*.pt") if config.init else []
+    if not stage.rival:
         # float32 weights, gradients and AdamW's two moments
-        parts["encoder and adapters"] = 4.0 * sum(path.stat().st_size for path in files)
+        parts["encoder and adapters"] = 4.0 * (weights_bytes(Path(config.init)) if config.init else 0)
         parts["encoder and adapters"] += config.batch_size * _ENCODER_QUESTION
     return parts
 

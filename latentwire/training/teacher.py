@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from latentwire.data.squad import Question
+from latentwire.data.question import Question
 from latentwire.llms.frozen import FrozenLLM, PrefixLoss
 from latentwire.llms.offline import cache_dir
 from latentwire.llms.prompts import PromptBuilder
 
 TOP = 32  # tokens kept at each label
-BLOCK = 256  # questions a file
+BLOCK = 256  # questions per file
 TENSORS = ("ids", "logprobs", "right", "real")
 _BATCH = 16
 

@@ -10,34 +10,29 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
-from latentwire.conditions.base import Setting
-from latentwire.data.squad import Question
-from latentwire.models.latentwire import LatentWire, Slots, SoftPrompts
-from latentwire.training.log import Metrics
+from latentwire.conditions.base import Reader
+from latentwire.data.question import Question
+from latentwire.models.components import require_complete
+from latentwire.models.latentwire import LatentWire, Slots
+from latentwire.training.log import TrainingLog, flat
 from latentwire.training.losses import answer_sums, distillation_sum, span_sum
+from latentwire.training.settings import TrainSettings
+from latentwire.training.soft_prompts import SoftPrompts
+from latentwire.training.stages import STAGES
 from latentwire.training.teacher import TeacherLine
-from latentwire.utils.runs import reason
-from latentwire.utils.settings import TUNED, TrainConfig
+from latentwire.utils.cli import reason
 
 TERMINATED = 143  # exit status after SIGTERM, as shells have it: 128 + 15
 _POOL = 50  # batches that are sorted by length together
-_WEIGHT_DECAY = 0.01
-# What each stage trains; everything else stays as the stage before left it.
-_TRAINED = {
-    "scores": ("backbone", "span"),
-    "adapters": ("codebook", "residual", "adapter_"),
-    "joint": ("",),
-    **dict.fromkeys(TUNED, ("",)),
-}
 
 
 class Terminated(SystemExit):
@@ -49,22 +44,24 @@ class Terminated(SystemExit):
 
 @dataclass
 class Job:
-    """What a stage works with. teacher: by LLM and question id; empty without distillation.
+    """What a stage works with. spans: whether the answers are spans; teacher: by LLM and question id; empty without
+    distillation.
 
     validate(): figures on the held-out questions, "score" (higher is better) among them.
-    save(folder, training): writes a checkpoint; without `training` only what an evaluation needs.
+    save(folder, training, notes): writes a checkpoint; without `training` only what an evaluation needs.
     """
 
-    config: TrainConfig
+    config: TrainSettings
     model: LatentWire | SoftPrompts
-    settings: Sequence[Setting]
+    readers: Sequence[Reader]
     questions: Sequence[Question]
-    validate: Callable[[], dict[str, float]]
-    save: Callable[[Path, dict | None, dict], None]
-    teacher: Mapping[str, Mapping[str, TeacherLine]]
+    validate: Callable[[], dict] | None = None
+    save: Callable[[Path, dict | None, dict], None] | None = None
+    spans: bool = True
+    teacher: dict[str, Mapping[str, TeacherLine]] = field(default_factory=dict)
 
 
-def steps_of(config: TrainConfig, n: int, processes: int) -> tuple[int, int]:
+def steps_of(config: TrainSettings, n: int, processes: int) -> tuple[int, int]:
     """Steps of an epoch and of the whole stage; the last, incomplete batch of an epoch is left out."""
     each = max(1, n // (config.batch_size * processes))
     return each, each * config.epochs
@@ -73,7 +70,7 @@ def steps_of(config: TrainConfig, n: int, processes: int) -> tuple[int, int]:
 class Batches:
     """All processes' questions of each step: batches of similar length, in an order that is drawn anew each epoch."""
 
-    def __init__(self, config: TrainConfig, questions: Sequence[Question], processes: int):
+    def __init__(self, config: TrainSettings, questions: Sequence[Question], processes: int):
         self.questions, self.seed, self.size = questions, config.seed, config.batch_size * processes
         self.per_epoch, _ = steps_of(config, len(questions), processes)
         self._epoch, self._batches = -1, []
@@ -99,22 +96,23 @@ class Trainer:
 
     def __init__(self, job: Job, accelerator: Accelerator, folder: Path, state: dict | None):
         self.job, self.accelerator, self.folder, config = job, accelerator, folder, job.config
+        self.stage = STAGES[config.stage]
         self.per_epoch, self.total = steps_of(config, len(job.questions), accelerator.num_processes)
         self.batches = Batches(config, job.questions, accelerator.num_processes)
-        components = job.model.components()
-        self.components = {
-            name: params for name, params in components.items() if name.startswith(_TRAINED[config.stage])
-        }
+        everything = job.model.components()
+        require_complete(job.model, everything)
+        kinds = self.stage.trains
+        self.components = [found for found in everything if kinds is None or found.kind in kinds]
         job.model.requires_grad_(False)
-        for params in self.components.values():
-            for param in params:
-                param.requires_grad_(True)
+        for param in (param for found in self.components for param in found.parameters):
+            param.requires_grad_(True)
         groups = [
-            {"params": params, "lr": _rate(config, name), "weight_decay": _WEIGHT_DECAY if name == "backbone" else 0.0}
-            for name, params in self.components.items()
+            {"params": found.parameters, "lr": getattr(config, found.rate), "weight_decay": found.weight_decay}
+            for found in self.components
         ]
         optimizer = torch.optim.AdamW(groups, fused=True)
-        self.schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(config.warmup * self.total), self.total)
+        rising = math.ceil(config.warmup * self.total)
+        self.schedule = LambdaLR(optimizer, lambda step: rate_share(step, rising, self.total))
         self.model, self.optimizer = accelerator.prepare(job.model, optimizer)
         self.step, self.best = 0, None
         if state is not None:
@@ -125,41 +123,33 @@ class Trainer:
     def run(self) -> None:
         """All steps that are left. Raises Terminated after SIGTERM, ValueError at a loss that is not finite."""
         stopping = _Stop(self.accelerator)
-        metrics = Metrics(self.folder / "metrics.jsonl", self.step or -1) if self.accelerator.is_main_process else None
-        board = _board(self.folder) if self.job.config.tensorboard and metrics else None
+        log = TrainingLog(self.folder / "metrics.jsonl", self.step or -1) if self.accelerator.is_main_process else None
         saved = time.monotonic()
         bar = tqdm(
-            total=self.total, initial=self.step, desc=self.job.config.stage, unit="step", mininterval=1,
-            disable=metrics is None,
-        )  # fmt: skip
+            total=self.total, initial=self.step, desc=self.stage.name, unit="step", mininterval=1, disable=log is None
+        )
         while self.step < self.total:
-            if self.step == 0 and metrics:
-                self._validate(metrics, board)
-            try:
-                line = self.take_step()
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-                raise ValueError(self._too_large(error)) from error
+            if self.step == 0 and log:
+                self._validate(log)
+            line = self._step_within_memory()
             self.step += 1
-            if metrics:
-                metrics.write(line)
-                _show(board, line)
+            if log:
+                self._note(log, line)
                 bar.set_postfix(_short(line), refresh=False)
                 bar.update()
             stop = stopping.asked()
             at_end = self.step % self.per_epoch == 0
-            if at_end and metrics:
-                self._validate(metrics, board)
+            if at_end and log:
+                self._validate(log)
             late = time.monotonic() - saved > 60 * self.job.config.save_minutes
-            if metrics and (at_end or stop or late):
+            if log and (at_end or stop or late):
                 self._save()
                 saved = time.monotonic()
             if stop and self.step < self.total:
                 raise Terminated
         bar.close()
-        if metrics:
-            metrics.close()
+        if log:
+            log.close()
 
     def seconds_per_step(self, steps: int = 2) -> float:
         """Measured on the first batches; nothing is changed by it."""
@@ -174,29 +164,42 @@ class Trainer:
         """Step number `self.step`; what metrics.jsonl says of it."""
         started, config = time.perf_counter(), self.job.config
         self.model.train()
-        if isinstance(self.job.model, LatentWire) and "backbone" not in self.components:
-            self.job.model.encoder.backbone.eval()  # frozen: no dropout either
+        _without_dropout(self.job.model)
         loss, parts, ids = self._loss(self.step)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         device = self.accelerator.device
-        norms = {f"grad_norm_{name}": _norm(params, device) for name, params in self.components.items()}
-        trained = [p for params in self.components.values() for p in params]
+        norms = {found.name: _norm(found.parameters, device) for found in self.components}
+        trained = [param for found in self.components for param in found.parameters]
         total = self.accelerator.clip_grad_norm_(trained, config.clip)
-        parts = {"loss": loss.detach() / self.accelerator.num_processes} | parts
+        parts = {("", "loss"): loss.detach() / self.accelerator.num_processes} | parts
         values = torch.stack([value.detach().float() for value in parts.values()])
         values = self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
         *values, length = torch.cat([values, torch.stack([*norms.values(), total])]).tolist()  # a GPU waits here alone
-        figures = dict(zip([*parts, *norms], values, strict=True))
-        self._require_finite("loss", figures["loss"], ids)
+        figures = dict(zip(parts, values, strict=False))
+        self._require_finite("loss", figures["", "loss"], ids)
         self._require_finite("length of the gradient", length, ids)
         rate = self.schedule.get_last_lr()[-1]
         self.optimizer.step()
         self.schedule.step()
+        llms: dict[str, dict[str, float]] = {}
+        for (llm, key), value in figures.items():
+            if llm:
+                llms.setdefault(llm, {})[key] = value
         return {
-            "step": self.step + 1, "epoch": self.step // self.per_epoch + 1, **figures, "lr": rate,
+            "step": self.step + 1, "epoch": self.step // self.per_epoch + 1,
+            **{key: value for (llm, key), value in figures.items() if not llm},
+            "llms": llms, "grad_norms": dict(zip(norms, values[len(parts) :], strict=True)), "lr": rate,
             "examples_per_s": len(ids) / (time.perf_counter() - started), "memory_mb": _memory_mb(),
         }  # fmt: skip
+
+    def _step_within_memory(self) -> dict:
+        try:
+            return self.take_step()
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            raise ValueError(self._too_large(error)) from error
 
     def _too_large(self, error: RuntimeError) -> str:
         """How large the step was that memory ran out in, and what to try."""
@@ -216,31 +219,32 @@ class Trainer:
                 "by this step. Lower LR, or look at these questions; --resume goes on from the last checkpoint"
             )
 
-    def _loss(self, step: int) -> tuple[Tensor, dict[str, Tensor], list[str]]:
+    def _loss(self, step: int) -> tuple[Tensor, dict[tuple[str, str], Tensor], list[str]]:
         """Loss of this process (divided by counts of all processes' questions, so that averaged gradients are those of
-        the whole batch), its parts, and the ids of all questions."""
+        the whole batch), its parts by LLM ("" for what concerns none) and name, and the ids of all questions."""
         config, rank, world = self.job.config, self.accelerator.process_index, self.accelerator.num_processes
         whole = self.batches[step]
         mine = whole[rank::world]
         torch.manual_seed((config.seed * 1_000_003 + step) * world + rank)
         slots = self.model(mine)
-        parts: dict[str, Tensor] = {}
+        parts: dict[tuple[str, str], Tensor] = {}
         total = torch.zeros((), device=self.accelerator.device)
-        if config.stage != "scores":
-            for setting in self.job.settings:
-                loss, found = self._answer_loss(setting, slots, mine, whole)
+        if "answers" in self.stage.losses:
+            for reader in self.job.readers:
+                loss, found = self._answer_loss(reader, slots, mine, whole)
                 total = total + loss
-                parts |= {f"{key}_{setting.llm.name}": value for key, value in found.items()}
-        supervised = config.span_weight > 0 and slots.encoded is not None and slots.encoded.scores is not None
-        if config.stage == "scores" or (config.stage == "joint" and supervised):
-            parts["span"] = span_sum(slots.encoded, mine) / len(whole)
-            total = total + (1.0 if config.stage == "scores" else config.span_weight) * parts["span"]
+                parts |= {(reader.llm.name, key): value for key, value in found.items()}
+        weight = 1.0 if self.stage.losses == ("spans",) else config.span_weight
+        read = slots.encoded is not None and slots.encoded.span is not None
+        if "spans" in self.stage.losses and read and self.job.spans and weight > 0:
+            parts["", "span"] = span_sum(slots.encoded, mine) / len(whole)
+            total = total + weight * parts["", "span"]
         return total * world, parts, [q.id for q in whole]
 
     def _answer_loss(
-        self, setting: Setting, slots: Slots, mine: Sequence[Question], whole: Sequence[Question]
+        self, reader: Reader, slots: Slots, mine: Sequence[Question], whole: Sequence[Question]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        config, llm, prompts = self.job.config, setting.llm, setting.prompts
+        config, llm, prompts = self.job.config, reader.llm, reader.prompts
         rows = slots.embeds[llm.name]
         labels = {q.id: prompts.label_ids(q.answers[0], config.k) for q in whole}
         tails = [prompts.tail(q.question) for q in mine]
@@ -263,12 +267,18 @@ class Trainer:
         parts["prefix_rms"] = spread.square().mean().sqrt() / scale / self.accelerator.num_processes
         return loss, parts
 
-    def _validate(self, metrics: Metrics, board: object) -> None:
+    def _note(self, log: TrainingLog, line: dict) -> None:
+        """Into the log, and to the tracker where there is one."""
+        log.write(line)
+        held = {f"validation {key}": value for key, value in flat(line.get("validation", {})).items()}
+        self.accelerator.log(held or flat(line), step=line["step"])
+
+    def _validate(self, log: TrainingLog) -> None:
         self.model.eval()
         figures = self.job.validate()
-        metrics.write({"step": self.step, "validation": figures})
-        _show(board, {"step": self.step} | {f"validation_{key}": value for key, value in figures.items()})
-        tqdm.write(f"step {self.step}  held out: " + "  ".join(f"{key} {value:.3f}" for key, value in figures.items()))
+        self._note(log, {"step": self.step, "validation": figures})
+        shown = "  ".join(f"{key} {value:.3f}" for key, value in flat(figures).items())
+        tqdm.write(f"step {self.step}  held out: {shown}")
         if self.best is None or figures["score"] > self.best:
             self.best = figures["score"]
             self.job.save(self.folder / "checkpoint_best", None, {"step": self.step, "validation": figures})
@@ -299,12 +309,21 @@ class _Stop:
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
 
-def _rate(config: TrainConfig, component: str) -> float:
-    if component == "codebook":
-        return config.codebook_lr
-    if component.startswith("soft_prompt_"):
-        return config.soft_prompt_lr
-    return config.encoder_lr if component == "backbone" and config.encoder_type != "byte" else config.lr
+def rate_share(step: int, rising: int, total: int) -> float:
+    """Share of the learning rate at a step: it rises over the first `rising` steps, the first of which learns already,
+    then falls to 0 along half a cosine."""
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    done = (step - rising) / max(1, total - rising)
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def _without_dropout(model: torch.nn.Module) -> None:
+    """What is frozen works as it will in use."""
+    for module in model.modules():
+        params = list(module.parameters())
+        if params and not any(param.requires_grad for param in params):
+            module.eval()
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
@@ -324,20 +343,6 @@ def _memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def _short(line: Mapping[str, float]) -> dict[str, str]:
-    shown = ["loss", *(key for key in line if key.startswith("first_token_acc"))]
-    return {key.replace("first_token_acc", "first"): f"{line[key]:.2f}" for key in shown}
-
-
-def _board(folder: Path) -> object:
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # an extra that few want
-    except ImportError as error:
-        raise ValueError(f"tensorboard=True: {error}; pip install tensorboard, or leave it out") from error
-    return SummaryWriter(folder / "tensorboard")
-
-
-def _show(board: object, line: Mapping[str, float]) -> None:
-    if board is not None:
-        for key, value in line.items():
-            board.add_scalar(key, value, line["step"])
+def _short(line: Mapping) -> dict[str, str]:
+    shown = {"loss": line["loss"]} | {f"first {llm}": f["first_token_acc"] for llm, f in line["llms"].items()}
+    return {key: f"{value:.2f}" for key, value in shown.items()}

@@ -1,0 +1,1 @@
+"""What every folder uses: settings and errors, files, run folders, this machine, registries."""

@@ -1,0 +1,24 @@
+"""An encoder that knows the reference answer: how much is lost by reading, and how much by selection."""
+
+from collections.abc import Sequence
+
+from latentwire.conditions.base import Reader, Shared, Slot, condition, latent_slot, text_slot
+from latentwire.data.question import Question
+
+_NEEDS = ("chooses_tokens", "spans")
+
+
+@condition("oracle_text", "#9c8f80", "places", uses=("m", "wire"), needs=_NEEDS, default_in=(), groups=("oracles",))
+def oracle_text(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
+    """The M wire tokens that an encoder would choose who knows the reference answer, as text."""
+    chosen = [shared.sender.encoder.perfect(q, reader.prompts.source, m)[1] for q in questions]
+    return [text_slot(reader, reader.prompts.ids(text)) for text in chosen]
+
+
+@condition(
+    "oracle_wire", "#c2777f", "places", uses=("m", "d_z", "wire"), needs=_NEEDS, default_in=(), groups=("oracles",)
+)
+def oracle_wire(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
+    """The same tokens through wire and adapter: a window around one reference answer."""
+    chosen = [shared.sender.encoder.perfect(q, reader.prompts.source, m)[0] for q in questions]
+    return [latent_slot(z.cpu(), shared.codec, reader.adapter) for z in chosen]

@@ -1,0 +1,60 @@
+"""A question, and choices among many of them."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+SPLITS = ("dev", "train", "held_out")
+
+Scorer = Callable[[str, Sequence[str]], dict[str, float]]  # prediction, references -> "f1", "em", fractions of 1
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question on one paragraph. Where answers are spans, `starts[i]` is the character offset of `answers[i]` in
+    `context`."""
+
+    id: str
+    title: str  # of the article: splits and shuffles keep articles apart
+    paragraph: str  # identifies the paragraph: intervals are drawn by it
+    context: str
+    question: str
+    answers: tuple[str, ...]
+    starts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions of one split. name: of the data that they really come from; score: of an answer to them; spans: whether
+    their answers stand in their contexts."""
+
+    name: str
+    questions: list[Question]
+    score: Scorer
+    spans: bool
+
+
+def subset(questions: list[Question], n: int | None, seed: int) -> list[Question]:
+    """A seeded choice of n questions, or all if n is None or there are fewer; a smaller choice is a prefix of a larger.
+
+    Raises ValueError for n below 1.
+    """
+    if n is not None and n < 1:
+        raise ValueError(f"samples must be at least 1, got {n}")
+    chosen = sorted(questions, key=lambda q: q.id)
+    random.Random(seed).shuffle(chosen)
+    return chosen[:n]
+
+
+def split_by_article(questions: list[Question]) -> tuple[list[Question], list[Question]]:
+    """Questions to train on, and those of one article in 30 (at least one) to validate on.
+
+    The choice is always the same, so that no stage and no seed of a training sees what another one is judged by. Raises
+    ValueError if all questions are on one article.
+    """
+    titles = sorted({q.title for q in questions})
+    if len(titles) < 2:
+        raise ValueError("dataset: training needs questions on two articles or more, to hold one out for validation")
+    random.Random(0).shuffle(titles)
+    held = set(titles[: max(1, len(titles) // 30)])
+    return [q for q in questions if q.title not in held], [q for q in questions if q.title in held]

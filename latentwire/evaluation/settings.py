@@ -1,0 +1,65 @@
+"""Settings of an evaluation and of the demo."""
+
+from dataclasses import dataclass
+
+from latentwire.data.question import SPLITS
+from latentwire.data.settings import DataSettings
+from latentwire.llms.known import LLMSettings
+from latentwire.models.wire import CODECS
+from latentwire.utils.cli import option, require
+
+DEFAULT_SAMPLES, DEFAULT_LATENT_LEN, DEFAULT_D_Z = 1000, 32, 256
+
+
+@dataclass(kw_only=True)
+class EvalSettings(LLMSettings, DataSettings):
+    """One evaluation: which questions, which conditions, which LLMs."""
+
+    ckpt: str = option("", "checkpoint folder; without it, the untrained wire (closed form) is built")
+    tuned: str = option("", "folder of scripts/baselines/tuned_baselines.sh, for the conditions that end in _tuned")
+    split: str = option(
+        "dev", "dev; for choosing things (never choose on dev) train, or held_out: articles of train not trained on",
+        choices=SPLITS,
+    )  # fmt: skip
+    conditions: str = option(
+        "", "comma-separated names or groups; NAME@M gives one another M; default: all that fit the source", env=""
+    )
+    samples: int | None = option(
+        None, "number of questions; more than exist means all; default: 1000", least=1, fallback=DEFAULT_SAMPLES
+    )
+    latent_len: int | None = option(
+        None, "M, latents (or tokens) per question; default: the checkpoint's, else 32", least=1,
+        fallback=DEFAULT_LATENT_LEN,
+    )  # fmt: skip
+    d_z: int | None = option(
+        None, "width of a latent; default: the checkpoint's, else 256", least=1, fallback=DEFAULT_D_Z
+    )
+    codec: str = option("fp16", "wire codec", choices=tuple(CODECS))
+    batch_size: int = option(32, "questions per batch", least=1)
+    reuse: str = option(
+        "", "an evaluation of the same questions: answers that the same files would give come from there"
+    )
+    save_dir: str = option(
+        "", "output folder; default: beside the checkpoint, named by dataset, source, n and seed", env="OUTPUT_DIR"
+    )
+    estimate: bool = option(False, "say how long it would take, and stop", env="")
+    json: bool = option(False, "with --estimate: one JSON object on standard output", env="")
+    fresh_eval: bool = option(False, "recompute everything, also over a folder of another configuration")
+
+
+@dataclass(kw_only=True)
+class DemoSettings(LLMSettings):
+    """One question of one text, answered by each LLM from the text and from the wire. Without --context it asks."""
+
+    ckpt: str = option("checkpoints/latentwire_m32", "checkpoint folder; the default is the one that ships here")
+    context: str = option("", "file with the text", env="")
+    question: str = option("", "the question", env="")
+    codec: str = option("fp16", "wire codec", choices=tuple(CODECS))
+
+    def check(self) -> None:
+        super().check()
+        one = not self.context or bool(self.question.strip())
+        require(one, "question", self.question, "--context needs one; without both, the demo asks")
+        require(
+            bool(self.context) or not self.question, "context", self.context, "--question needs a file with the text"
+        )

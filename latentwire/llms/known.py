@@ -1,0 +1,68 @@
+"""The LLMs that have names here: their models by default, their wordings, and the settings of every program."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentwire.utils.cli import Settings, has_gpu, option, require
+from latentwire.utils.files import read_json
+
+DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2.5-coder-0.5b-instruct"}
+LARGE_LLMS = {"llama": "meta-llama/Meta-Llama-3.1-8B-Instruct", "qwen": "Qwen/Qwen2.5-7B-Instruct"}  # on a GPU
+# Chosen on 100 train questions as text (LOG.md, entry 2); a model that is not named here gets "chat".
+CHOSEN_WORDINGS = {"offline:smollm2-135m-instruct": "plain", "offline:qwen2.5-coder-0.5b-instruct": "chat"}
+# The shapes of LARGE_LLMS, for times with random weights.
+LARGE_SHAPES = {
+    "llama": {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+    },
+    "qwen": {
+        "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 32768,
+    },
+}  # fmt: skip
+DTYPES = ("", "float32", "bfloat16", "float16")
+
+
+@dataclass(kw_only=True)
+class LLMSettings(Settings):
+    """Which LLMs read, and how."""
+
+    llms: str = option("llama,qwen", "names of the LLMs; the model of x is read from X_ID")
+    wordings: str = option("", "LLM=WORDING,...; default: the wording chosen for the model on train questions")
+    max_new_tokens: int = option(12, "longest answer, in tokens", least=1)
+    device: str = option("", "cpu, cuda, cuda:1, ...; default: cuda where there is one")
+    dtype: str = option("", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU", choices=DTYPES)
+
+    def check(self) -> None:
+        require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
+
+    @property
+    def llm_names(self) -> list[str]:
+        return [name.strip() for name in self.llms.split(",") if name.strip()]
+
+    @property
+    def llm_ids(self) -> dict[str, str]:
+        """Model id of each LLM by name: X_ID in the environment, else the checkpoint's that is begun with, else the
+        default of this machine."""
+        begun = Path(getattr(self, "ckpt", "") or getattr(self, "init", ""), "config.json")
+        made_for = read_json(begun).get("llms", {}) if begun.is_file() else {}
+        return {name: llm_id(name, made_for) for name in self.llm_names}
+
+    @property
+    def llm_wordings(self) -> dict[str, str]:
+        """Wording of each LLM's prompt by name."""
+        given = dict(part.strip().partition("=")[::2] for part in self.wordings.split(",") if part.strip())
+        for name in given:
+            require(name in self.llm_names, "wordings", name, f"not among --llms {self.llms}; write LLM=WORDING,...")
+        return {name: given.get(name) or CHOSEN_WORDINGS.get(llm, "chat") for name, llm in self.llm_ids.items()}
+
+
+def llm_id(name: str, made_for: Mapping[str, str]) -> str:
+    """Hub id, folder or offline id of the LLM called `name`; ValueError when nothing says which it is."""
+    found = os.environ.get(f"{name.upper()}_ID") or made_for.get(name)
+    found = found or (LARGE_LLMS if name in LARGE_LLMS and has_gpu() else DEFAULT_LLMS).get(name)
+    require(bool(found), "llms", name, f"set {name.upper()}_ID to a hub id or a model folder")
+    return found

@@ -1,0 +1,103 @@
+"""codebook: the encoder of the closed form, before any training.
+
+Shapes: B batch, M latents, V wire vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from latentwire.data.question import Question
+from latentwire.data.relevance import relevant_stretch
+from latentwire.models.components import Component, component
+from latentwire.models.encoders.base import Encoded, Encoder, encoder, overlapping
+from latentwire.utils.cli import Settings
+
+QUESTION_SHARE = 0.75  # of the M latents at most: a long question must leave room for the context
+
+
+@encoder("codebook")
+class ClosedFormEncoder(Encoder):
+    """M tokens are selected by TF-IDF, and each is sent as its code from the codebook [V, d_z]; nothing is trained.
+
+    With source "prompt" the question closes the wire, as it does the full text, and the stretch of context that fits
+    it best fills the room before it; with source "context", where the question is unknown, the beginning is sent.
+    """
+
+    chooses_tokens = True
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, d_z: int, vocabulary: int):
+        super().__init__(tokenizer, d_z)
+        self.codebook = nn.Embedding(vocabulary, d_z)
+
+    @classmethod
+    def from_codebook(cls, tokenizer: PreTrainedTokenizerBase, codebook: Tensor) -> "ClosedFormEncoder":
+        """codebook: float32 [V, d_z]."""
+        made = cls(tokenizer, codebook.shape[1], len(codebook))
+        made.load_state_dict({"codebook.weight": codebook})
+        return made
+
+    @classmethod
+    def begin(cls, before: Encoder, settings: Settings, m: int) -> Encoder:
+        """The closed form's encoder itself: its selection is fixed, its codebook can be trained."""
+        return before
+
+    def shape(self) -> dict:
+        return {"vocabulary": self.codebook.num_embeddings}
+
+    def components(self) -> list[Component]:
+        return [component("codebook", self.codebook, rate="codebook_lr")]
+
+    def forward(self, questions: Sequence[Question], source: str, m: int) -> Encoded:
+        device = self.codebook.weight.device
+        rows = [torch.tensor(self.select(q, source, m), device=device) for q in questions]
+        used = torch.arange(m, device=device) < torch.tensor([len(row) for row in rows], device=device)[:, None]
+        ids = torch.zeros(len(rows), m, dtype=torch.long, device=device)
+        ids[used] = torch.cat(rows)
+        return Encoded(self.codebook(ids), used)
+
+    def select(self, question: Question, source: str, m: int) -> list[int]:
+        """Wire token ids, at most m, in the order they are sent."""
+        if source == "context":
+            return self._ids(f" {question.context}")[:m]
+        encoded = self.tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)
+        return self._beside_question(
+            question, encoded["input_ids"], m,
+            lambda room: relevant_stretch(question.question, question.context, encoded["offset_mapping"], room),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
+        """The tokens around the answer, as many as there is room for."""
+        encoded = self.tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)
+        ids, spans = encoded["input_ids"], np.array(encoded["offset_mapping"])
+        first, last = overlapping(spans, question.starts[0], question.starts[0] + len(question.answers[0]))
+
+        def around(room: int) -> slice:
+            start = max(0, min((first + last + 1 - room) // 2, len(spans) - room))
+            return slice(start, min(start + room, len(spans)))
+
+        if source == "prompt":
+            chosen = self._beside_question(question, ids, m, around)
+            return self._codes(chosen), self.tokenizer.decode(chosen)
+        window = around(m)
+        text = question.context[spans[window][0, 0] : spans[window][-1, 1]]
+        return self._codes(ids[window]), f" {text.strip()}"
+
+    def _beside_question(
+        self, question: Question, ids: list[int], m: int, stretch: Callable[[int], slice]
+    ) -> list[int]:
+        """The stretch of the context's ids that the room beside the question allows, and the question after it."""
+        asked = self._ids(f"\nQuestion: {question.question}")[: max(1, int(m * QUESTION_SHARE))]
+        label = self._ids("Context:")[: m - len(asked)]
+        room = m - len(asked) - len(label)
+        return label + (ids[stretch(room)] if room else []) + asked
+
+    def _codes(self, ids: list[int]) -> Tensor:
+        return self.codebook(torch.tensor(ids, device=self.codebook.weight.device)).float()
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]

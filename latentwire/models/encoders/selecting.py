@@ -1,0 +1,185 @@
+"""hf: a pretrained encoder scores the wire tokens; the M places are filled in reading order with code + residual.
+
+Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's states, V wire vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv1d
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from latentwire.data.content import content
+from latentwire.data.question import Question
+from latentwire.models.backbones import (
+    WEIGHT_DECAY,
+    BackboneSettings,
+    PretrainedBackbone,
+    States,
+    backbone_of_shape,
+    load_backbone,
+    save_backbone_shape,
+)
+from latentwire.models.components import Component, component
+from latentwire.models.encoders.base import Encoded, Encoder, Tokens, answer_edges, encoder
+from latentwire.models.encoders.codebook import QUESTION_SHARE, ClosedFormEncoder
+from latentwire.models.pooling import POOLINGS, pool
+from latentwire.utils.cli import option
+
+_LONGEST_SPAN = 30  # wire tokens of an answer that the encoder reads out by itself
+_REACH = 8  # wire tokens around a likely answer that help to understand it
+_LEAST = 1e-6  # so that the logarithm of no token's relevance is infinite
+_KEPT = 1.0  # score of question and labels at the start: above every token of the context, whose relevance is below 1
+
+
+@encoder("hf")
+class SelectingEncoder(ClosedFormEncoder):
+    """A pretrained encoder reads question and context and scores each wire token; the best M are sent, in reading
+    order, each as its code + a contextual residual that starts at zero.
+
+    A token of the context is relevant as far as it stands near a likely answer: the probabilities of the answer's first
+    and last token, spread over their neighbours. Its score is the logarithm of that, plus a learned correction that
+    starts at zero.
+    """
+
+    reads_answers = True
+
+    @dataclass(kw_only=True)
+    class Settings(BackboneSettings):
+        """Of the encoder that chooses tokens."""
+
+        pooling: str = option(
+            "select", "how the M places are filled: select (whole tokens) or cif (blends)", choices=tuple(POOLINGS)
+        )
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        d_z: int,
+        vocabulary: int,
+        backbone: PretrainedBackbone,
+        pooling: str,
+    ):
+        super().__init__(tokenizer, d_z, vocabulary)
+        self.backbone, self.pooling = backbone, pooling
+        self.outside = nn.Parameter(torch.zeros(backbone.width))  # the state of a label, which has no word piece
+        self.score = nn.Linear(backbone.width, 1)
+        self.span = nn.Linear(backbone.width, 2)
+        self.residual = nn.Linear(backbone.width, d_z)
+        for zero in (self.score, self.residual):
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
+
+    @classmethod
+    def begin(cls, before: Encoder, settings: Settings, m: int) -> Encoder:
+        """With the closed form's codebook and a pretrained backbone."""
+        codebook = before.codebook.weight.detach()
+        made = cls(before.tokenizer, before.d_z, len(codebook), load_backbone(settings.encoder_id), settings.pooling)
+        with torch.no_grad():
+            made.codebook.weight.copy_(codebook)
+        return made
+
+    def shape(self) -> dict:
+        return super().shape() | {"pooling": self.pooling}
+
+    @classmethod
+    def of_shape(cls, tokenizer: PreTrainedTokenizerBase, d_z: int, folder: Path, **shape: object) -> Encoder:
+        return cls(tokenizer, d_z, backbone=backbone_of_shape(folder / "backbone"), **shape)
+
+    def save_parts(self, folder: Path) -> None:
+        save_backbone_shape(self.backbone, folder / "backbone")
+
+    def components(self) -> list[Component]:
+        return [
+            *super().components(),
+            component("backbone", self.backbone, rate="encoder_lr", weight_decay=WEIGHT_DECAY),
+            component("score", self.score),
+            component("span", self.span, self.outside),
+            component("residual", self.residual),
+        ]
+
+    def forward(self, questions: Sequence[Question], source: str, m: int, known: bool = False) -> Encoded:
+        """known: the first reference answer's place is given instead of found (see `perfect`)."""
+        tokens = self.tokenize(questions, source)
+        hidden = self._align(self.backbone(questions, source), tokens)  # [B, T, w]
+        span = self.span(hidden).float().masked_fill(~tokens.context[..., None], -torch.inf)
+        if known:
+            places = torch.tensor(answer_edges(tokens, questions), device=span.device)[:, None]  # [B, 1, 2]
+            span = torch.full_like(span, -torch.inf).scatter_(1, places, 0.0)
+        scores = self.score(hidden).float()[..., 0] + self._relevance(span, tokens, m)
+        places, used = pool(scores, tokens.mask, m, self.pooling)
+        z = places @ (self.codebook(tokens.ids) + self.residual(hidden).float())
+        return Encoded(z, used, tokens, scores, span, places)
+
+    def select(self, question: Question, source: str, m: int) -> list[int]:
+        """Wire token ids that lead their places, in the order they are sent."""
+        return _leading(*self.encoded([question], source, m))
+
+    def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
+        """The trained latents of a selection that knows where the answer stands."""
+        (encoded,) = self.encoded([question], source, m, known=True)
+        text = self.tokenizer.decode(_leading(encoded))
+        return encoded.z[0, encoded.used[0]].float(), text if source == "prompt" else f" {text.strip()}"
+
+    def read(self, question: Question) -> str:
+        """The encoder's own answer: the best span of at most _LONGEST_SPAN tokens of the context."""
+        (encoded,) = self.encoded([question], "prompt", 1)
+        start, end = encoded.span[0].unbind(dim=1)  # [T]
+        pairs = start[:, None] + end[None, :]  # -inf outside the context
+        allowed = torch.ones_like(pairs, dtype=torch.bool).triu().tril(_LONGEST_SPAN - 1)
+        pairs = pairs.masked_fill(~allowed, -torch.inf)
+        first, last = divmod(int(pairs.argmax()), len(end))
+        (text,), (spans,) = encoded.tokens.contents, encoded.tokens.spans
+        stop = text.context_at + len(question.context)
+        return text.text[max(spans[first, 0], text.context_at) : min(spans[last, 1], stop)].strip()
+
+    def _relevance(self, span: Tensor, tokens: Tokens, m: int) -> Tensor:
+        """Starting scores [B, T] from span logits [B, T, 2]. What a long question has beyond its share comes last."""
+        likely = span.softmax(dim=1).mean(dim=2)  # [B, T], adds up to 1
+        kernel = torch.bartlett_window(2 * _REACH + 3, periodic=False, device=span.device)[1:-1]
+        near = conv1d(likely[:, None], kernel[None, None], padding=_REACH)[:, 0]
+        others = tokens.mask & ~tokens.context
+        within = others.cumsum(dim=1) <= max(1, int(m * QUESTION_SHARE))
+        kept = torch.where(within, _KEPT, math.log(_LEAST))
+        return torch.where(tokens.context, (near + _LEAST).log(), kept)
+
+    def tokenize(self, questions: Sequence[Question], source: str) -> Tokens:
+        """The contents in wire tokens, with the characters that each stands for."""
+        contents = [content(source, q.context, q.question) for q in questions]
+        encoded = self.tokenizer([c.text for c in contents], add_special_tokens=False, return_offsets_mapping=True)
+        device = self.codebook.weight.device
+        rows = [torch.tensor(ids, device=device) for ids in encoded["input_ids"]]
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        ids = pad_sequence(rows, batch_first=True)
+        mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
+        spans = [np.array(pairs) for pairs in encoded["offset_mapping"]]
+        context = np.zeros(ids.shape, dtype=bool)
+        for row, (text, pairs, question) in enumerate(zip(contents, spans, questions, strict=True)):
+            end = text.context_at + len(question.context)
+            context[row, : len(pairs)] = (pairs[:, 1] > text.context_at) & (pairs[:, 0] < end)
+        return Tokens(contents, ids, mask, torch.as_tensor(context, device=device), spans)
+
+    def _align(self, states: States, tokens: Tokens) -> Tensor:
+        """The backbone's states [B, T, w] by wire token: the mean of the first and last piece that it overlaps."""
+        shape = (2, *tokens.ids.shape)
+        piece, outside = np.zeros(shape, dtype=np.int64), np.ones(shape[1:], dtype=bool)
+        for row, (pieces, spans) in enumerate(zip(states.spans, tokens.spans, strict=True)):
+            first = np.searchsorted(pieces[:, 1], spans[:, 0], side="right")
+            last = np.searchsorted(pieces[:, 0], spans[:, 1], side="left") - 1
+            outside[row, : len(spans)] = last < first
+            piece[:, row, : len(spans)] = np.where(last < first, 0, (first, last))
+        device = states.hidden.device
+        index = torch.as_tensor(piece, device=device)[..., None].expand(-1, -1, -1, states.hidden.shape[2])
+        hidden = (states.hidden.gather(1, index[0]) + states.hidden.gather(1, index[1])) / 2
+        return torch.where(torch.as_tensor(outside, device=device)[..., None], self.outside.to(hidden.dtype), hidden)
+
+
+def _leading(encoded: Encoded) -> list[int]:
+    """Wire token ids that lead the places of a single text."""
+    return encoded.tokens.ids[0, encoded.places[0, encoded.used[0]].argmax(dim=1)].tolist()

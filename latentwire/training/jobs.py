@@ -1,0 +1,138 @@
+"""What a stage works with: LatentWire or a rival's soft prompts, each with its validation and its way to save."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared
+from latentwire.data.question import QuestionSet
+from latentwire.evaluation.answering import answer, batches
+from latentwire.models.checkpoint import load_checkpoint, load_soft_prompts, save_checkpoint, save_soft_prompts
+from latentwire.models.encoders.base import ENCODERS, Encoder, answer_edges
+from latentwire.models.latentwire import LatentWire
+from latentwire.training.settings import TrainSettings
+from latentwire.training.soft_prompts import SoftPrompts
+from latentwire.training.stages import STAGES
+from latentwire.training.trainer import Job
+from latentwire.utils.cli import require
+
+
+@dataclass
+class Start:
+    """What a stage starts from. questions: to train on; held: to validate on; origin: what its checkpoints say of their
+    making; last: the checkpoint at which it was stopped."""
+
+    config: TrainSettings
+    readers: Sequence[Reader]
+    questions: QuestionSet
+    held: QuestionSet
+    origin: dict
+    last: Path | None
+
+
+def job_of(start: Start) -> Job:
+    """The job of the stage that the settings name."""
+    return _rival(start) if STAGES[start.config.stage].rival else _latentwire(start)
+
+
+def _latentwire(start: Start) -> Job:
+    """LatentWire from the stage before, or from where this one was stopped."""
+    config, held = start.config, start.held
+    encoder, adapters, made = load_checkpoint(start.last or Path(config.init), config.llm_ids)
+    require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.init} has d_z={made['d_z']}; set that")
+    if not start.last:
+        encoder = _encoder(config, encoder)
+    model = LatentWire(encoder, adapters, config.source, config.latent_len)
+    origin = start.origin | {"interface": made.get("interface"), "init": config.init}
+
+    def validate() -> dict:
+        if not start.readers:
+            return _selection_figures(encoder, held, config)
+        shared = Shared(held.questions, config.seed, Sender(encoder, config.source, "fp16"))
+        ready = [dataclasses.replace(reader, adapter=adapters[reader.llm.name]) for reader in start.readers]
+        return _answer_figures("latentwire", ready, shared, held, config)
+
+    def save(folder: Path, training: dict | None, notes: dict) -> None:
+        save_checkpoint(folder, encoder, adapters, origin | notes, training)
+
+    return Job(config, model, start.readers, start.questions.questions, validate, save, start.questions.spans)
+
+
+def _rival(start: Start) -> Job:
+    """Soft prompts before the text that the rival sends."""
+    config, held = start.config, start.held
+    shared = Shared(held.questions, config.seed)
+    if config.init:
+        encoder, _, _ = load_checkpoint(Path(config.init), config.llm_ids)
+        shared.sender = Sender(encoder.to(start.readers[0].llm.device), config.source, "fp16")
+    model = SoftPrompts(start.readers, STAGES[config.stage].rival, config.latent_len, shared)
+    if start.last:
+        model.restore(load_soft_prompts(start.last, config.llm_ids))
+
+    def validate() -> dict:
+        shared.soft_prompts = {config.stage: model.prompts()}
+        return _answer_figures(config.stage, start.readers, shared, held, config)
+
+    def save(folder: Path, training: dict | None, notes: dict) -> None:
+        save_soft_prompts(folder, model.prompts(), start.origin | notes, training)
+
+    return Job(config, model, start.readers, start.questions.questions, validate, save, start.questions.spans)
+
+
+def _encoder(config: TrainSettings, before: Encoder) -> Encoder:
+    """The encoder to train: that of the stage before, or a new one where that was the codebook."""
+    if before.name == "codebook":
+        torch.manual_seed(config.seed)
+        return ENCODERS[config.encoder_type].begin(before, config.encoder, config.latent_len)
+    require(
+        config.encoder_type == before.name, "encoder_type", config.encoder_type,
+        f"{config.init} has {before.name!r}; set that",
+    )  # fmt: skip
+    for name, kept in before.shape().items():
+        given = getattr(config.encoder, name, kept)
+        require(given == kept, name, given, f"{config.init} has {kept!r}; set that")
+    return before
+
+
+def _answer_figures(
+    condition: str, readers: Sequence[Reader], shared: Shared, held: QuestionSet, config: TrainSettings
+) -> dict:
+    """F1, first-token accuracy and NLL per answer token (nats) of each LLM on the held-out questions.
+
+    "score" is the mean F1; the smallest share of the NLL breaks ties between F1s of zero.
+    """
+    llms = {}
+    for reader in readers:
+        lines = [
+            line
+            for batch in batches(held.questions, config.batch_size)
+            for line in answer(
+                CONDITIONS[condition], config.latent_len, reader, shared, held.score, batch, config.max_new_tokens
+            )
+        ]
+        llms[reader.llm.name] = {
+            "f1": float(np.mean([line["f1"] for line in lines])),
+            "first_token_acc": float(np.mean([line["first_token_correct"] for line in lines])),
+            "ce": sum(x["answer_nll"] for x in lines) / sum(x["answer_tokens"] for x in lines),
+        }
+    f1, ce = (float(np.mean([figures[key] for figures in llms.values()])) for key in ("f1", "ce"))
+    return {"llms": llms, "ce": ce, "score": f1 - 1e-4 * ce}
+
+
+def _selection_figures(encoder: Encoder, held: QuestionSet, config: TrainSettings) -> dict[str, float]:
+    """F1 of the encoder's own span (source "prompt"), and how often all tokens of the answer are among the M sent."""
+    figures = {}
+    if config.source == "prompt":
+        f1 = [held.score(encoder.read(q), q.answers)["f1"] for q in held.questions]
+        figures["encoder_f1"] = float(np.mean(f1))
+    kept = []
+    for question in held.questions:
+        (encoded,) = encoder.encoded([question], config.source, config.latent_len)
+        ((first, last),) = answer_edges(encoded.tokens, [question])
+        kept.append(bool((encoded.places[0].sum(dim=0)[first : last + 1] > 0.5).all()))
+    figures["answer_kept"] = float(np.mean(kept))
+    return figures | {"score": figures["answer_kept"] + figures.get("encoder_f1", 0.0)}

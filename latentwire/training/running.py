@@ -1,0 +1,290 @@
+"""Run one stage of training, or all of them in order; continue what was begun; say how long it will take."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from latentwire.conditions.base import Reader, readers
+from latentwire.data.question import QuestionSet, split_by_article, subset
+from latentwire.data.squad import load
+from latentwire.llms.loading import device_map
+from latentwire.models.checkpoint import checkpoint_sha256, load_training, read_config, save_checkpoint
+from latentwire.models.closed_form import closed_form, fit_texts
+from latentwire.models.encoders.base import ENCODERS
+from latentwire.training.jobs import Start, job_of
+from latentwire.training.memory import require_memory
+from latentwire.training.settings import TrainSettings
+from latentwire.training.stages import ALL, STAGES, needed
+from latentwire.training.teacher import teach
+from latentwire.training.trainer import Job, Trainer, steps_of
+from latentwire.utils.cli import SCHEMA, refuse_long, require
+from latentwire.utils.machine import on_this_machine, set_seed
+from latentwire.utils.runs import RunFolder, digest, identity
+
+_PROBE = 8  # questions that time the teacher
+# Settings that do not make two runs different ones.
+_NO_PART = (
+    "save_dir", "resume", "estimate", "json", "save_minutes", "tracker", "ignore_memory", "llms", "scores_epochs",
+    "scores_samples",
+)  # fmt: skip
+
+
+def train(config: TrainSettings) -> dict[str, dict[str, float]]:
+    """Run what the settings name, or what is left of it; with `estimate` only say, by stage, how long it would take:
+    {"steps", "seconds", "teacher_seconds"}."""
+    if config.stage != "all":
+        return {config.stage: found} if (found := _stage(config)) else {}
+    if config.estimate:
+        return _estimate_all(config)
+    for one in stages_of(config):
+        _stage(one)
+    return {}
+
+
+def stages_of(config: TrainSettings) -> list[TrainSettings]:
+    """The settings of each stage of `--stage all`. Of several passes through the LLMs the first trains the adapters
+    alone. Stage scores is left out without span supervision, and like `codebook` where --init names a checkpoint."""
+    spans = load(config.dataset, "train").spans
+    names = [stage.name for stage in needed(ALL, ENCODERS.pick(config.encoder_type), spans)]
+    left_out = {name for name in ("codebook", "scores") if config.init}
+    left_out |= {"scores"} if config.span_weight == 0 else set()
+    left_out |= {"adapters"} if config.epochs == 1 else set()
+    names = [name for name in names if name not in left_out]
+    epochs = {"scores": config.scores_epochs, "adapters": 1, "joint": config.epochs - ("adapters" in names)}
+    found, init = [], config.init
+    for name in names:
+        folder = Path(config.save_dir) if name == "joint" else Path(config.save_dir) / "stages" / name
+        samples = config.scores_samples or config.samples if name == "scores" else config.samples
+        found.append(
+            dataclasses.replace(
+                config, stage=name, init=init, save_dir=str(folder), samples=samples, epochs=epochs.get(name, 1)
+            )
+        )
+        init = str(folder / "checkpoint_best")
+    return found
+
+
+def _estimate_all(config: TrainSettings) -> dict[str, dict[str, float]]:
+    """Each stage is timed from the codebook: what a stage has learned does not change its successor's time."""
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        stages = stages_of(dataclasses.replace(config, estimate=False, save_dir=folder))
+        begun = config.init or str(Path(folder) / "stages" / "codebook" / "checkpoint_best")
+        for one in stages:
+            if STAGES[one.stage].losses:
+                found |= train(dataclasses.replace(one, init=begun, estimate=True))
+            else:
+                _stage(one)
+    return found
+
+
+def _stage(config: TrainSettings) -> dict[str, float] | None:
+    config = on_this_machine(config)
+    accelerator = _accelerator(config)
+    set_seed(config.seed)
+    everything = load(config.dataset, "train")
+    pool, held = split_by_article(everything.questions)
+    questions = dataclasses.replace(everything, questions=subset(pool, config.samples, config.seed))
+    held = dataclasses.replace(everything, questions=subset(held, config.val_samples, config.seed))
+    _say(
+        config, accelerator,
+        f"data: {questions.name} train, {len(questions.questions)} questions to train on, "
+        f"{len(held.questions)} of other articles held out",
+    )  # fmt: skip
+    _require_fits(config, questions, accelerator)
+    run = None
+    if accelerator.is_main_process and not config.estimate:
+        run = _claim(config, _identity(config, questions, held, accelerator.num_processes))
+    accelerator.wait_for_everyone()
+    try:
+        return _run(config, accelerator, questions, held, run)
+    finally:
+        if run:
+            run.close()
+
+
+def _run(
+    config: TrainSettings, accelerator: Accelerator, questions: QuestionSet, held: QuestionSet, run: RunFolder | None
+) -> dict[str, float] | None:
+    folder, stage = Path(config.save_dir), STAGES[config.stage]
+    last = folder / "checkpoint_last"
+    state = load_training(last) if config.resume and not config.estimate and _exists(last) else None
+    if not stage.losses and config.resume and _exists(folder / "checkpoint_best"):
+        _say(config, accelerator, f"{folder / 'checkpoint_best'} is there already")
+        return None
+    if state and state["step"] == steps_of(config, len(questions.questions), accelerator.num_processes)[1]:
+        _say(config, accelerator, f"{folder} is finished already")
+        return None
+    if stage.losses:
+        _say(config, accelerator, require_memory(config, questions.questions))
+    there = dataclasses.replace(config, device=str(accelerator.device))
+    ready = readers(there, config.source) if stage.needs_llms else []
+    frozen = {reader.llm.name: reader.llm.weights_sha256() for reader in ready}
+    origin = _origin(config, questions, frozen) | (run.origin if run else {})
+    if not stage.losses:
+        _codebook(config, ready, origin, run)
+        _say(config, accelerator, f"wrote {folder / 'checkpoint_best'}")
+        return None
+    job = job_of(Start(config, ready, questions, held, origin, last if state else None))
+    trainer = Trainer(job, accelerator, folder, state)
+    estimate = _estimate(trainer, job, config, accelerator, len(held.questions))
+    if config.estimate:
+        return estimate
+    _teach(job, frozen, accelerator, estimate["teacher_seconds"])
+    accelerator.init_trackers("latentwire", config=_plain(config))
+    trainer.run()
+    accelerator.end_training()
+    changed = [reader.llm.name for reader in ready if reader.llm.weights_sha256() != frozen[reader.llm.name]]
+    assert not changed, f"the frozen weights of {changed} changed"
+    if run:
+        best = read_config(folder / "checkpoint_best")
+        print(f"best: step {best['step']}, score {best['validation']['score']:.3f}; wrote {folder / 'checkpoint_best'}")
+    return None
+
+
+def _accelerator(config: TrainSettings) -> Accelerator:
+    found = not config.tracker or importlib.util.find_spec(config.tracker)
+    remedy = f'needs the package {config.tracker}: pip install "latentwire[{config.tracker}]", or leave --tracker out'
+    require(bool(found), "tracker", config.tracker, remedy)
+    return Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
+        log_with=config.tracker or None,
+        project_dir=config.save_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # others wait while one validates
+    )
+
+
+def _require_fits(config: TrainSettings, questions: QuestionSet, accelerator: Accelerator) -> None:
+    """ValueError where stage, encoder, data and processes do not fit each other."""
+    stage, kind = STAGES[config.stage], ENCODERS[config.encoder_type]
+    lacking = [what for what in stage.needs if not getattr(kind, what)]
+    require(
+        not lacking, "stage", stage.name,
+        f"encoder_type {config.encoder_type} has no such stage ({', '.join(lacking)}); go on with joint",
+    )  # fmt: skip
+    require(
+        questions.spans or stage.losses != ("spans",), "dataset", config.dataset,
+        f"its answers are no spans of the context, from which stage {stage.name} learns; go on with joint",
+    )  # fmt: skip
+    require(
+        not device_map() or accelerator.num_processes == 1, "DEVICE_MAP", device_map(),
+        "it gives one process all GPUs: set NPROC=1",
+    )  # fmt: skip
+
+
+def _origin(config: TrainSettings, questions: QuestionSet, frozen: dict[str, str]) -> dict:
+    """What a checkpoint says of its making."""
+    return {
+        "schema": SCHEMA, "stage": config.stage, "source": config.source, "latent_len": config.latent_len,
+        "d_z": config.d_z, "llms": config.llm_ids, "wordings": config.llm_wordings, "train_seed": config.seed,
+        "samples": len(questions.questions), "encoder_id": getattr(config.encoder, "encoder_id", None),
+        "frozen_sha256": frozen, "settings": dataclasses.asdict(config),
+    }  # fmt: skip
+
+
+def _codebook(config: TrainSettings, ready: list[Reader], origin: dict, run: RunFolder | None) -> None:
+    """The stage without steps."""
+    llms = {reader.llm.name: reader.llm for reader in ready}
+    seed = config.seed if config.codes == "random" else None
+    encoder, adapters, figures = closed_form(llms, fit_texts(config.dataset), config.d_z, seed, config.adapter_type)
+    if run:
+        save_checkpoint(run.path / "checkpoint_best", encoder, adapters, origin | {"interface": figures})
+
+
+def _estimate(
+    trainer: Trainer, job: Job, config: TrainSettings, accelerator: Accelerator, held: int
+) -> dict[str, float]:
+    """Time a few steps and say how long all will take.
+
+    Raises ValueError where that is too long for a CPU and the number of questions was not chosen by hand.
+    """
+    steps = trainer.total - trainer.step
+    seconds = steps * trainer.seconds_per_step()
+    teaching = sum(_teaching_seconds(reader, job) for reader in job.readers) if config.kd_weight else 0.0
+    _say(
+        config, accelerator,
+        f"estimate: {(seconds + teaching) / 60:.0f} minutes for {steps} steps ({teaching / 60:.0f} of them for the "
+        f"teacher, unless its cache holds them), and {config.epochs} validations on {held} questions",
+    )  # fmt: skip
+    by_hand = config.samples is not None or config.estimate
+    refuse_long(seconds + teaching, config.device, by_hand, f"{len(job.questions)} questions")
+    return {"steps": steps, "seconds": seconds, "teacher_seconds": teaching}
+
+
+def _teaching_seconds(reader: Reader, job: Job) -> float:
+    """How long an LLM reads the whole texts of all questions, from a few of them."""
+    llm, prompts, probe = reader.llm, reader.prompts, job.questions[:_PROBE]
+    started = time.perf_counter()
+    texts = [llm.embed(prompts.ids(prompts.content_text(q.context, q.question))) for q in probe]
+    llm.prefill(prompts.head, texts, [prompts.tail(q.question) for q in probe])
+    return (time.perf_counter() - started) / len(probe) * len(job.questions)
+
+
+def _teach(job: Job, frozen: dict[str, str], accelerator: Accelerator, seconds: float) -> None:
+    """Let each LLM read the whole texts, where it is to be distilled from."""
+    config = job.config
+    if not config.kd_weight or not job.readers:
+        return
+    accelerator.print(f"the teacher reads {len(job.questions)} texts ({seconds / 60:.0f} minutes, kept on disk) ...")
+    for reader in job.readers:
+        name = reader.llm.name
+        with accelerator.main_process_first():  # it writes the cache that the others read
+            job.teacher[name] = teach(reader.llm, frozen[name], reader.prompts, job.questions, config.k)
+
+
+def _identity(config: TrainSettings, questions: QuestionSet, held: QuestionSet, processes: int) -> dict:
+    """What makes two runs the same one."""
+    found = identity(
+        config, _NO_PART,
+        dataset=questions.name,
+        samples=len(questions.questions),
+        llm_ids=list(config.llm_ids.items()),
+        wordings=config.llm_wordings,
+        questions_sha256=digest(questions.questions, held.questions),
+        init_sha256=checkpoint_sha256(Path(config.init))[:16] if config.init else None,
+    )  # fmt: skip
+    return found | ({"processes": processes} if processes > 1 else {})  # they share a step, so there are fewer of them
+
+
+def _claim(config: TrainSettings, found: dict) -> RunFolder:
+    folder = Path(config.save_dir)
+    begun = [name for name in ("checkpoint_last", "checkpoint_best") if _exists(folder / name)]  # undoes a killed save
+    if begun and not config.resume:
+        raise ValueError(
+            f"{folder} holds a run already; --resume continues it; to start over remove it, or choose another folder"
+        )
+    return RunFolder(folder, found)
+
+
+def _exists(checkpoint: Path) -> bool:
+    try:
+        read_config(checkpoint)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _plain(config: TrainSettings) -> dict[str, str | int | float]:
+    """Settings as trackers take them."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if isinstance(value, str | int | float)}
+
+
+def _say(config: TrainSettings, accelerator: Accelerator, line: str) -> None:
+    """A line for people, once; aside, when standard output is for JSON."""
+    if accelerator.is_main_process:
+        print(line, file=sys.stderr if config.json else sys.stdout, flush=True)
+
+
+def estimate_json(found: dict[str, dict[str, float]]) -> str:
+    """An estimate for programs: seconds altogether and by stage."""
+    total = {key: sum(one[key] for one in found.values()) for key in ("steps", "seconds", "teacher_seconds")}
+    return json.dumps(total | {"stages": found})

@@ -1,0 +1,86 @@
+"""Settings of training, and of what starts its processes."""
+
+from dataclasses import dataclass
+
+from latentwire.data.settings import DataSettings
+from latentwire.llms.known import LLMSettings
+from latentwire.training.stages import ALL, STAGES
+from latentwire.utils.cli import Settings, option, part, require
+
+CODES = ("closed_form", "random")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+def _encoders() -> dict[str, type[Settings]]:
+    """Each encoder's own settings."""
+    from latentwire.models.encoders.base import ENCODERS  # imports torch, which --help of other programs need not
+
+    return {name: kind.Settings for name, kind in ENCODERS.items()}
+
+
+@dataclass(kw_only=True)
+class TrainSettings(LLMSettings, DataSettings):
+    """One stage of training, or all of them in order. codebook: closed form; scores: the encoder learns which tokens
+    matter, from answer spans; adapters: the LLMs' adapters and the codebook; joint: everything; NAME_tuned: a rival's
+    soft prompts."""
+
+    stage: str = option("joint", f"all (that is {', '.join(ALL)}), or one of {', '.join(STAGES)}", env="")
+    init: str = option("", "checkpoint to start from: of the stage before, or, for a rival, whose selection it reads")
+    samples: int | None = option(None, "train questions; more than exist means all; default: all", least=1)
+    val_samples: int = option(100, "questions of train, from articles that are not trained on, for validation", least=1)
+    epochs: int = option(2, "passes over the samples; of all stages: through the LLMs", gpu=3, least=1)
+    scores_epochs: int = option(3, "stage all: passes of stage scores", least=1)
+    scores_samples: int | None = option(None, "stage all: questions of stage scores; default: as samples", least=1)
+    batch_size: int = option(16, "questions per step and process", gpu=32, least=1)
+    latent_len: int = option(32, "M, latents per question", least=1)
+    d_z: int = option(256, "width of a latent; chosen at stage codebook", least=1)
+    codes: str = option(
+        "closed_form", "how stage codebook begins: in closed form, or random (an ablation)", choices=CODES
+    )
+    encoder_type: str = option(
+        "hf", "hf: pretrained, chooses tokens; queries: pretrained, free queries; byte: the same from scratch"
+    )
+    encoder: Settings | None = part(_encoders, chosen_by="encoder_type")  # noqa: RUF009 - a field, as option() is
+    adapter_type: str = option("residual_mlp", "kind of the adapters, chosen at stage codebook")
+    k: int = option(4, "answer tokens to learn, the end of the answer among them", least=1)
+    first_token_ce_weight: float = option(0.5, "extra weight of the first answer token's cross-entropy", least=0)
+    kd_weight: float = option(
+        0.0, "weight of the KL divergence to the text-prompted LLM; 0: no teacher", gpu=0.5, least=0
+    )
+    span_weight: float = option(1.0, "weight of the supervision by answer spans; 0: none", least=0)
+    lr: float = option(5e-4, "learning rate of adapters, heads and queries", above=0)
+    encoder_lr: float = option(1e-4, "learning rate of a pretrained backbone", above=0)
+    codebook_lr: float = option(1e-3, "learning rate of the codebook", above=0)
+    soft_prompt_lr: float = option(
+        0.3, "learning rate of the rivals' soft prompts, in units of the LLM's embeddings", above=0
+    )
+    warmup: float = option(0.05, "share of the steps in which the learning rates rise", least=0)
+    clip: float = option(1.0, "longest gradient", above=0)
+    save_minutes: float = option(5.0, "minutes between two saves of checkpoint_last", least=0)
+    tracker: str = option("", f"send the log to {', '.join(TRACKERS)}, too", choices=("", *TRACKERS))
+    ignore_memory: bool = option(False, "start although the memory estimate says that it will not fit")
+    save_dir: str = option("runs/experiments/latentwire", "output folder", env="OUTPUT_DIR")
+    resume: bool = option(True, "continue the run in save_dir, if there is one; without, refuse it")
+    estimate: bool = option(False, "say how long it would take, and stop", env="")
+    json: bool = option(False, "with --estimate: one JSON object on standard output", env="")
+
+    def check(self) -> None:
+        super().check()
+        require(self.dtype != "float16", "dtype", self.dtype, "training takes float32 or bfloat16")
+        require(self.stage in (*STAGES, "all"), "stage", self.stage, f"choose all or one of {', '.join(STAGES)}")
+        if self.stage == "all":
+            return
+        stage = STAGES[self.stage]
+        remedy = f"stage {self.stage} starts from a checkpoint: name one"
+        require(bool(self.init) or not stage.needs_checkpoint, "init", self.init, remedy)
+        require(bool(stage.losses) or not self.estimate, "estimate", True, f"stage {self.stage} has no steps to time")
+
+
+@dataclass(kw_only=True)
+class LaunchSettings(Settings):
+    """How torchrun starts a training."""
+
+    nproc: int | None = option(None, "processes of a training; default: one per GPU, one on a CPU", least=1)
+    rendezvous: str = option(
+        "--standalone", "torchrun's flags for several machines with one disk: the same command on each"
+    )

@@ -1,0 +1,91 @@
+"""This machine: its devices, its libraries, its commit, its seeds, and whether a hub answers."""
+
+import dataclasses
+import platform
+import random
+import subprocess
+import urllib.request
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from huggingface_hub import constants
+
+T = TypeVar("T")
+
+
+def on_this_machine(config: T) -> T:
+    """The settings with `device` and `dtype` filled in: CUDA and bfloat16 where there is a GPU, else CPU and float32.
+
+    Raises ValueError for a device that this machine does not have.
+    """
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r}: {str(error).splitlines()[0]}") from error
+    cards = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= cards:
+        raise ValueError(f"device={device!r}: this machine has {cards} CUDA devices; try cpu")
+    dtype = config.dtype or ("float32" if found.type == "cpu" else "bfloat16")
+    return dataclasses.replace(config, device=device, dtype=dtype)
+
+
+def machine() -> dict:
+    """Processor or accelerators and library versions: what times and last digits depend on."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "numpy")},
+    }
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def git_sha() -> str | None:
+    """Commit of this checkout, with "-dirty" if tracked files differ from it; None outside a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the model hub can be reached; asked once, because the hub's own client retries for most of a minute."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine_line(record: Mapping) -> str:
+    """A record of `machine` in one line, for tables and logs."""
+    gpus = record["gpus"]
+    where = f"{len(gpus)} x {gpus[0]}" if gpus else f"{record['processor']}, {record['threads']} threads"
+    return f"{where}, torch {record['torch']}, transformers {record['transformers']}"
