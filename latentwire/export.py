@@ -1,14 +1,35 @@
 """Make a checkpoint ready to be shipped: half precision, with a model card.
 
-    python latentwire/export.py runs/experiments/latentwire/checkpoint_best checkpoints/latentwire_m32
-    python latentwire/eval.py --ckpt checkpoints/latentwire_m32 --save_dir results/shipped
-    python latentwire/export.py … --results results/shipped        # the same again, with its figures on the card
+    python latentwire/export.py runs/experiments/latentwire/checkpoint_best checkpoints/mine
+    python latentwire/eval.py --ckpt checkpoints/mine --save_dir runs/mine && python latentwire/report.py runs/mine
+    python latentwire/export.py ... --results runs/mine        # the same again, with its figures on the card
 
 What is exported loads like any other checkpoint; config.json has the sha256 of its weights.
 """
 
-from latentwire.reporting.card import main
-from latentwire.utils.runs import cli
+import argparse
+from pathlib import Path
+
+from latentwire.utils.cli import run
+
+
+def main() -> None:
+    """One checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="folder of a trained checkpoint")
+    parser.add_argument("folder", type=Path, help="where to; replaced if it is there")
+    parser.add_argument("--results", type=Path, help="evaluation of the exported checkpoint, for the card")
+    args = parser.parse_args()
+    from latentwire.models.exporting import export, table_of
+    from latentwire.reporting.card import card
+    from latentwire.utils.files import write_text
+
+    table = table_of(args.results, args.folder)
+    made = export(args.checkpoint, args.folder)
+    write_text(args.folder / "README.md", card(made, args.folder, table))
+    size = sum(path.stat().st_size for path in args.folder.rglob("*") if path.is_file())
+    print(f"wrote {args.folder} ({size / 1e6:.1f} MB)")
+
 
 if __name__ == "__main__":
-    cli(main)
+    run(main)

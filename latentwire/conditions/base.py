@@ -8,6 +8,7 @@ whatever consists of latents, PCA coefficients included, is packed to bytes and 
 Shapes: P positions, d LLM width, k coefficients per position.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -183,6 +184,27 @@ def reader_of(llm: FrozenLLM, config: LLMSettings, source: str, adapter: Adapter
     """The reader of a loaded LLM."""
     prompts = PromptBuilder(llm.tokenizer, source, config.llm_wordings[llm.name])
     return Reader(llm, prompts, adapter.to(llm.device) if adapter else None)
+
+
+def require_positions(reader: Reader, questions: Sequence[Question], places: int, whole: bool, more: int) -> None:
+    """ValueError naming the first question whose prompt is longer than the LLM can read: a prompt beyond its positions
+    is answered, but by a model that never saw such positions.
+
+    places: the longest slot that is not the whole text; whole: whether whole texts are read; more: tokens that follow.
+    """
+    prompts, most = reader.prompts, reader.llm.positions or math.inf
+    around = len(prompts.head) + len(prompts.tail("")) + more
+    for q in questions:
+        text = prompts.content_text(q.context, q.question) if whole else ""
+        if around + max(places, len(text.encode())) + len(q.question.encode()) <= most:
+            continue  # a text has no more tokens than bytes
+        slot = max(places, len(prompts.plain(text)))
+        needed = len(prompts.head) + slot + len(prompts.tail(q.question)) + more
+        if needed > most:
+            raise ValueError(
+                f"question {q.id}: its prompt takes {needed} positions, and {reader.llm.name} ({reader.llm.id}) reads "
+                f"{most}; leave out the conditions that read whole texts, shorten it, or choose another LLM"
+            )
 
 
 def text_slot(reader: Reader, ids: list[int]) -> Slot:

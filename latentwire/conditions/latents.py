@@ -34,7 +34,7 @@ def selected_text(reader: Reader, questions: Sequence[Question], m: int, shared:
     """The encoder's own M tokens as plain text: LatentWire minus this is what latents and training on them add."""
     encoder = shared.sender.encoder
     chosen = [encoder.tokenizer.decode(encoder.select(q, reader.prompts.source, m)) for q in questions]
-    return [text_slot(reader, reader.prompts.ids(text)) for text in chosen]
+    return [text_slot(reader, reader.prompts.plain(text)) for text in chosen]
 
 
 @condition(

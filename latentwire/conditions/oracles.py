@@ -12,7 +12,7 @@ _NEEDS = ("chooses_tokens", "spans")
 def oracle_text(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """The M wire tokens that an encoder would choose who knows the reference answer, as text."""
     chosen = [shared.sender.encoder.perfect(q, reader.prompts.source, m)[1] for q in questions]
-    return [text_slot(reader, reader.prompts.ids(text)) for text in chosen]
+    return [text_slot(reader, reader.prompts.plain(text)) for text in chosen]
 
 
 @condition(

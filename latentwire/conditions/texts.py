@@ -27,7 +27,7 @@ def token_budget_context(reader: Reader, questions: Sequence[Question], m: int, 
     """The first M tokens of the context, and the whole question on top (where it is text anyway: token_budget)."""
     if reader.prompts.source == "context":
         return token_budget(reader, questions, m, shared)
-    ids = reader.prompts.ids
+    ids = reader.prompts.plain
     return [
         text_slot(reader, ids("Context:") + ids(f" {q.context}")[:m] + ids(f"\nQuestion: {q.question}"))
         for q in questions
@@ -54,9 +54,9 @@ def no_context(reader: Reader, questions: Sequence[Question], m: int, shared: Sh
 
 def content_ids(reader: Reader, question: Question) -> list[int]:
     """Token ids of everything that a wire stands for."""
-    return reader.prompts.ids(reader.prompts.content_text(question.context, question.question))
+    return reader.prompts.plain(reader.prompts.content_text(question.context, question.question))
 
 
 def question_first_ids(reader: Reader, question: Question) -> list[int]:
     """The same with the question first, so that a cut keeps it."""
-    return reader.prompts.ids(reader.prompts.question_first_text(question.context, question.question))
+    return reader.prompts.plain(reader.prompts.question_first_text(question.context, question.question))

@@ -16,6 +16,7 @@ import latentwire.data
 from latentwire.data.question import SPLITS, Question, QuestionSet, split_by_article
 from latentwire.data.registry import DATASETS, dataset
 from latentwire.data.scoring import squad_scores
+from latentwire.utils.cli import reason
 from latentwire.utils.machine import hub_answers
 from latentwire.utils.registry import import_all
 
@@ -75,7 +76,7 @@ def read_squad_file(path: Path) -> list[Question]:
     """Read and check one file in the official SQuAD v1.1 form, plain or gzip."""
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" or path.suffix == ".gz" else raw).decode("utf-8")
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" or path.suffix == ".gz" else raw).decode("utf-8-sig")
         document = json.loads(text)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: broken gzip file ({error}); fetch it again") from error
@@ -86,7 +87,7 @@ def read_squad_file(path: Path) -> list[Question]:
     try:
         rows = [
             (article["title"], f"{article['title']}/{place}.{number}", paragraph["context"], qa["id"], qa["question"],
-             [(answer["text"], answer["answer_start"]) for answer in qa["answers"]])
+             _answers(qa))
             for place, article in enumerate(document["data"])
             for number, paragraph in enumerate(article["paragraphs"])
             for qa in paragraph["qas"]
@@ -94,9 +95,14 @@ def read_squad_file(path: Path) -> list[Question]:
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: not in SQuAD v1.1 form ({type(error).__name__}: {error}); "
-            "expected data[].paragraphs[].{context, qas[].{id, question, answers[].{text, answer_start}}}"
+            "expected data[].{title, paragraphs[].{context, qas[].{id, question, answers[].{text, answer_start}}}}"
         ) from error
     return _checked(rows, str(path))
+
+
+def _answers(qa: dict) -> list[tuple[str, int]]:
+    """Text and offset of each answer; none where SQuAD v2 says that the question has none."""
+    return [] if qa.get("is_impossible") else [(answer["text"], answer["answer_start"]) for answer in qa["answers"]]
 
 
 def _checked(rows: Iterable[tuple], source: str) -> list[Question]:
@@ -106,10 +112,15 @@ def _checked(rows: Iterable[tuple], source: str) -> list[Question]:
         where = f"{source}: question {id_}"
         if not isinstance(id_, str):
             raise ValueError(f"{where}: the id must be a string, found {id_!r}")
+        if not isinstance(title, str):
+            raise ValueError(f"{where}: the title of its article must be a string, found {title!r}")
         if not (isinstance(context, str) and context.strip()):
             raise ValueError(f"{where}: its context is empty")
         if not (isinstance(question, str) and question.strip()):
             raise ValueError(f"{where}: the question is empty")
+        for what, text in (("title", title), ("context", context), ("question", question)):
+            if any("\ud800" <= sign <= "\udfff" for sign in text):
+                raise ValueError(f"{where}: its {what} holds half of a surrogate pair, which no text can; repair it")
         if id_ in seen:
             raise ValueError(f"{where}: this id occurs twice")
         if not answers:
@@ -139,15 +150,21 @@ def _find_split(folder: Path, split: str) -> Path:
 
 
 def _load_from_hub(split: str) -> list[Question] | None:
-    """SQuAD through `datasets`; None where neither the hub answers nor its cache holds the data."""
+    """SQuAD through `datasets`; None where no hub answers and no cache holds the data. ValueError with the reason where
+    a hub answers and does not give it."""
     import datasets  # kept here: only this function needs it
 
-    if not hub_answers():
+    reachable = hub_answers()
+    if not reachable:
         datasets.config.HF_HUB_OFFLINE = True  # the local cache may still hold it
     try:
         rows = datasets.load_dataset(HUB_ID, split="validation" if split == "dev" else "train")
-    except (ConnectionError, FileNotFoundError, ValueError):
-        return None
+    except (OSError, ValueError) as error:
+        if not reachable:
+            return None
+        raise ValueError(
+            f"the hub did not give {HUB_ID} ({reason(error)}); try again, set SQUAD_DIR, or name --dataset sample"
+        ) from error
     paragraphs: dict[tuple[str, str], str] = {}
     return _checked(
         (

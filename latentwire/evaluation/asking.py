@@ -72,7 +72,7 @@ def read_context(path: str) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(f"context={path!r}: there is no such file")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"context={path!r}: not UTF-8 text ({error}); convert it") from error
     require(bool(text.strip()), "context", path, "the file is empty; name one with text")

@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentwire.conditions.base import CONDITIONS, Condition, Reader, Sender, Shared, parse_conditions, readers
+from latentwire.conditions.base import (
+    CONDITIONS,
+    Condition,
+    Reader,
+    Sender,
+    Shared,
+    parse_conditions,
+    readers,
+    require_positions,
+)
 from latentwire.data.question import QuestionSet, subset
 from latentwire.data.squad import load
 from latentwire.evaluation.answering import answer, complete
@@ -181,6 +190,10 @@ def _ready(plan: Plan, folder: Path | None) -> tuple[list[Reader], Shared, dict]
         shared.sender, adapters, made = _wire(plan, ready, folder)
         for reader in ready:
             reader.adapter = adapters[reader.llm.name]
+    whole = any(condition.cost == "whole" for condition, _ in plan.conditions)
+    places = max((m for condition, m in plan.conditions if condition.cost == "places"), default=0)
+    for reader in ready:
+        require_positions(reader, plan.chosen.questions, places, whole, config.max_new_tokens)
     if "untrained" in used:
         encoder, adapters, _ = closed_form({r.llm.name: r.llm for r in ready}, plan.train_texts, config.d_z)
         shared.untrained = Sender(encoder, config.source, config.codec), adapters

@@ -8,7 +8,7 @@ from pathlib import Path
 from latentwire.conditions.base import CONDITIONS, Condition
 from latentwire.evaluation.results import row_key
 from latentwire.utils.cli import require
-from latentwire.utils.files import read_json, read_lines
+from latentwire.utils.files import read_json, read_lines, write_text
 
 _OF_CHECKPOINT = {"wire", "untrained", "tuned"}  # what a condition may use that another evaluation has otherwise
 _FILES = {
@@ -26,6 +26,8 @@ class Predictions:
 
     def __init__(self, path: Path):
         self.path = path
+        if not path.is_file() and (packed := read_lines(path)):  # a record's, which further lines are added to
+            write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in packed))
         written = path.read_bytes() if path.is_file() else b""
         whole = written.rfind(b"\n") + 1
         if whole < len(written):
@@ -74,7 +76,8 @@ def reusable(
 
     Raises FileNotFoundError if there is none, ValueError naming what differs from the evaluation of this identity.
     """
-    if not (Path(folder) / "predictions.jsonl").is_file():
+    lines = read_lines(Path(folder) / "predictions.jsonl")
+    if not lines:
         raise FileNotFoundError(f"reuse={folder!r} holds no predictions.jsonl; name the folder of an evaluation")
     record = read_json(Path(folder) / "config.json")
     before, now = (_comparable(config, llms) for config in (record["config"], identity))
@@ -90,9 +93,7 @@ def reusable(
         if not (_OF_CHECKPOINT - same) & set(condition.uses)
         for llm in (llms if condition.by_llm else [None])
     }
-    return [
-        line | {"taken_from": where} for line in read_lines(Path(folder) / "predictions.jsonl") if row_key(line) in keys
-    ]
+    return [line | {"taken_from": where} for line in lines if row_key(line) in keys]
 
 
 def _comparable(config: Mapping, llms: Sequence[str]) -> dict:

@@ -49,7 +49,7 @@ class LLMSettings(Settings):
         default of this machine."""
         begun = Path(getattr(self, "ckpt", "") or getattr(self, "init", ""), "config.json")
         made_for = read_json(begun).get("llms", {}) if begun.is_file() else {}
-        return {name: llm_id(name, made_for) for name in self.llm_names}
+        return {name: llm_id(name, made_for, self.device) for name in self.llm_names}
 
     @property
     def llm_wordings(self) -> dict[str, str]:
@@ -60,9 +60,13 @@ class LLMSettings(Settings):
         return {name: given.get(name) or CHOSEN_WORDINGS.get(llm, "chat") for name, llm in self.llm_ids.items()}
 
 
-def llm_id(name: str, made_for: Mapping[str, str]) -> str:
-    """Hub id, folder or offline id of the LLM called `name`; ValueError when nothing says which it is."""
+def llm_id(name: str, made_for: Mapping[str, str], device: str = "") -> str:
+    """Hub id, folder or offline id of the LLM called `name`; ValueError when nothing says which it is.
+
+    made_for: the ids of a checkpoint; device: where it will run, this machine's own if "".
+    """
+    large = device.startswith("cuda") if device else has_gpu()
     found = os.environ.get(f"{name.upper()}_ID") or made_for.get(name)
-    found = found or (LARGE_LLMS if name in LARGE_LLMS and has_gpu() else DEFAULT_LLMS).get(name)
+    found = found or (LARGE_LLMS if large else DEFAULT_LLMS).get(name)
     require(bool(found), "llms", name, f"set {name.upper()}_ID to a hub id or a model folder")
     return found

@@ -18,6 +18,7 @@ from latentwire.data.content import SOURCES, content
 
 ANCHOR = "Answer:"
 IGNORE = -100  # label of every position that is not an answer token
+AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True}  # how a tokenizer reads users' text
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 _MARK = "\u241f"  # stands for the slot while the chat template is rendered
 
@@ -63,6 +64,8 @@ class PromptBuilder:
         if wording not in WORDINGS:
             raise ValueError(f"wordings={wording!r}: unknown; choose one of {', '.join(WORDINGS)}")
         self.tokenizer, self.source = tokenizer, source
+        # Not `all_special_tokens`, which leaves out those that have no role of their own, such as Qwen's <|im_start|>.
+        self._special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         # With source "context" the label stands in the head: only the context itself is in the slot.
         slot = f"Context:{_MARK}" if source == "context" else _MARK
         self._before, self._after = self._render(WORDINGS[wording], slot).split(_MARK)
@@ -70,8 +73,12 @@ class PromptBuilder:
         self.end_id = self._end_id(WORDINGS[wording])
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a piece of the prompt; special tokens written in the text count, none are added."""
+        """Token ids of a piece of the prompt's own; special tokens written in it count, none are added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def plain(self, text: str) -> list[int]:
+        """Token ids of a user's text: a special token spelled in it is text like any other."""
+        return self.tokenizer(text, **AS_TEXT)["input_ids"]
 
     def content_text(self, context: str, question: str) -> str:
         """The slot's full text: everything that a wire stands for."""
@@ -84,11 +91,13 @@ class PromptBuilder:
     def tail(self, question: str) -> list[int]:
         """Token ids from the slot's end to the anchor's."""
         asked = f"\nQuestion: {question}" if self.source == "context" else ""
-        return self.ids(asked + self._after)
+        if any(token in question for token in self._special):
+            return self.plain(asked) + self.ids(self._after)
+        return self.ids(asked + self._after)  # together: a tokenizer may join the last sign and the new line
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer as it continues the anchor, without an end of sequence."""
-        return self.ids(f" {answer.strip()}")
+        return self.plain(f" {answer.strip()}")
 
     def label_ids(self, answer: str, k: int) -> list[int]:
         """The first k tokens to learn: the answer, and what ends it in this wording."""

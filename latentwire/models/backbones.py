@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from latentwire.data.content import Content, content
 from latentwire.data.question import Question
 from latentwire.llms.offline import OFFLINE_ENCODERS, ensure_offline_model
+from latentwire.llms.prompts import AS_TEXT
 from latentwire.utils.cli import Settings, option, reason
 from latentwire.utils.machine import hub_answers
 
@@ -74,13 +75,13 @@ class PretrainedBackbone(nn.Module):
 
     def _tokenize(self, questions: Sequence[Question], source: str):
         settings = {"max_length": self.window, "return_overflowing_tokens": True, "return_offsets_mapping": True}
-        settings |= {"padding": True, "return_tensors": "pt"}
+        settings |= {"padding": True, "return_tensors": "pt", "split_special_tokens": True}  # users' text is text
         contexts = [q.context for q in questions]
         stride = min(_OVERLAP, self.window // 4)  # the same in every batch
         if source == "context":
             return self.tokenizer(contexts, truncation=True, stride=stride, **settings)
         asked = [q.question for q in questions]
-        lengths = [len(ids) for ids in self.tokenizer(asked, add_special_tokens=False)["input_ids"]]
+        lengths = [len(ids) for ids in self.tokenizer(asked, **AS_TEXT)["input_ids"]]
         longest = max(range(len(asked)), key=lengths.__getitem__)
         if lengths[longest] > self.window // 2:
             raise ValueError(

@@ -37,11 +37,17 @@ _FIRST_ADAPTER = "residual_mlp"  # of checkpoints that do not say their kind
 
 
 def save_checkpoint(
-    folder: Path, encoder: Encoder, adapters: Mapping[str, Adapter], config: dict, training: dict | None = None
+    folder: Path,
+    encoder: Encoder,
+    adapters: Mapping[str, Adapter],
+    config: dict,
+    training: dict | None = None,
+    forms: Sequence[str] = _ENDS,
 ) -> None:
     """Write a checkpoint under a temporary name and rename it: what is read back is whole, the new one or the old.
 
-    config needs "d_z" and "llms" (name to id); the shapes are added here. training: what `load_training` gives back.
+    config needs "d_z" and "llms" (name to id); the shapes are added here. training: what `load_training` gives back;
+    forms: of the weights files.
     Raises OSError if it cannot be written; the previous checkpoint stays.
     """
     assert set(adapters) == set(config["llms"])
@@ -54,9 +60,9 @@ def save_checkpoint(
         "widths": {name: adapter.width for name, adapter in adapters.items()},
     }
     with _replaced(folder) as part:
-        _write(part, "encoder", encoder.state_dict())
+        _write(part, "encoder", encoder.state_dict(), forms)
         for name, adapter in adapters.items():
-            _write(part, f"adapter_{name}", adapter.state_dict())
+            _write(part, f"adapter_{name}", adapter.state_dict(), forms)
         encoder.tokenizer.save_pretrained(part / "wire_tokenizer")
         encoder.save_parts(part)
         if training is not None:
@@ -203,11 +209,13 @@ def _known(registry: Registry, names: Sequence[str], folder: Path) -> list[type]
     return [registry[name] for name in names]
 
 
-def _write(folder: Path, stem: str, state: Mapping[str, Tensor]) -> None:
-    """The same weights as .safetensors and as .pt, whose names are a contract."""
+def _write(folder: Path, stem: str, state: Mapping[str, Tensor], forms: Sequence[str] = _ENDS) -> None:
+    """The same weights in each form: as .safetensors, and as .pt, whose names are a contract."""
     state = {key: value.detach().clone().contiguous() for key, value in state.items()}
-    torch.save(state, folder / f"{stem}.pt")
-    save_file(state, folder / f"{stem}.safetensors")
+    if ".pt" in forms:
+        torch.save(state, folder / f"{stem}.pt")
+    if ".safetensors" in forms:
+        save_file(state, folder / f"{stem}.safetensors")
 
 
 def _weights(folder: Path, stem: str) -> Path:

@@ -1,0 +1,1 @@
+"""Tables, charts, the page, the model card and the documents, made from records alone: no model is loaded here."""

@@ -1,24 +1,17 @@
-"""Charts, as matplotlib figures: for PNG files, and as inline SVG for the report.
-
-One colour a condition everywhere; readable on white and on black.
-"""
+"""Charts, as matplotlib figures: for PNG files, and as inline SVG for the page."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
+from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_COLOURS = {
-    "latentwire": "#d1495b", "text": "#4f7cac", "no_context": "#9aa5b1", "shuffled_z": "#9aa5b1",
-    "token_budget": "#66a182", "token_budget_context": "#8f6bb0", "token_select": "#d08c2f", "pca": "#3fa7a3",
-    "pca_pool": "#7f9a3a", "pca_rank": "#a0705a", "untrained": "#e08a98", "selected_text": "#b0913b",
-    "encoder_only": "#6f7fd0", "text_tuned": "#7fa3c7", "token_budget_tuned": "#8fbf9f",
-    "selected_text_tuned": "#cdb98a", "oracle_text": "#9c8f80", "oracle_wire": "#c2777f",
-}  # fmt: skip
-_OTHERS = "#66a182"
+from latentwire.reporting.labels import colour_of, describe_llm, llms_of, row_name
+from latentwire.training.log import flat, read_log
+
 _MARKERS = "osD^vP*X<>p"
 _WIDTH = 5.2  # inches of a chart for one LLM: its letters can still be read on a phone
 _SMOOTH = 20  # steps that one point of a curve averages, at most
@@ -30,32 +23,17 @@ _DISTRIBUTIONS = {
     "first_norm": "RMS after the first norm",
     "nearest_cosine": "cosine to the nearest token",
 }
-# Which values of metrics.jsonl go into a chart of training: label, keys, logarithmic or not.
-CURVES: dict[str, tuple[str, Callable[[str], bool], bool]] = {
-    "first_token_accuracy": ("first-token accuracy", lambda key: "first_token_acc" in key, False),
-    "loss": ("loss", lambda key: key in ("loss", "span") or bool({"ce", "kd"} & set(key.split("_"))), False),
-    "held_out": ("held-out score", lambda key: "f1" in key.split("_") or key == "answer_kept", False),
-    "gradient_norms": ("gradient norm", lambda key: key.startswith("grad_norm_"), True),
+# Which figures of a training log go into a chart: label, by the words of their names, logarithmic or not.
+CURVES: dict[str, tuple[str, Callable[[list[str]], bool], bool]] = {
+    "first_token_accuracy": ("first-token accuracy", lambda words: words[:3] == ["first", "token", "acc"], False),
+    "loss": ("loss", lambda words: words in (["loss"], ["span"]) or bool({"ce", "kd"} & set(words)), False),
+    "held_out": ("held-out score", lambda words: "f1" in words or words == ["answer", "kept"], False),
+    "gradient_norms": ("gradient norm", lambda words: words[:2] == ["grad", "norm"], True),
 }
 
 
-def describe_llm(llm_id: str) -> str:
-    """An LLM's id, with its precision where the id does not tell."""
-    return f"{llm_id.removeprefix('offline:')}, dequantised Q4" if llm_id.startswith("offline:") else llm_id
-
-
-def row_name(row: Mapping) -> str:
-    """Condition and, where it has one, M."""
-    return row["condition"] + (f"  M={row['m']}" if row["m"] else "")
-
-
-def llms_of(rows: Sequence[Mapping]) -> list[str | None]:
-    """LLMs of rows of results.json; [None] if no row has one."""
-    return list(dict.fromkeys(row["llm"] for row in rows if row["llm"])) or [None]
-
-
 def hierarchy(results: Mapping, llms: Sequence[str | None]) -> Figure:
-    """Bars of F1 with 95% intervals, best first, one panel an LLM."""
+    """Bars of F1 with 95% intervals, best first, one panel per LLM."""
     shown = {llm: [row for row in results["results"] if row["llm"] in (llm, None)] for llm in llms}
     width = 6 if len(llms) > 1 else _WIDTH
     size = (width * len(llms), 1.6 + 0.36 * max(map(len, shown.values())))
@@ -64,13 +42,11 @@ def hierarchy(results: Mapping, llms: Sequence[str | None]) -> Figure:
     for panel, llm in zip(panels[0], llms, strict=True):
         rows = sorted(shown[llm], key=lambda row: row["f1"])
         for y, row in enumerate(rows):
-            _bar(panel, y, row, _COLOURS.get(row["condition"], _OTHERS), 0.7)
+            _bar(panel, y, row, colour_of(row["condition"], row), 0.7)
         panel.set_yticks(range(len(rows)), [row_name(row) for row in rows])
-        panel.set_xlim(0, 1)
-        panel.set_xlabel("F1, 95% interval by paragraph")
+        _f1_axis(panel, 1)
         ids = [row["llm_id"] for row in rows if row["llm"]]
-        panel.set_title(f"{llm}: {describe_llm(ids[0])}" if ids else "no LLM", fontsize=10)
-        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_title(f"{describe_llm(ids[0])} ({llm})" if ids else "no LLM", fontsize=10)
     figure.suptitle(
         f"{results['dataset']} {results['split']}, n={results['n']}, source {results['source']}", fontsize=11
     )
@@ -79,22 +55,21 @@ def hierarchy(results: Mapping, llms: Sequence[str | None]) -> Figure:
 
 def comparison(compared: Mapping) -> Figure:
     """Bars of F1 with 95% intervals of each run (compared: comparison.json), in their order, and each seed's F1 as a
-    point; the first run, which all others are paired with, as a line. One panel an LLM."""
+    point; the first run, which all others are paired with, as a line. One panel per LLM."""
     llms = llms_of(compared["rows"])
     shown = {llm: [row for row in compared["rows"] if row["llm"] == llm][::-1] for llm in llms}
+    first, others = colour_of(compared["condition"]), colour_of("others")
     size = (6 * len(llms), 1.6 + 0.36 * max(map(len, shown.values())))
     figure = Figure(figsize=size, layout="constrained")
     for panel, llm in zip(figure.subplots(1, len(llms), squeeze=False)[0], llms, strict=True):
         for y, row in enumerate(shown[llm]):
-            _bar(panel, y, row, _COLOURS["latentwire"] if row is shown[llm][-1] else _OTHERS, 0.7)
+            _bar(panel, y, row, first if row is shown[llm][-1] else others, 0.7)
             if len(row["seed_f1"]) > 1:
                 panel.plot(row["seed_f1"], [y] * len(row["seed_f1"]), "k|", ms=9)
-        panel.axvline(shown[llm][-1]["f1"], color=_COLOURS["latentwire"], lw=1, ls=":")
+        panel.axvline(shown[llm][-1]["f1"], color=first, lw=1, ls=":")
         panel.set_yticks(range(len(shown[llm])), [row["name"] for row in shown[llm]])
-        panel.set_xlim(left=0)
-        panel.set_xlabel("F1, 95% interval by paragraph")
+        _f1_axis(panel)
         panel.set_title(llm, fontsize=10)
-        panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"{compared['condition']}: {compared['dataset']} {compared['split']}, n={compared['n']}, source "
         f"{compared['source']}", fontsize=11,
@@ -111,7 +86,7 @@ def compression(series: Mapping[str, Sequence[Mapping]], title: str) -> Figure:
     axes = {"m": "M", "llm_positions": "positions that the LLM reads", "wire_bytes": "bytes sent"}
     for panel, (key, label) in zip(panels, axes.items(), strict=True):
         for number, (name, rows) in enumerate(series.items()):
-            colour = _COLOURS.get(rows[0]["condition"], f"C{number}")
+            colour = colour_of(rows[0]["condition"], rows[0])
             points = sorted((row[key], row["f1"]) for row in rows if row[key] is not None)
             if points:
                 marker = _MARKERS[number % len(_MARKERS)]
@@ -130,6 +105,24 @@ def compression(series: Mapping[str, Sequence[Mapping]], title: str) -> Figure:
     return figure
 
 
+def sweep(summary: Mapping) -> Figure:
+    """A bar per configuration (summary: sweep_summary.json), best first; a dashed line where the token budget of the
+    same M ends."""
+    ranked = summary["ranked"][::-1]
+    figure = Figure(figsize=(8, 1.4 + 0.3 * len(ranked)), layout="constrained")
+    panel = figure.subplots()
+    for y, entry in enumerate(ranked):
+        _bar(panel, y, entry, colour_of("latentwire"), 0.7)
+        of_m = [r for r in summary["baselines"] if (r["condition"], r["m"]) == ("token_budget", entry["latent_len"])]
+        if of_m:
+            budget = sum(row["f1"] for row in of_m) / len(of_m)
+            panel.vlines(budget, y - 0.5, y + 0.5, color="black", ls="--", lw=1)
+    panel.set_yticks(range(len(ranked)), [entry["name"] for entry in ranked])
+    _f1_axis(panel)
+    panel.set_xlabel(f"F1, mean of the LLMs, 95% interval by paragraph (n={summary['n']}); dashed: token_budget@M")
+    return figure
+
+
 def blocks(lines: Sequence[Mapping], key: str, most: int) -> list[tuple[float, float]]:
     """Mean step and mean value of `key` over runs of equally many lines: all lines become about `most` points."""
     found = [(line["step"], line[key]) for line in lines if key in line]
@@ -138,17 +131,35 @@ def blocks(lines: Sequence[Mapping], key: str, most: int) -> list[tuple[float, f
     return [(sum(s for s, _ in block) / len(block), sum(v for _, v in block) / len(block)) for block in cut]
 
 
+def steps_and_held(lines: Sequence[Mapping]) -> tuple[list[dict], list[dict]]:
+    """The figures of a training log by one name each: of its steps, and of its validations."""
+    steps = [flat(line) for line in lines if "validation" not in line]
+    held = [{"step": line["step"]} | flat(line["validation"]) for line in lines if "validation" in line]
+    return steps, held
+
+
 def curve_keys(lines: Sequence[Mapping], name: str) -> list[str]:
-    """Keys of metrics.jsonl, of steps and validations, that the chart CURVES[name] shows."""
+    """Names of the figures, of steps and validations, that the chart CURVES[name] shows."""
     takes = CURVES[name][1]
-    return sorted({key for line in lines for key in line.get("validation", line) if takes(key)})
+    steps, held = steps_and_held(lines)
+    return sorted({key for line in (*steps, *held) for key in line if takes(re.split("[ _]", key))})
+
+
+def draw_curves(folder: Path) -> list[Path]:
+    """first_token_accuracy.png and loss.png from the metrics.jsonl of a run; the paths that were drawn."""
+    lines = read_log(folder / "metrics.jsonl")
+    drawn = []
+    for name in ("first_token_accuracy", "loss"):
+        if curve_keys(lines, name):
+            drawn.append(folder / f"{name}.png")
+            training_curves(lines, name).savefig(drawn[-1], dpi=130)
+    return drawn
 
 
 def training_curves(lines: Sequence[Mapping], name: str, width: float = 7) -> Figure:
-    """The chart CURVES[name] of the lines of metrics.jsonl: training smoothed, validations as points."""
+    """The chart CURVES[name] of a training log: training smoothed, validations as points."""
     label, _, log = CURVES[name]
-    steps = [line for line in lines if "validation" not in line]
-    validations = [{"step": line["step"]} | line["validation"] for line in lines if "validation" in line]
+    steps, validations = steps_and_held(lines)
     keys = curve_keys(lines, name)
     figure = Figure(figsize=(width, 3.4 + 0.16 * len(keys)), layout="constrained")
     panel = figure.subplots()
@@ -184,7 +195,7 @@ def rms_histogram(histograms: Mapping[str, Mapping], vocabulary: float | None, t
 
 
 def embeddings(llms: Mapping[str, Mapping]) -> Figure:
-    """Distributions of text and learned embeddings and their share of variance by direction, a row an LLM (llms: as in
+    """Distributions of text and learned embeddings and their share of variance by direction, a row per LLM (llms: as in
     diagnostics.json)."""
     figure = Figure(figsize=(17, 3 * len(llms)), layout="constrained")
     panels = figure.subplots(len(llms), len(_DISTRIBUTIONS) + 1, squeeze=False)
@@ -194,9 +205,9 @@ def embeddings(llms: Mapping[str, Mapping]) -> Figure:
             mark = llm["vocabulary_rms"] if key == "rms_per_token" else None
             _distributions(panel, {kind: found[key] for kind, found in kinds.items()}, mark)
             panel.set_title(f"{name}: {_DISTRIBUTIONS[key]}", fontsize=9)
-        for number, (kind, found) in enumerate(kinds.items()):
+        for kind, found in kinds.items():
             directions = range(1, len(found["spectrum"]) + 1)
-            row[-1].plot(directions, found["spectrum"], color=_COLOURS.get(kind, f"C{number}"), label=kind)
+            row[-1].plot(directions, found["spectrum"], color=colour_of(kind), label=kind)
         row[-1].set(xscale="log", yscale="log")
         row[-1].set_title(f"{name}: share of variance by direction", fontsize=9)
         row[-1].spines[["top", "right"]].set_visible(False)
@@ -205,7 +216,7 @@ def embeddings(llms: Mapping[str, Mapping]) -> Figure:
 
 
 def interventions(rows: Sequence[Mapping], llms: Sequence[str]) -> Figure:
-    """F1 with 95% intervals after each intervention, the kinds of embeddings side by side, one panel an LLM."""
+    """F1 with 95% intervals after each intervention, the kinds of embeddings side by side, one panel per LLM."""
     kinds = list(dict.fromkeys(row["embeddings"] for row in rows))
     places = {name: -y for y, name in enumerate(dict.fromkeys(row["intervention"] for row in rows))}
     height = 0.8 / len(kinds)
@@ -214,15 +225,13 @@ def interventions(rows: Sequence[Mapping], llms: Sequence[str]) -> Figure:
     panels = figure.subplots(1, len(llms), squeeze=False)[0]
     for panel, llm in zip(panels, llms, strict=True):
         for number, kind in enumerate(kinds):
-            colour = _COLOURS.get(kind, f"C{number}")
+            colour = colour_of(kind)
             for row in (row for row in rows if (row["llm"], row["embeddings"]) == (llm, kind)):
                 _bar(panel, places[row["intervention"]] + 0.4 - height * (number + 0.5), row, colour, 0.9 * height)
             panel.barh(0, 0, color=colour, label=kind)
         panel.set_yticks(list(places.values()), list(places))
-        panel.set_xlim(left=0)
-        panel.set_xlabel("F1, 95% interval by paragraph")
+        _f1_axis(panel)
         panel.set_title(llm, fontsize=10)
-        panel.spines[["top", "right"]].set_visible(False)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(kinds), fontsize=9, frameon=False)
     return figure
@@ -245,11 +254,10 @@ def inline_svg(figure: Figure, name: str) -> str:
 
 
 def _distributions(panel: Axes, histograms: Mapping[str, Mapping], mark: float | None) -> None:
-    """Shares by bin, a colour a kind, and a dotted line at `mark`."""
-    for number, (kind, found) in enumerate(histograms.items()):
+    """Shares by bin, a colour per kind, and a dotted line at `mark`."""
+    for kind, found in histograms.items():
         shares = [count / (sum(found["counts"]) or 1) for count in found["counts"]]
-        colour = _COLOURS.get(kind, f"C{number}")
-        panel.stairs(shares, found["edges"], label=kind, color=colour, fill=True, alpha=0.6)
+        panel.stairs(shares, found["edges"], label=kind, color=colour_of(kind), fill=True, alpha=0.6)
     if mark is not None:
         panel.axvline(mark, color="black", lw=1, ls=":", label="vocabulary")
     panel.spines[["top", "right"]].set_visible(False)
@@ -261,3 +269,10 @@ def _bar(panel: Axes, y: float, row: Mapping, colour: str, height: float) -> Non
     error = [[max(0, row["f1"] - low)], [max(0, high - row["f1"])]]
     panel.barh(y, row["f1"], xerr=error, color=colour, height=height, error_kw={"capsize": 3, "lw": 1})
     panel.text(max(high, row["f1"]) + 0.01, y, f"{row['f1']:.2f}", va="center", fontsize=8)
+
+
+def _f1_axis(panel: Axes, most: float | None = None) -> None:
+    """What every chart of F1 bars has below and around them."""
+    panel.set_xlim(0, most)
+    panel.set_xlabel("F1, 95% interval by paragraph")
+    panel.spines[["top", "right"]].set_visible(False)

@@ -12,21 +12,17 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from latentwire.data.squad import Question, load_questions
+from latentwire.data.question import Question
+from latentwire.data.scoring import normalize_answer
+from latentwire.data.squad import load
 from latentwire.evaluation.results import critical_lines
-from latentwire.evaluation.scores import normalize_answer, show_interval
+from latentwire.evaluation.scores import show_interval
 from latentwire.reporting import charts
+from latentwire.reporting.labels import figure, llms_of, row_name
 from latentwire.reporting.records import Part
-from latentwire.reporting.signs import (
-    BAD,
-    GOOD,
-    UNDECIDED,
-    judge_metrics,
-    judge_predictions,
-    judge_results,
-    not_measured,
-)
-from latentwire.utils.settings import STAGES
+from latentwire.reporting.signs import BAD, GOOD, UNDECIDED, judge_log, judge_predictions, judge_results, not_measured
+from latentwire.training.log import flat
+from latentwire.training.stages import STAGES
 
 MOST_QUESTIONS = 500
 _POINTS = 20  # lines of a training chart's table
@@ -61,23 +57,23 @@ def render(parts: Sequence[Part]) -> str:
     )
     return environment.get_template("report.html.jinja").render(
         labels=[part.label for part in parts],
-        signs=signs(parts),
+        signs=signs_section(parts),
         hierarchy=[_evaluation(number, part) for number, part in enumerate(parts) if part.results],
-        compression=compression(parts),
-        training=training(parts),
+        compression=compression_section(parts),
+        training=training_section(parts),
         embeddings=[_diagnostics(number, part) for number, part in enumerate(parts) if part.diagnostics],
-        latents=latents(parts),
-        questions=questions(parts),
+        latents=latents_section(parts),
+        questions=questions_section(parts),
         configuration=[_configuration(part) for part in parts],
     )
 
 
-def signs(parts: Sequence[Part]) -> list[dict]:
+def signs_section(parts: Sequence[Part]) -> list[dict]:
     """All signs, the bad ones first, each with its part's label; then what nothing here measures."""
     found = []
     for part in parts:
         judged = judge_results(part.results) if part.results else []
-        judged += judge_predictions(part.predictions) + judge_metrics(part.metrics)
+        judged += judge_predictions(part.predictions) + judge_log(part.log)
         found += [(part.label, sign) for sign in judged]
     found.sort(key=lambda labelled: (BAD, UNDECIDED, GOOD).index(labelled[1].level))
     found += [("", sign) for sign in not_measured([sign for _, sign in found])]
@@ -85,12 +81,12 @@ def signs(parts: Sequence[Part]) -> list[dict]:
 
 
 def _evaluation(number: int, part: Part) -> dict:
-    """F1 of every condition, an LLM a chart, with the critical tests."""
+    """F1 of every condition, one chart per LLM, with the critical tests."""
     results, drawn = part.results, []
-    for place, llm in enumerate(charts.llms_of(results["results"])):
+    for place, llm in enumerate(llms_of(results["results"])):
         rows = sorted((row for row in results["results"] if row["llm"] in (llm, None)), key=lambda row: -row["f1"])
         label = f"F1 of {llm or 'the encoder alone'}, best first: " + ", ".join(
-            f"{charts.row_name(row)} {row['f1']:.3f} {show_interval(row['f1_ci95'])}" for row in rows
+            f"{row_name(row)} {row['f1']:.3f} {show_interval(row['f1_ci95'])}" for row in rows
         )
         drawn.append(_chart(charts.hierarchy(results, [llm]), f"hierarchy{number}-{place}", label, _rows_table(rows)))
     return {
@@ -106,26 +102,26 @@ def _evaluation(number: int, part: Part) -> dict:
 def _rows_table(rows: Sequence[Mapping]) -> Table:
     head = ("condition", "M", "F1 [95%]", "EM", "first token", "bits/answer byte", "positions", "bytes sent")
     return Table(head, [
-        (row["condition"], _figure(row["m"], 0), f"{row['f1']:.3f} {show_interval(row['f1_ci95'])}", f"{row['em']:.3f}",
-         _figure(row["first_token_acc"], 3), _figure(row["bits_per_answer_byte"], 2),
-         _figure(row["llm_positions"], 0), _figure(row["wire_bytes"], 0))
+        (row["condition"], figure(row["m"], 0), f"{row['f1']:.3f} {show_interval(row['f1_ci95'])}", f"{row['em']:.3f}",
+         figure(row["first_token_acc"], 3), figure(row["bits_per_answer_byte"], 2),
+         figure(row["llm_positions"], 0), figure(row["wire_bytes"], 0))
         for row in rows
     ])  # fmt: skip
 
 
-def compression(parts: Sequence[Part]) -> dict:
+def compression_section(parts: Sequence[Part]) -> dict:
     """All evaluations together, so that runs of several M or codecs meet in one chart; in what their data differ."""
     evaluations = [part.results for part in parts if part.results]
     codecs = {results["codec"] for results in evaluations}
     rows = [row | {"codec": results["codec"]} for results in evaluations for row in results["results"]]
     drawn = []
-    for place, llm in enumerate(charts.llms_of(rows) if rows else []):
+    for place, llm in enumerate(llms_of(rows) if rows else []):
         series: dict[str, list] = {}
         for row in (row for row in rows if row["llm"] == llm):
             series.setdefault(row["condition"] + (f" ({row['codec']})" if len(codecs) > 1 else ""), []).append(row)
         mine = [row for named in series.values() for row in named]
         label = f"F1 of {llm or 'the encoder alone'} against M, positions and bytes: " + ", ".join(
-            f"{charts.row_name(row)} F1 {row['f1']:.3f} at {row['llm_positions']:.0f} positions and "
+            f"{row_name(row)} F1 {row['f1']:.3f} at {row['llm_positions']:.0f} positions and "
             f"{row['wire_bytes']} bytes" for row in mine
         )  # fmt: skip
         figure = charts.compression(series, llm or "no LLM")
@@ -134,21 +130,21 @@ def compression(parts: Sequence[Part]) -> dict:
     return {"charts": drawn, "differing": [f for f in facts if len({results[f] for results in evaluations}) > 1]}
 
 
-def training(parts: Sequence[Part]) -> list[dict]:
+def training_section(parts: Sequence[Part]) -> list[dict]:
     """Curves of each stage, in the order in which stages follow one another."""
     stages = []
     for number, part in enumerate(parts):
-        if part.metrics:
-            names = [name for name in charts.CURVES if charts.curve_keys(part.metrics, name)]
-            drawn = [_curves(f"training{number}-{name}", part.metrics, name) for name in names]
+        if part.log:
+            names = [name for name in charts.CURVES if charts.curve_keys(part.log, name)]
+            drawn = [_curves(f"training{number}-{name}", part.log, name) for name in names]
             stages.append({"label": part.label, "stage": part.config.get("stage", ""), "charts": drawn})
-    return sorted(stages, key=lambda found: STAGES.index(found["stage"]) if found["stage"] in STAGES else len(STAGES))
+    order = {name: place for place, name in enumerate(STAGES)}
+    return sorted(stages, key=lambda found: order.get(found["stage"], len(order)))
 
 
 def _curves(id_: str, lines: Sequence[Mapping], name: str) -> Chart:
     keys = charts.curve_keys(lines, name)
-    steps = [line for line in lines if "validation" not in line]
-    held = [{"step": line["step"]} | line["validation"] for line in lines if "validation" in line]
+    steps, held = charts.steps_and_held(lines)
     rows, spans = [], []
     for kind, found in (("train", steps), ("held out", held)):
         values: dict[float, dict[str, float]] = {}
@@ -158,7 +154,7 @@ def _curves(id_: str, lines: Sequence[Mapping], name: str) -> Chart:
                 values.setdefault(step, {})[key] = value
             if points:
                 spans.append(f"{kind} {key} from {points[0][1]:.3g} to {points[-1][1]:.3g}")
-        rows += [(kind, f"{step:.0f}", *(_figure(values[step].get(key), 3) for key in keys)) for step in sorted(values)]
+        rows += [(kind, f"{step:.0f}", *(figure(values[step].get(key), 3) for key in keys)) for step in sorted(values)]
     label = f"{charts.CURVES[name][0]} over {lines[-1]['step']} steps: " + ", ".join(spans)
     return _chart(charts.training_curves(lines, name, width=5.6), id_, label, Table(("questions", "step", *keys), rows))
 
@@ -196,8 +192,8 @@ def _diagnostics(number: int, part: Part) -> dict:
 def _kind_row(llm: str, kind: str, figures: Mapping) -> tuple[str, ...]:
     rms, cosine = figures.get("rms_per_token"), figures.get("nearest_cosine", {})
     return (
-        llm, kind, _spread(rms) if rms else "", _figure(cosine.get("p50"), 2),
-        _figure(figures.get("effective_rank"), 1), _figure(figures.get("mean_cosine"), 2),
+        llm, kind, _spread(rms) if rms else "", figure(cosine.get("p50"), 2),
+        figure(figures.get("effective_rank"), 1), figure(figures.get("mean_cosine"), 2),
     )  # fmt: skip
 
 
@@ -207,7 +203,7 @@ def _interventions(number: int, rows: Sequence[Mapping]) -> list[Chart]:
         mine = [row for row in rows if row["llm"] == llm]
         figures = [
             (row["embeddings"], row["intervention"], f"{row['f1']:.3f}", show_interval(row.get("f1_ci95")),
-             _figure(row.get("nll_per_token"), 2), _percent(row.get("empty_answers")))
+             figure(row.get("nll_per_token"), 2), _percent(row.get("empty_answers")))
             for row in mine
         ]  # fmt: skip
         label = f"F1 of {llm} after interventions: " + ", ".join(" ".join(figure[:3]) for figure in figures)
@@ -224,10 +220,10 @@ def _saved(found: Mapping) -> Table:
     for key, what in (("positions", "positions"), ("kv_bytes", "bytes of keys and values")):
         for llm, kinds in found.get(key, {}).items():
             rows += [(f"{what}, {kind}", llm, f"{value:,.0f}") for kind, value in kinds.items()]
-    return Table(("what", "LLM", "mean of a question"), rows)
+    return Table(("what", "LLM", "mean per question"), rows)
 
 
-def latents(parts: Sequence[Part]) -> list[dict]:
+def latents_section(parts: Sequence[Part]) -> list[dict]:
     """For each part with examples, every latent's word and its neighbour in each vocabulary."""
     shown = []
     for part in parts:
@@ -261,8 +257,8 @@ def _visible(token: str) -> str:
     return token.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
 
 
-def questions(parts: Sequence[Part]) -> dict:
-    """A row a question, a column a condition (of each evaluation, if there are several), in it an answer an LLM."""
+def questions_section(parts: Sequence[Part]) -> dict:
+    """A row per question, a column per condition (and evaluation, if there are several), in it an answer per LLM."""
     evaluations = [part for part in parts if part.predictions]
     texts, notes = _texts(evaluations)
     columns: dict[tuple, str] = {}
@@ -270,7 +266,7 @@ def questions(parts: Sequence[Part]) -> dict:
     for part in evaluations:
         for line in part.predictions:
             column = (part.label, line["condition"], line["m"])
-            name = charts.row_name(line)
+            name = row_name(line)
             columns[column] = f"{part.label}: {name}" if len(evaluations) > 1 else name
             answers.setdefault(line["id"], {}).setdefault(column, {})[line["llm"]] = line
     llms = list(dict.fromkeys(line["llm"] for part in evaluations for line in part.predictions if line["llm"]))
@@ -289,14 +285,14 @@ def _texts(evaluations: Sequence[Part]) -> tuple[dict[str, Question], list[str]]
     texts, notes = {}, []
     for dataset, split in dict.fromkeys((part.results["dataset"], part.results["split"]) for part in evaluations):
         try:
-            found, loaded = load_questions(dataset, "dev" if split == "dev" else "train")  # held_out is part of train
+            loaded = load(dataset, split)
         except (ValueError, FileNotFoundError) as error:
             notes.append(f"Questions of {dataset} cannot be read here, so their ids are shown: {error}")
             continue
-        if found != dataset:
+        if loaded.name != dataset:
             notes.append(f"Questions of {dataset} are not at hand (set SQUAD_DIR), so their ids are shown.")
             continue
-        texts |= {question.id: question for question in loaded}
+        texts |= {question.id: question for question in loaded.questions}
     return texts, notes
 
 
@@ -336,9 +332,9 @@ def _configuration(part: Part) -> dict:
     facts["commit"] = made.get("git")
     facts |= {key: ", ".join(value) if isinstance(value, list) else value for key, value in machine.items()}
     if part.best:
-        facts["best checkpoint"] = f"step {part.best.get('step')}, {_figures(part.best.get('validation') or {})}"
+        facts["best checkpoint"] = f"step {part.best.get('step')}, {_figures(flat(part.best.get('validation') or {}))}"
     known = [(key, str(value)) for key, value in facts.items() if value not in (None, "")]  # a seed may be 0
-    kinds = {"evaluation": part.results, "training": part.metrics, "diagnostics": part.diagnostics}
+    kinds = {"evaluation": part.results, "training": part.log, "diagnostics": part.diagnostics}
     return {
         "label": part.label,
         "kinds": ", ".join(kind for kind, found in kinds.items() if found),
@@ -366,15 +362,11 @@ def _figures(values: Mapping[str, float]) -> str:
     return ", ".join(f"{key} {value:.3f}" for key, value in values.items())
 
 
-def _figure(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
 def _spread(found: Mapping) -> str:
     """Median and the middle 90% of a histogram."""
-    median, low, high = (_figure(found.get(key), 4) or "?" for key in ("p50", "p5", "p95"))
+    median, low, high = (figure(found.get(key), 4) or "?" for key in ("p50", "p5", "p95"))
     return f"{median} ({low} to {high})"

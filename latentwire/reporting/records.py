@@ -1,12 +1,12 @@
-"""What a report is about: finds evaluations, trainings and diagnostics in run folders, and reads them."""
+"""What a page is about: finds evaluations, trainings and diagnostics in run folders, and reads them."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from latentwire.training.log import read_metrics
-from latentwire.utils.runs import read_json, read_lines
+from latentwire.training.log import read_log
+from latentwire.utils.files import read_json, read_lines
 
 _SUBFOLDERS = ("*", "stages/*", "checkpoint_best/*")  # the last one: where eval.py writes without --save_dir
 _RESULTS = (
@@ -24,7 +24,7 @@ _LINE = ("id", "condition", "m", "llm", "prediction", "references", "f1")
 @dataclass(frozen=True)
 class Part:
     """One folder with something to show. label: its path from the runs' common parent; record: config.json; best:
-    checkpoint_best's config.json. What is not there is None or empty."""
+    checkpoint_best's config.json; log: metrics.jsonl. What is not there is None or empty."""
 
     label: str
     folder: Path
@@ -32,7 +32,7 @@ class Part:
     best: dict = field(default_factory=dict)
     results: dict | None = None
     predictions: list[dict] = field(default_factory=list)
-    metrics: list[dict] = field(default_factory=list)
+    log: list[dict] = field(default_factory=list)
     diagnostics: dict | None = None
 
     @property
@@ -71,10 +71,10 @@ def _read(folder: Path, label: str) -> Part:
     for name, keys in (("results", _ROW), ("comparisons", _PAIR)) if results else ():
         for row in results[name]:
             _require(row, keys, folder / "results.json")
-    metrics = folder / "metrics.jsonl"
-    lines = read_metrics(metrics) if metrics.is_file() else []
+    log = folder / "metrics.jsonl"
+    lines = read_log(log) if log.is_file() else []
     for line in lines:
-        _require(line, ("step",), metrics)
+        _require(line, ("step",), log)
     return Part(
         label=label,
         folder=folder,
@@ -83,7 +83,7 @@ def _read(folder: Path, label: str) -> Part:
         results=results,
         # Diagnostics leave predictions, too, but of interventions.
         predictions=_predictions(folder / "predictions.jsonl") if results else [],
-        metrics=lines,
+        log=lines,
         diagnostics=_record(folder / "diagnostics.json"),
     )
 

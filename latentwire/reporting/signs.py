@@ -107,7 +107,7 @@ def judge_predictions(lines: Sequence[Mapping]) -> list[Sign]:
     return found
 
 
-def judge_metrics(lines: Sequence[Mapping]) -> list[Sign]:
+def judge_log(lines: Sequence[Mapping]) -> list[Sign]:
     """Whether the loss falls and the prefix has the size of embeddings, from the lines of metrics.jsonl."""
     steps = [line for line in lines if "loss" in line]  # the others are validations
     tenth = max(1, len(steps) // 10)
@@ -118,11 +118,11 @@ def judge_metrics(lines: Sequence[Mapping]) -> list[Sign]:
         level = UNDECIDED if len(steps) < 2 else GOOD if after < before else BAD
         measured = f"{before:.3f} in the first {tenth} of {len(steps)} steps, {after:.3f} in the last {tenth}"
         found.append(_sign(_LOSS, {}, level, measured))
-    for key in dict.fromkeys(key for line in last for key in line if key.startswith("prefix_rms_")):
-        ratio = _mean(last, key)
+    for llm in dict.fromkeys(llm for line in last for llm in line.get("llms", {})):
+        ratio = _mean([line["llms"][llm] for line in last], "prefix_rms")
         measured = f"{ratio:.2f} times, last {tenth} steps (bad outside 0.33 to {_RMS:.0f})"
         level = GOOD if 1 / _RMS <= ratio <= _RMS else BAD
-        found.append(_sign(_PREFIX, {"llm": key.removeprefix("prefix_rms_")}, level, measured))
+        found.append(_sign(_PREFIX, {"llm": llm}, level, measured))
     return found
 
 

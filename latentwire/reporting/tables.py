@@ -1,80 +1,65 @@
-"""Tables, charts and a page of what runs left: for people who would rather look than read.
+"""Every Markdown table: of evaluations, comparisons, interventions and speed."""
 
-python latentwire/report.py RUN [RUN ...]     one report.html of all runs, into the first; table.md, summary.md (the
-                                              LLMs side by side) and hierarchy.png beside each results.json
-python latentwire/report.py RUN --html PATH   puts the page elsewhere
-python latentwire/report.py RUN --readme      also renews the tables in README.md and LOG.md
-
-A RUN is the folder of an evaluation, a training or diagnostics, or one that holds such folders.
-"""
-
-import argparse
-import re
+import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from latentwire.evaluation.results import critical_lines, row_key
 from latentwire.evaluation.scores import show_interval
-from latentwire.reporting.charts import describe_llm, hierarchy, llms_of
-from latentwire.reporting.page import render
-from latentwire.reporting.records import gather
-from latentwire.utils.runs import write_text
+from latentwire.reporting.labels import describe_llm, figure, llm_label, model_name
+from latentwire.utils.machine import machine_line
 
-ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "LOG.md")
-# What stands between these marks is the file that they name, a path from the document's folder.
-_INCLUDED = re.compile(r"(<!-- (\S+): start -->\n)(.*?)(<!-- \2: end -->)", re.DOTALL)
 _SIZES = ("llm_positions", "wire_bytes")
 _SAMPLE_WARNING = "\n**The sample set shows that everything runs; its numbers support no claim.**"
+# Rows of the one table in the README: what LatentWire is compared with, its controls, and the encoder alone.
+_HEADLINE = (
+    "encoder_only", "latentwire", "text", "selected_text", "token_select", "token_budget_context", "untrained",
+    "token_budget", "pca", "no_context",
+)  # fmt: skip
 
 
-def main() -> None:
-    """Command line: tables, charts and page of the given runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--html", type=Path, metavar="PATH", help="the page; default: report.html in the first RUN")
-    parser.add_argument("--readme", action="store_true", help="put the tables that README.md and LOG.md name into them")
-    args = parser.parse_args()
-    parts = gather(args.runs)
-    for part in (part for part in parts if part.results):
-        table = table_markdown(part.results)
-        write_text(part.folder / "table.md", table)
-        write_text(part.folder / "summary.md", summary_markdown(part.results))
-        drawn = hierarchy(part.results, llms_of(part.results["results"]))
-        drawn.savefig(part.folder / "hierarchy.png", dpi=130)
-        print(table, f"wrote {part.folder / 'table.md'} and {part.folder / 'hierarchy.png'}", sep="\n")
-    for document in DOCUMENTS if args.readme else ():
-        print(f"renewed in {document}: {', '.join(renew(document))}")
-    page = args.html or args.runs[0] / "report.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, render(parts))
-    print(f"wrote {page}")
+def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
 
 
 def table_markdown(results: Mapping) -> str:
-    """All rows of a results.json as Markdown, with what is needed to believe them, and the critical tests."""
-    lines = [
-        *_origin(results),
-        "| LLM | condition | M | F1 [95% interval] | EM | first token | bits/answer byte | positions | bytes sent |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in results["results"]:
-        lines.append(
-            f"| {row['llm'] or 'none'} | {row['condition']} | {row['m'] or ''} "
-            f"| {row['f1']:.3f} {show_interval(row['f1_ci95'])} | {row['em']:.3f} "
-            f"| {_figure(row['first_token_acc'], 3)} | {_figure(row['bits_per_answer_byte'], 2)} "
-            f"| {row['llm_positions']:.0f} | {row['wire_bytes']} |"
-        )
-    lines += ["", _llm_line(results["results"])]
-    lines += ["", *_variance_lines(results["results"]), *_interface_lines(results), *_origin_lines(results["results"])]
-    lines += _difference_lines(results["comparisons"])
-    return "\n".join([*lines, *_critical_block(results)]) + "\n"
+    """All rows of a results.json, with what is needed to believe them, and the critical tests."""
+    head = (
+        "LLM",
+        "condition",
+        "M",
+        "F1 [95% interval]",
+        "EM",
+        "first token",
+        "bits/answer byte",
+        "positions",
+        "bytes sent",
+    )
+    rows = [
+        (llm_label(row), row["condition"], row["m"] or "", _f1(row), f"{row['em']:.3f}",
+         figure(row["first_token_acc"], 3), figure(row["bits_per_answer_byte"], 2), f"{row['llm_positions']:.0f}",
+         row["wire_bytes"])
+        for row in results["results"]
+    ]  # fmt: skip
+    lines = [*_origin(results), *markdown(head, rows), "", _llm_line(results["results"]), ""]
+    lines += [*_variance_lines(results["results"]), *_codes_lines(results), *_taken_lines(results["results"])]
+    return "\n".join([*lines, *_difference_lines(results["comparisons"]), *_critical_block(results)]) + "\n"
 
 
 def summary_markdown(results: Mapping) -> str:
     """The LLMs side by side, best condition first: F1, and how far LatentWire is above it with the paired interval."""
+    return _side_by_side(results, None, ("F1 [95% interval]", "latentwire above it"))
+
+
+def headline_markdown(results: Mapping) -> str:
+    """The summary's rows that matter most, with the cost of the answers in bits."""
+    return _side_by_side(results, _HEADLINE, ("F1 [95% interval]", "latentwire above it", "bits/answer byte"))
+
+
+def _side_by_side(results: Mapping, shown: Sequence[str] | None, columns: Sequence[str]) -> str:
     rows = {row_key(row): row for row in results["results"]}
-    llms = [llm for llm in llms_of(results["results"]) if llm]
+    names = {row["llm"]: model_name(row["llm_id"]) for row in results["results"] if row["llm"]}
     pairs = {
         (c["b"], c["m"], c["llm"]): c for c in results["comparisons"] if (c["a"], c["metric"]) == ("latentwire", "f1")
     }
@@ -82,24 +67,127 @@ def summary_markdown(results: Mapping) -> str:
     only = sent.pop() if len(sent) == 1 else None  # where several are sent, a condition without an M meets none
     kinds: dict[tuple[str, int | None], list[Mapping]] = {}
     for (condition, m, _), row in rows.items():
-        kinds.setdefault((condition, m), []).append(row)
-    columns = [f"{llm}: {what}" for llm in llms for what in ("F1 [95% interval]", "latentwire above it")]
-    lines = [
-        *_origin(results),
-        f"| condition | M | {' | '.join(columns)} | positions | bytes sent |",
-        "|---" * (len(columns) + 4) + "|",
-    ]
+        if shown is None or condition in shown:
+            kinds.setdefault((condition, m), []).append(row)
+    table = []
     for (condition, m), found in sorted(kinds.items(), key=lambda kind: -sum(r["f1"] for r in kind[1]) / len(kind[1])):
         cells = []
-        for llm in llms:
-            row = rows.get((condition, m, llm), rows.get((condition, m, None)))
-            cells.append(f"{row['f1']:.3f} {show_interval(row['f1_ci95'])}" if row else "")
-            pair = pairs.get((condition, m or only, llm))
+        for llm in names:
+            row, pair = (
+                rows.get((condition, m, llm), rows.get((condition, m, None))),
+                pairs.get((condition, m or only, llm)),
+            )
+            cells.append(_f1(row) if row else "")
             cells.append(f"{pair['diff']:+.3f} {show_interval(pair['ci95'])}" if pair else "")
+            cells.append(figure(row["bits_per_answer_byte"], 2) if row else "")
+        cells = [cell for number, cell in enumerate(cells) if number % 3 < len(columns)]
         positions, size = ("–".join(dict.fromkeys(f"{row[key]:.0f}" for row in found)) for key in _SIZES)
-        lines.append(f"| `{condition}` | {m or ''} | {' | '.join(cells)} | {positions} | {size} |")
-    lines += ["", _llm_line(results["results"]), *_critical_block(results)]
+        table.append((f"`{condition}`", m or "", *cells, positions, size))
+    head = (
+        "condition",
+        "M",
+        *(f"{name}: {what}" for name in names.values() for what in columns),
+        "positions",
+        "bytes sent",
+    )
+    lines = [*_origin(results), *markdown(head, table), "", _llm_line(results["results"]), *_critical_block(results)]
     return "\n".join(lines) + "\n"
+
+
+def comparison_markdown(compared: Mapping) -> str:
+    """The rows of a comparison.json, with what is needed to believe them."""
+    commits = " ".join(sorted({git for row in compared["rows"] for git in row["git"]}))
+    about = (
+        f"Data: {compared['dataset']} {compared['split']}, n={compared['n']}, seed {compared['seed']}; source "
+        f"{compared['source']}; {compared['dtype']}; condition {compared['condition']}; commit {commits}; "
+        f"{machine_line(compared['machine'])}."
+    )
+    head = (
+        "run",
+        "LLM",
+        "M",
+        "codec",
+        "F1 [95% interval]",
+        "seeds",
+        "first token",
+        "NLL/token",
+        "bytes",
+        "F1 minus first run",
+    )
+    rows = []
+    for row in compared["rows"]:
+        seeds = ", ".join(f"{f1:.3f}" for f1 in row["seed_f1"])
+        spread = f"{seeds} (sd {row['seed_sd']:.3f})" if row["seed_sd"] is not None else "1"
+        difference = f"{row['diff']:+.3f} {show_interval(row['diff_ci95'])}" if row["diff_ci95"] else ""
+        llm = llm_label(row) if "llm_id" in row else row["llm"]
+        rows.append(
+            (row["name"], llm, row["m"] or "", row["codec"], _f1(row), spread, figure(row["first_token_acc"], 3),
+             figure(row["nll_per_token"], 3), row["wire_bytes"], difference)
+        )  # fmt: skip
+    return "\n".join([about, "", *markdown(head, rows)]) + "\n"
+
+
+def interventions_markdown(rows: Sequence[Mapping]) -> list[str]:
+    """The rows of a diagnostics.json: what each intervention does to each kind of embeddings."""
+    head = (
+        "LLM",
+        "embeddings",
+        "intervention",
+        "F1 [95%]",
+        "minus none [95%]",
+        "first token",
+        "NLL per token",
+        "empty",
+    )
+    return markdown(head, [
+        (row["llm"], row["embeddings"], row["intervention"], _f1(row),
+         f"{row['f1_minus_none']:+.3f} {show_interval(row['f1_minus_none_ci95'])}", f"{row['first_token_acc']:.3f}",
+         f"{row['nll_per_token']:.2f}", f"{row['empty_answers']:.0%}")
+        for row in rows
+    ])  # fmt: skip
+
+
+def speed_markdown(results: Mapping) -> str:
+    """The ratios of a benchmark with their spread, then what was measured."""
+    gpu = "" if results["hardware"]["gpus"] else " On a GPU: not measured."
+    ratios = [
+        (name, *(f"{found[key]:.2f}" for key in ("median", "min", "max")))
+        for name, found in results.get("ratios", {}).items()
+    ]
+    lines = [
+        f"{machine_line(results['hardware'])}.{gpu}",
+        "",
+        *markdown(("ratio", "median", "smallest", "largest"), ratios),
+    ]
+    if served := [line for line in results["raw"] if line["part"] == "serving"]:
+        lines += ["", "Medians; a first token from Z waits for the encoding, once per context:", "", *_served(served)]
+    if grown := [line for line in results["raw"] if line["name"].startswith("growth_")]:
+        rows = [
+            (line["name"].removeprefix("growth_"), line["value"], f"{line['seconds']:.2f}",
+             "not told" if line["peak_memory_mb"] is None else f"{line['peak_memory_mb']:.0f} MB")
+            for line in grown
+        ]  # fmt: skip
+        lines += ["", *markdown(("grows", "to", "seconds", "peak memory"), rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _served(lines: Sequence[Mapping]) -> list[str]:
+    """Seconds and caches of serving, by length of the text and LLM."""
+    kinds: dict[tuple, list[Mapping]] = {}
+    for line in lines:
+        kinds.setdefault((line["text_positions"], line["llm"]), []).append(line)
+    rows = []
+    for (positions, llm), repeats in kinds.items():
+        encode, z, text, *decode = (
+            statistics.median(line["seconds"][name] for line in repeats)
+            for name in ("encode", "prefill_z", "prefill_text", "decode_z", "decode_text")
+        )
+        times = (f"{seconds:.3f} s" for seconds in (encode, encode + z, text, *decode))
+        sizes = (f"{repeats[0][key] / 1e6:.2f} MB" for key in ("kv_bytes_z", "kv_bytes_text"))
+        rows.append((positions, llm, *times, *sizes, f"{encode / (text - z):.1f}" if text > z else "never"))
+    head = ("positions of text", "LLM", "encoding", "first token from Z", "from text", "each further one", "from text",
+            "cache of Z", "of text", "questions that pay")  # fmt: skip
+    return markdown(head, rows)
 
 
 def _origin(results: Mapping) -> list[str]:
@@ -107,10 +195,14 @@ def _origin(results: Mapping) -> list[str]:
     return [
         f"Data: {results['dataset']} {results['split']}, n={results['n']}, seed {results['seed']}; source "
         f"{results['source']}; wire {results['codec']}; {results['dtype']}; checkpoint: {results['checkpoint']}; "
-        f"commit {results['git']}; {_machine(results['machine'])}.",
+        f"commit {results['git']}; {machine_line(results['machine'])}.",
         *([_SAMPLE_WARNING] if results["dataset"] == "sample" else []),
         "",
     ]
+
+
+def _f1(row: Mapping) -> str:
+    return f"{row['f1']:.3f} {show_interval(row['f1_ci95'])}"
 
 
 def _llm_line(rows: Sequence[Mapping]) -> str:
@@ -123,37 +215,14 @@ def _critical_block(results: Mapping) -> list[str]:
     return ["", "```text", *critical, "```"] if critical else []
 
 
-def renew(document: Path) -> list[str]:
-    """Replace what stands between each pair of marks by the file that they name, and give the names.
-
-    Raises ValueError at a mark without its other half, FileNotFoundError for a file that is not there.
-    """
-    text = document.read_text(encoding="utf-8")
-    parts = included(text)
-    odd = set(re.findall(r"<!-- (\S+): (?:start|end) -->", text)) - parts.keys()
-    if odd:
-        raise ValueError(f"{document} marks only the start or the end of {', '.join(sorted(odd))}; add the other mark")
-    missing = [name for name in parts if not (document.parent / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{document} includes {', '.join(missing)}, which is not there; write it first")
-    write_text(document, _INCLUDED.sub(lambda m: m[1] + (document.parent / m[2]).read_text() + m[4], text))
-    return [*parts]
-
-
-def included(text: str) -> dict[str, str]:
-    """By name, what stands between the marks of each included file."""
-    return {name: content for _, name, content, _ in _INCLUDED.findall(text)}
-
-
 def _difference_lines(comparisons: Sequence[Mapping]) -> list[str]:
     """Every paired difference of F1 that is not one of the critical tests (those have lines of their own)."""
     rows = [
-        f"| {c['llm']} | {c['a']} - {c['b']} | {c['m']} | {c['diff']:+.3f} {show_interval(c['ci95'])} |"
+        (c["llm"], f"{c['a']} - {c['b']}", c["m"], f"{c['diff']:+.3f} {show_interval(c['ci95'])}")
         for c in comparisons
         if "critical" not in c
     ]
-    head = ["", "| LLM | paired difference | M | F1 [95% interval] |", "|---|---|---|---|"]
-    return [*head, *rows] if rows else []
+    return ["", *markdown(("LLM", "paired difference", "M", "F1 [95% interval]"), rows)] if rows else []
 
 
 def _variance_lines(rows: Sequence[Mapping]) -> list[str]:
@@ -165,7 +234,7 @@ def _variance_lines(rows: Sequence[Mapping]) -> list[str]:
     return [f"- Explained variance of PCA, {llm}: {', '.join(shares)}." for llm, shares in held.items()]
 
 
-def _origin_lines(rows: Sequence[Mapping]) -> list[str]:
+def _taken_lines(rows: Sequence[Mapping]) -> list[str]:
     """Which rows an earlier evaluation computed, and where."""
     taken: dict[str, list[str]] = {}
     for row in rows:
@@ -174,28 +243,18 @@ def _origin_lines(rows: Sequence[Mapping]) -> list[str]:
     return [f"- Taken from {where}: {', '.join(names)}." for where, names in taken.items()]
 
 
-def _interface_lines(results: Mapping) -> list[str]:
-    """What the untrained codes carry, per LLM; the reading ceiling only where the oracle window was evaluated."""
+def _codes_lines(results: Mapping) -> list[str]:
+    """What the untrained codes carry, per LLM; how well they are read only where the oracle window was evaluated."""
     f1 = {(row["llm"], row["condition"]): row["f1"] for row in results["results"]}
     lines = []
     for llm, found in (results.get("interface") or {}).items():
         line = (
-            f"- Untrained interface, {llm}: nearest-token recall {found['nearest_token_recall']:.3f} on tokens as they "
+            f"- Untrained codes, {llm}: nearest-token recall {found['nearest_token_recall']:.3f} on tokens as they "
             f"occur, {found['nearest_token_recall_uniform']:.3f} over the vocabulary; explained variance "
             f"{found['explained_variance']:.3f}"
         )
-        ceiling, as_text = f1.get((llm, "oracle_wire")), f1.get((llm, "oracle_text"))
-        if ceiling is not None and as_text:
-            line += f"; reading ceiling F1 {ceiling:.3f}, {ceiling / as_text:.2f} of the same window as text"
+        wire, text = f1.get((llm, "oracle_wire")), f1.get((llm, "oracle_text"))
+        if wire is not None and text:
+            line += f"; the window around one reference is read with F1 {wire:.3f}, {wire / text:.2f} of its text"
         lines.append(line + ".")
     return lines
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _machine(machine: Mapping) -> str:
-    gpus = machine["gpus"]
-    where = f"{len(gpus)} x {gpus[0]}" if gpus else f"{machine['processor']}, {machine['threads']} threads"
-    return f"{where}, torch {machine['torch']}, transformers {machine['transformers']}"

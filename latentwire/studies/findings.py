@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from latentwire.evaluation.scores import show_interval
+from latentwire.reporting.labels import model_name
+from latentwire.reporting.tables import interventions_markdown
+from latentwire.utils.machine import machine_line
 
 _NEAR = 3.0  # a ratio of magnitudes between 1 / _NEAR and _NEAR is no mismatch
 _FAR = 30.0  # from here on it would be called one of "100x"
@@ -17,7 +20,7 @@ def findings_markdown(results: Mapping) -> str:
         "",
         f"Checkpoint {results['checkpoint']}; {results['dataset']} {results['split']}, n={results['n']}, seed "
         f"{results['seed']}, source {results['source']}, M={results['m']}, d_z={results['d_z']}, {results['dtype']}; "
-        f"commit {results['git']}; {_where(results['machine'])}. Intervals are 95%, by paragraph.",
+        f"commit {results['git']}; {machine_line(results['machine'])}. Intervals are 95%, by paragraph.",
     ]
     if results["dataset"] == "sample":
         lines += ["", "**The sample set shows that everything runs; its numbers support no claim.**"]
@@ -32,9 +35,9 @@ def findings_markdown(results: Mapping) -> str:
         lines += ["", f"## {title}", ""]
         for name, llm in results["llms"].items():
             rows = [row for row in results["interventions"] if row["llm"] == name]
-            lines += [f"**{name}** ({llm['llm_id']}). " + " ".join(write(llm, rows)), ""]
+            lines += [f"**{model_name(llm['llm_id'])}** ({name}). " + " ".join(write(llm, rows)), ""]
     lines += ["## What is saved", "", *_compression(results["compression"]), ""]
-    lines += ["## All interventions", "", *_table(results["interventions"])]
+    lines += ["## All interventions", "", *interventions_markdown(results["interventions"])]
     return "\n".join(lines) + "\n"
 
 
@@ -175,21 +178,6 @@ def _compression(found: Mapping) -> list[str]:
     return lines
 
 
-def _table(rows: Sequence[Mapping]) -> list[str]:
-    lines = [
-        "| LLM | embeddings | intervention | F1 [95%] | minus none [95%] | first token | NLL per token | empty |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['llm']} | {row['embeddings']} | {row['intervention']} "
-            f"| {row['f1']:.3f} {show_interval(row['f1_ci95'])} "
-            f"| {row['f1_minus_none']:+.3f} {show_interval(row['f1_minus_none_ci95'])} | {row['first_token_acc']:.3f} "
-            f"| {row['nll_per_token']:.2f} | {row['empty_answers']:.0%} |"
-        )
-    return lines
-
-
 def _below(row: Mapping) -> bool:
     """Whether the whole interval of the difference to the unchanged embeddings lies below 0."""
     return bool(row["f1_minus_none_ci95"]) and row["f1_minus_none_ci95"][1] < 0
@@ -205,8 +193,3 @@ def _spread(found: Mapping, digits: int) -> str:
 
 def _called(kind: str) -> str:
     return "Text" if kind == "text" else "Learned"
-
-
-def _where(machine: Mapping) -> str:
-    gpus = machine["gpus"]
-    return f"{len(gpus)} x {gpus[0]}" if gpus else f"{machine['processor']}, {machine['threads']} threads"

@@ -1,44 +1,70 @@
-"""Evaluations of the same questions side by side, each paired with the first: ablations, seeds, codecs.
+"""Evaluations of the same questions side by side, each paired with the first; and one evaluation recomputed."""
 
-    python latentwire/compare.py BASE OTHER ...
-    python latentwire/compare.py SEED0,SEED1,SEED2 OTHER ... --save_dir results/ablations
-
-Folders joined by commas are training seeds of one thing: their F1 is averaged question by question, and the spread of
-their means is told. Prints a table; with --save_dir writes comparison.json, comparison.md and comparison.png, too.
-"""
-
-import argparse
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from latentwire.data.squad import load_questions
-from latentwire.evaluation.predictions import Predictions
-from latentwire.evaluation.scores import difference_ci, mean_ci, show_interval
+from latentwire.data.question import Question
+from latentwire.data.squad import load
+from latentwire.evaluation import results as made
+from latentwire.evaluation.results import row_key, summarise
+from latentwire.evaluation.scores import difference_ci, mean_ci
 from latentwire.reporting.charts import comparison
-from latentwire.utils.runs import SCHEMA, read_json, write_json, write_text
-from latentwire.utils.settings import require
+from latentwire.reporting.tables import comparison_markdown
+from latentwire.utils.cli import SCHEMA, require
+from latentwire.utils.files import read_json, read_lines, write_json, write_text
 
 _SAME = ("dataset", "split", "n", "source", "dtype")  # what evaluations must share to be paired
+_NO_FIGURE = ("seconds", "examples_per_s", "taken_from")  # of a row: times, which no second look repeats
 
 
-def main() -> None:
-    """Command line: one comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of an evaluation, or several, joined by commas")
-    parser.add_argument("--condition", default="latentwire", help="which condition (default: latentwire)")
-    parser.add_argument("--save_dir", type=Path, help="where to write comparison.json, .md and .png")
-    args = parser.parse_args()
-    compared = compare([[Path(folder) for folder in run.split(",")] for run in args.runs], args.condition)
-    table = table_markdown(compared)
-    print(table, end="")
-    if args.save_dir:
-        args.save_dir.mkdir(parents=True, exist_ok=True)
-        write_json(args.save_dir / "comparison.json", compared)
-        write_text(args.save_dir / "comparison.md", table)
-        comparison(compared).savefig(args.save_dir / "comparison.png", dpi=130)
-        print(f"wrote {args.save_dir / 'comparison.md'}, comparison.json and comparison.png")
+def recompute(folder: Path) -> dict:
+    """results.json of an evaluation, made again from its predictions.
+
+    Raises FileNotFoundError where predictions are missing, ValueError naming what differs from results.json.
+    """
+    before = _results(folder)
+    questions = _questions(folder, before)
+    rows, scores = [], {}
+    for row in before["results"]:
+        lines = {line["id"]: line for line in _lines(folder) if row_key(line) == row_key(row)}
+        lacking = [q.id for q in questions if q.id not in lines]
+        require(
+            not lacking, "run", str(folder), f"lacks the predictions of {row_key(row)} for {len(lacking)} questions"
+        )
+        rows.append({**row, **summarise(lines, questions, before["seed"])})
+        scores[row_key(row)] = [lines[q.id]["f1"] for q in questions]
+    pairs = made.compare(rows, scores, [q.paragraph for q in questions], before["seed"])
+    differing = [
+        f"{' '.join(map(str, row_key(old)))}: {key}"
+        for old, new in zip(before["results"], rows, strict=True)
+        for key in old.keys() - set(_NO_FIGURE)
+        if not _equal(old[key], new[key])
+    ]
+    differing += [] if _equal(before["comparisons"], pairs) else ["comparisons"]
+    require(
+        not differing, "run", str(folder), f"results.json says otherwise than its predictions: {', '.join(differing)}"
+    )
+    return before | {"results": rows, "comparisons": pairs}
+
+
+def _equal(a: object, b: object) -> bool:
+    """Whether two parts of a record are the same, last digits of floating point aside."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(np.isclose(a, b, rtol=1e-9, atol=1e-12)) if isinstance(a, float) and isinstance(b, float) else a == b
+
+
+def write(compared: Mapping, folder: Path) -> None:
+    """comparison.json, comparison.md and comparison.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "comparison.json", compared)
+    write_text(folder / "comparison.md", comparison_markdown(compared))
+    comparison(compared).savefig(folder / "comparison.png", dpi=130)
 
 
 def compare(runs: Sequence[Sequence[Path]], condition: str) -> dict:
@@ -48,16 +74,14 @@ def compare(runs: Sequence[Sequence[Path]], condition: str) -> dict:
     """
     found = {folder: _results(folder) for folders in runs for folder in folders}
     (first, base), *others = found.items()
-    ids = read_json(first / "manifest.json")["ids"]
+    ids = _ids(first)
     for folder, results in others:
         differing = [name for name in _SAME if results[name] != base[name]]
-        same = not differing and read_json(folder / "manifest.json")["ids"] == ids
+        same = not differing and _ids(folder) == ids
         require(
             same, "run", str(folder), f"is not of the questions of {first} ({', '.join(differing) or 'ids'} differ)"
         )
-    _, questions = load_questions(base["dataset"], "dev" if base["split"] == "dev" else "train")
-    paragraph = {q.id: q.paragraph for q in questions}
-    paragraphs = [paragraph[id_] for id_ in ids]
+    paragraphs = [q.paragraph for q in _questions(first, base)]
     rows, unchanged = [], {}
     names = _names([*found])
     for folders in runs:
@@ -70,11 +94,10 @@ def compare(runs: Sequence[Sequence[Path]], condition: str) -> dict:
             rows.append({
                 "name": " ".join(names[folder] for folder in folders),
                 "runs": [str(folder) for folder in folders], "git": commits,
-                "llm": row["llm"], "m": row["m"], "codec": found[folders[0]]["codec"],
+                "llm": row["llm"], "llm_id": row["llm_id"], "m": row["m"], "codec": found[folders[0]]["codec"],
                 "f1": float(f1.mean()), "f1_ci95": mean_ci(f1, paragraphs), "seed_f1": means,
                 "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-                "first_token_acc": float(np.mean([r["first_token_acc"] for r in same])),
-                "nll_per_token": float(np.mean([r["nll_per_token"] for r in same])),
+                "first_token_acc": _mean(same, "first_token_acc"), "nll_per_token": _mean(same, "nll_per_token"),
                 "wire_bytes": row["wire_bytes"], "diff": float((f1 - before).mean()),
                 "diff_ci95": difference_ci(f1, before, paragraphs) if f1 is not before else None,
             })  # fmt: skip
@@ -84,30 +107,6 @@ def compare(runs: Sequence[Sequence[Path]], condition: str) -> dict:
         | {name: base[name] for name in (*_SAME, "seed")}
         | {"rows": rows}
     )
-
-
-def table_markdown(compared: Mapping) -> str:
-    """The rows as Markdown, with what is needed to believe them."""
-    machine = compared["machine"]
-    lines = [
-        f"Data: {compared['dataset']} {compared['split']}, n={compared['n']}, seed {compared['seed']}; source "
-        f"{compared['source']}; {compared['dtype']}; condition {compared['condition']}; "
-        f"commit {' '.join(sorted({git for row in compared['rows'] for git in row['git']}))}; "
-        f"{', '.join(machine['gpus']) or machine['processor']}, torch {machine['torch']}.",
-        "",
-        "| run | LLM | M | codec | F1 [95% interval] | seeds | first token | NLL/token | bytes | F1 minus first run |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in compared["rows"]:
-        seeds = ", ".join(f"{f1:.3f}" for f1 in row["seed_f1"])
-        spread = f"{seeds} (sd {row['seed_sd']:.3f})" if row["seed_sd"] is not None else "1"
-        difference = f"{row['diff']:+.3f} {show_interval(row['diff_ci95'])}" if row["diff_ci95"] else ""
-        lines.append(
-            f"| {row['name']} | {row['llm']} | {row['m'] or ''} | {row['codec']} "
-            f"| {row['f1']:.3f} {show_interval(row['f1_ci95'])} | {spread} | {row['first_token_acc']:.3f} "
-            f"| {row['nll_per_token']:.3f} | {row['wire_bytes']} | {difference} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
@@ -134,6 +133,40 @@ def _row(folder: Path, results: Mapping, like: Mapping) -> Mapping:
     return rows[0]
 
 
+def _mean(rows: Sequence[Mapping], key: str) -> float | None:
+    """Mean over seeds; None where no LLM was asked."""
+    return None if rows[0][key] is None else float(np.mean([row[key] for row in rows]))
+
+
 def _scores(folder: Path, row: Mapping) -> dict[str, float]:
     """F1 by question id."""
-    return {id_: line["f1"] for id_, line in Predictions(folder / "predictions.jsonl").of(row).items()}
+    return {line["id"]: line["f1"] for line in _lines(folder) if row_key(line) == row_key(row)}
+
+
+@cache
+def _lines(folder: Path) -> list[dict]:
+    """The prediction lines of an evaluation, packed or not."""
+    lines = read_lines(folder / "predictions.jsonl")
+    if not lines:
+        raise FileNotFoundError(
+            f"{folder} holds no predictions (predictions.jsonl or predictions.jsonl.gz), so nothing can be recomputed"
+        )
+    return lines
+
+
+def _ids(folder: Path) -> list[str]:
+    if not (folder / "manifest.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no manifest.json, which names the questions; evaluate again")
+    return read_json(folder / "manifest.json")["ids"]
+
+
+def _questions(folder: Path, results: Mapping) -> list[Question]:
+    """The questions of an evaluation, in its order. ValueError where the data at hand are other ones."""
+    loaded = load(results["dataset"], results["split"])
+    by_id = {q.id: q for q in loaded.questions}
+    missing = [id_ for id_ in _ids(folder) if id_ not in by_id]
+    require(
+        not missing, "dataset", results["dataset"],
+        f"{len(missing)} of the questions of {folder} are not in the data at hand ({loaded.name}); set SQUAD_DIR",
+    )  # fmt: skip
+    return [by_id[id_] for id_ in _ids(folder)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from latentwire.conditions.base import Reader, readers
+from latentwire.conditions.base import CONDITIONS, Reader, readers, require_positions
 from latentwire.data.question import QuestionSet, split_by_article, subset
 from latentwire.data.squad import load
 from latentwire.llms.loading import device_map
@@ -133,6 +133,10 @@ def _run(
         _codebook(config, ready, origin, run)
         _say(config, accelerator, f"wrote {folder / 'checkpoint_best'}")
         return None
+    whole = bool(config.kd_weight) or (bool(stage.rival) and CONDITIONS[stage.rival].cost == "whole")
+    asked = [*questions.questions, *held.questions]
+    for reader in ready:
+        require_positions(reader, asked, config.latent_len, whole, config.max_new_tokens)
     job = job_of(Start(config, ready, questions, held, origin, last if state else None))
     trainer = Trainer(job, accelerator, folder, state)
     estimate = _estimate(trainer, job, config, accelerator, len(held.questions))
@@ -224,7 +228,7 @@ def _teaching_seconds(reader: Reader, job: Job) -> float:
     """How long an LLM reads the whole texts of all questions, from a few of them."""
     llm, prompts, probe = reader.llm, reader.prompts, job.questions[:_PROBE]
     started = time.perf_counter()
-    texts = [llm.embed(prompts.ids(prompts.content_text(q.context, q.question))) for q in probe]
+    texts = [llm.embed(prompts.plain(prompts.content_text(q.context, q.question))) for q in probe]
     llm.prefill(prompts.head, texts, [prompts.tail(q.question) for q in probe])
     return (time.perf_counter() - started) / len(probe) * len(job.questions)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from latentwire.data.settings import DataSettings
 from latentwire.llms.known import LLMSettings
 from latentwire.training.stages import ALL, STAGES
-from latentwire.utils.cli import Settings, option, part, require
+from latentwire.utils.cli import Settings, gpu_count, option, part, require
 
 CODES = ("closed_form", "random")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -80,7 +80,7 @@ class TrainSettings(LLMSettings, DataSettings):
 class LaunchSettings(Settings):
     """How torchrun starts a training."""
 
-    nproc: int | None = option(None, "processes of a training; default: one per GPU, one on a CPU", least=1)
+    nproc: int = option(1, "processes of a training on this machine", gpu=gpu_count, least=1)
     rendezvous: str = option(
         "--standalone", "torchrun's flags for several machines with one disk: the same command on each"
     )

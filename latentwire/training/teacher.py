@@ -96,7 +96,7 @@ def score_texts(llm: FrozenLLM, prompts: PromptBuilder, batch: Sequence[Question
     """What the LLM says of the first k labels when it reads the whole texts."""
     return llm.loss_with_prefix(
         prompts.head,
-        [llm.embed(prompts.ids(prompts.content_text(q.context, q.question))) for q in batch],
+        [llm.embed(prompts.plain(prompts.content_text(q.context, q.question))) for q in batch],
         [prompts.tail(q.question) for q in batch],
         [prompts.label_ids(q.answers[0], k) for q in batch],
     )

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import NoReturn, TypeVar
@@ -30,6 +30,7 @@ VARIABLES = {
     "BASE_PYTHON": "for scripts: the Python that makes .venv; default: python3",
 }
 
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, of AMD, of Windows' Linux
 _UNSET = object()
 _WORDS = {int: "a whole number", float: "a number", str: "text"}
 _SWITCH = {"1": True, "0": False}
@@ -49,8 +50,9 @@ def option(
     above: float | None = None,
     fallback: object = None,
 ) -> dataclasses.Field:
-    """A setting. gpu: its default on a GPU, where that differs; env: its variable, the field's name in upper case
-    unless given ("" for none); least, above: bounds; fallback: what None comes to unless something else knows."""
+    """A setting. gpu: its default on a GPU, or a function that gives it, where that differs; env: its variable, the
+    field's name in upper case unless given ("" for none); least, above: bounds; fallback: what None comes to unless
+    something else knows."""
     found = {"help": help, "env": env, "choices": choices, "least": least, "above": above, "fallback": fallback}
     if gpu is not _UNSET:
         return dataclasses.field(default=None, metadata=found | {"devices": (default, gpu)})
@@ -83,15 +85,25 @@ def default_of(field: dataclasses.Field, device: str = "") -> object:
     """The default of a setting on a device; "": that of this machine."""
     if "devices" not in field.metadata:
         return field.default
-    return field.metadata["devices"][device.startswith("cuda") if device else has_gpu()]
+    found = field.metadata["devices"][device.startswith("cuda") if device else has_gpu()]
+    return found() if callable(found) else found
 
 
 @cache
 def has_gpu() -> bool:
-    """Whether PyTorch sees a GPU; torch is imported only where a default depends on it."""
+    """Whether PyTorch sees a GPU; torch, which is slow to import, is asked only where there is a driver."""
+    if not any(os.path.exists(driver) for driver in _DRIVERS):
+        return False
     import torch
 
     return torch.cuda.is_available()
+
+
+def gpu_count() -> int:
+    """How many GPUs PyTorch sees."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def variable_of(field: dataclasses.Field) -> str:
@@ -123,12 +135,22 @@ def parse(cls: type[S], argv: list[str] | None = None, epilog: Callable[[], str]
     fields = {field.name: field for field in fields_of(cls)}
     for field in fields.values():
         _add(parser, field)
-    values = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    values = dict(flags)
     for name, field in fields.items():
         text = os.environ.get(variable_of(field) or "", "")
         if name not in values and text:
             values[name] = _converted(field, text)
-    return _build(cls, values)
+    return _build(cls, values, flags)
+
+
+def value_of(field: dataclasses.Field) -> object:
+    """What a setting is now, without flags: its variable, else its default, else what None comes to."""
+    text = os.environ.get(variable_of(field) or "", "")
+    if text:
+        return _converted(field, text)
+    found = default_of(field)
+    return field.metadata["fallback"] if found is None else found
 
 
 def require(holds: bool, name: str, value: object, remedy: str) -> None:
@@ -187,6 +209,7 @@ def shown_default(field: dataclasses.Field) -> str:
     """The default as help texts write it."""
     if "devices" in field.metadata:
         cpu, gpu = field.metadata["devices"]
+        gpu = "one per GPU" if callable(gpu) else gpu
         return f" (default: {cpu} on a CPU, {gpu} on a GPU)"
     return "" if field.default in ("", None) else f" (default: {_as_variable(field.default)})"
 
@@ -213,17 +236,26 @@ def _converted(field: dataclasses.Field, text: str) -> object:
         raise ValueError(f"{name}={text!r}: must be {_WORDS[kind]}") from error
 
 
-def _build(cls: type[S], values: dict[str, object]) -> S:
-    """The settings with these values; what a chosen part does not know is an error where it was given."""
+def _build(cls: type[S], values: dict[str, object], flags: Collection[str]) -> S:
+    """The settings with these values. A flag that the chosen part does not know is an error; a variable may be meant
+    for another program or run."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     mine = {name: value for name, value in values.items() if name in fields}
     rest = {name: value for name, value in values.items() if name not in fields}
     for name, field in fields.items():
         if "part" in field.metadata:
-            owner = _part_class(field, {f.name: f.default for f in fields.values()} | mine)
+            by, given = field.metadata["chosen_by"], {f.name: f.default for f in fields.values()} | mine
+            owner = _part_class(field, given)
             known = {f.name for f in dataclasses.fields(owner)}
+            for other in sorted(set(flags) & _names_of_parts(field) - known):
+                require(False, other, rest[other], f"{by} {given[by]} has no such setting; leave it out")
             mine[name] = owner(**{key: value for key, value in rest.items() if key in known})
     return cls(**mine)
+
+
+def _names_of_parts(field: dataclasses.Field) -> set[str]:
+    """The settings of every part that could be chosen."""
+    return {f.name for owner in field.metadata["part"]().values() for f in dataclasses.fields(owner)}
 
 
 def _part_class(field: dataclasses.Field, values: dict[str, object]) -> type[Settings]:

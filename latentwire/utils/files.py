@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import zlib
 from pathlib import Path
 
 
@@ -10,7 +11,7 @@ def read_json(path: Path) -> dict:
     """A JSON file's content; ValueError naming the file when it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(f"{path}: not JSON ({error}); remove it or restore it") from error
 
 
@@ -51,5 +52,5 @@ def _bytes(path: Path) -> bytes:
         return b""
     try:
         return gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{packed}: broken gzip file ({error}); restore it") from error

@@ -4,6 +4,7 @@ import dataclasses
 import platform
 import random
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from functools import cache
@@ -72,6 +73,8 @@ def hub_answers() -> bool:
         return False
     try:
         urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()
+    except urllib.error.HTTPError:
+        return True  # it answers, if with an error
     except OSError:
         return False
     return True

@@ -14,6 +14,7 @@ from latentwire.utils.machine import git_sha, machine
 OUTPUTS = (
     "manifest.json",
     "predictions.jsonl",
+    "predictions.jsonl.gz",
     "results.json",
     "table.md",
     "summary.md",
@@ -21,7 +22,14 @@ OUTPUTS = (
     "report.html",
 )  # cleared by a fresh start
 # A folder where one of these has content holds a run; stage codebook writes nothing but its checkpoint.
-BEGUN = ("predictions.jsonl", "results.json", "metrics.jsonl", "checkpoint_best/config.json", "sweep_summary.json")
+BEGUN = (
+    "predictions.jsonl",
+    "predictions.jsonl.gz",
+    "results.json",
+    "metrics.jsonl",
+    "checkpoint_best/config.json",
+    "sweep_summary.json",
+)
 
 
 def digest(*things: object) -> str:

@@ -2,5 +2,5 @@
 # The upper bound: both LLMs read the whole text. Beside it, the floor: they read nothing.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
-OUTPUT_DIR=${OUTPUT_DIR:-runs/baselines/text}
-evaluate text,no_context
+export OUTPUT_DIR=${OUTPUT_DIR:-runs/baselines/text}
+evaluate --conditions text,no_context

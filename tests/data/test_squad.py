@@ -1,22 +1,17 @@
 """Questions: the sample set that ships, refusal of malformed files, and where "squad" comes from."""
 
-import dataclasses
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from latentwire.data import squad as data
-from latentwire.data.squad import (
-    SAMPLE_DIR,
-    Question,
-    _load_from_hub,
-    load_questions,
-    read_squad_file,
-    split_by_article,
-    subset,
-)
+from latentwire.data.question import SPLITS, Question, QuestionSet, split_by_article
+from latentwire.data.registry import DATASETS, dataset
+from latentwire.data.scoring import squad_scores
+from latentwire.data.squad import SAMPLE_DIR, _load_from_hub, load, read_squad_file
 
 CONTEXT = "Łódź lies 120 km from Warsaw. Łódź grew around 1823."
 
@@ -103,8 +98,8 @@ def test_every_span_of_the_sample_file_is_exact(split):
 
 
 def test_sample_is_named_sample_and_equals_the_file(sample):
-    assert load_questions("sample", "dev") == ("sample", sample["dev"])
-    assert load_questions("sample", "train") == ("sample", sample["train"])
+    for split in ("dev", "train"):
+        assert load("sample", split) == QuestionSet("sample", sample[split], squad_scores, spans=True)
 
 
 def test_a_question_carries_every_field_of_its_file(tmp_path):
@@ -216,6 +211,41 @@ def test_a_malformed_question_is_refused_with_file_and_id(tmp_path, document, re
         read_squad_file(tmp_path / "bad.json")
 
 
+def test_a_title_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "bad.json").write_bytes(encoded(squad(qa("q7"), title=None)))
+    with pytest.raises(
+        ValueError, match=r"bad\.json: question q7: the title of its article must be a string, found None"
+    ):
+        read_squad_file(tmp_path / "bad.json")
+
+
+def test_a_question_that_squad_v2_calls_impossible_is_refused_as_one_without_answers(tmp_path):
+    unanswerable = qa("q7") | {"is_impossible": True, "plausible_answers": []}
+    for document in (squad(unanswerable), squad({key: unanswerable[key] for key in unanswerable if key != "answers"})):
+        (tmp_path / "bad.json").write_bytes(encoded(document))
+        with pytest.raises(ValueError, match=r"bad\.json: question q7: it has no answers \(SQuAD v2"):
+            read_squad_file(tmp_path / "bad.json")
+    (tmp_path / "good.json").write_bytes(encoded(squad(qa("q7") | {"is_impossible": False})))
+    assert len(read_squad_file(tmp_path / "good.json")) == 1
+
+
+@pytest.mark.parametrize("what", ["title", "context", "question"])
+def test_half_of_a_surrogate_pair_is_refused_before_a_tokenizer_meets_it(tmp_path, what):
+    texts = {"title": "Lodz", "context": CONTEXT, "question": "How far?"}
+    texts[what] += "\ud83d"
+    document = squad(qa("q7") | {"question": texts["question"]}, context=texts["context"], title=texts["title"])
+    (tmp_path / "bad.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=rf"question q7: its {what} holds half of a surrogate pair"):
+        read_squad_file(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, packed):
+    content = b"\xef\xbb\xbf" + encoded(squad(qa()))
+    (tmp_path / "f.json").write_bytes(gzip.compress(content) if packed else content)
+    assert read_squad_file(tmp_path / "f.json")[0].context == CONTEXT
+
+
 def test_an_id_that_occurs_in_two_articles_is_refused(tmp_path):
     document = squad(qa("q7"))
     document["data"] += squad(qa("q7"), title="Other")["data"]
@@ -236,22 +266,23 @@ def test_gzip_and_plain_give_the_same_questions(tmp_path, name):
 def test_squad_dir_wins_and_is_called_squad(tmp_path, monkeypatch, capsys, split, suffix):
     write_splits(tmp_path / "squad", suffix)
     monkeypatch.setenv("SQUAD_DIR", str(tmp_path / "squad"))
-    name, questions = load_questions("squad", split)
-    assert name == "squad"
-    assert [q.id for q in questions] == [f"{split}-1", f"{split}-2"]
+    found = load("squad", split)
+    assert found.name == "squad" and found.spans and found.score is squad_scores
+    assert [q.id for q in found.questions] == [f"{split}-1", f"{split}-2"]
     assert capsys.readouterr().err == ""
 
 
 def test_squad_dir_does_not_replace_the_sample_set(tmp_path, monkeypatch, sample):
     write_splits(tmp_path / "squad")
     monkeypatch.setenv("SQUAD_DIR", str(tmp_path / "squad"))
-    assert load_questions("sample", "dev") == ("sample", sample["dev"])
+    found = load("sample", "dev")
+    assert (found.name, found.questions) == ("sample", sample["dev"])
 
 
 def test_a_squad_dir_that_does_not_exist_is_refused_and_named(tmp_path, monkeypatch):
     monkeypatch.setenv("SQUAD_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"SQUAD_DIR=.*nowhere is not a folder; unset it or point it"):
-        load_questions("squad", "dev")
+        load("squad", "dev")
 
 
 def test_a_squad_dir_without_the_split_is_refused(tmp_path, monkeypatch):
@@ -259,7 +290,7 @@ def test_a_squad_dir_without_the_split_is_refused(tmp_path, monkeypatch):
     (tmp_path / "squad" / "dev-v1.1.json").unlink()
     monkeypatch.setenv("SQUAD_DIR", str(tmp_path / "squad"))
     with pytest.raises(FileNotFoundError, match=r"squad must hold exactly one dev\*\.json.* found none"):
-        load_questions("squad", "dev")
+        load("squad", "dev")
 
 
 def test_two_files_for_one_split_are_refused_and_both_named(tmp_path, monkeypatch):
@@ -267,22 +298,22 @@ def test_two_files_for_one_split_are_refused_and_both_named(tmp_path, monkeypatc
     (tmp_path / "squad" / "dev-v2.0.json.gz").write_bytes(gzip.compress(encoded(squad(qa()))))
     monkeypatch.setenv("SQUAD_DIR", str(tmp_path / "squad"))
     with pytest.raises(FileNotFoundError, match=r"exactly one dev.* found dev-v1\.1\.json, dev-v2\.0\.json\.gz"):
-        load_questions("squad", "dev")
+        load("squad", "dev")
 
 
 def test_files_that_are_no_json_do_not_count_as_splits(tmp_path):
     write_splits(tmp_path / "mine")
     (tmp_path / "mine" / "dev-v1.1.json.md5").write_text("0")
-    assert len(load_questions(str(tmp_path / "mine"), "dev")[1]) == 2
+    assert len(load(str(tmp_path / "mine"), "dev").questions) == 2
 
 
 def test_a_folder_as_dataset_gives_its_own_splits_under_its_own_name(tmp_path):
     write_splits(tmp_path / "mine")
     folder = str(tmp_path / "mine")
     for split in ("train", "dev"):
-        name, questions = load_questions(folder, split)
-        assert name == folder
-        assert {q.title for q in questions} == {f"{split} article"}
+        found = load(folder, split)
+        assert found.name == folder and found.spans and found.score is squad_scores
+        assert {q.title for q in found.questions} == {f"{split} article"}
 
 
 def test_a_file_as_dataset_is_its_dev_and_trains_on_squad(tmp_path, monkeypatch):
@@ -290,73 +321,39 @@ def test_a_file_as_dataset_is_its_dev_and_trains_on_squad(tmp_path, monkeypatch)
     monkeypatch.setenv("SQUAD_DIR", str(tmp_path / "squad"))
     file = tmp_path / "mine.json"
     file.write_bytes(encoded(squad(qa("mine"))))
-    name, questions = load_questions(str(file), "dev")
-    assert (name, [q.id for q in questions]) == (str(file), ["mine"])
-    name, questions = load_questions(str(file), "train")
-    assert (name, [q.id for q in questions]) == ("squad", ["train-1", "train-2"])
+    found = load(str(file), "dev")
+    assert (found.name, [q.id for q in found.questions]) == (str(file), ["mine"])
+    found = load(str(file), "train")
+    assert (found.name, [q.id for q in found.questions]) == ("squad", ["train-1", "train-2"])
 
 
 def test_an_unknown_dataset_is_refused_with_the_choices():
-    with pytest.raises(FileNotFoundError, match="dataset 'squat' is neither squad, sample nor an existing file"):
-        load_questions("squat", "dev")
+    with pytest.raises(FileNotFoundError, match=r"dataset 'squat' is neither squad, sample.* nor an existing file"):
+        load("squat", "dev")
 
 
-@pytest.mark.parametrize("dataset", ["squad", "sample"])
-def test_an_unknown_split_is_refused_with_the_choices(dataset):
-    with pytest.raises(ValueError, match="unknown split 'test'; choose train or dev"):
-        load_questions(dataset, "test")
+@pytest.mark.parametrize("name", ["squad", "sample"])
+def test_an_unknown_split_is_refused_with_the_choices(name):
+    with pytest.raises(ValueError, match="unknown split 'test'; choose one of dev, train, held_out"):
+        load(name, "test")
 
 
 def test_the_hub_serves_squad_where_squad_dir_is_unset(monkeypatch, capsys):
     monkeypatch.setattr(data, "_load_from_hub", lambda split: numbered(3) if split == "dev" else None)
-    assert load_questions("squad", "dev") == ("squad", numbered(3))
+    found = load("squad", "dev")
+    assert (found.name, found.questions) == ("squad", numbered(3))
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_without_squad_dir_and_hub_the_sample_set_is_used_and_said_so(monkeypatch, capsys, sample, split):
     monkeypatch.setattr(data, "_load_from_hub", lambda split: None)
-    assert load_questions("squad", split) == ("sample", sample[split])
+    found = load("squad", split)
+    assert (found.name, found.questions) == ("sample", sample[split])
     printed = capsys.readouterr()
     assert "no SQUAD_DIR and no hub" in printed.err
     assert "sample set" in printed.err
     assert printed.out == ""
-
-
-def test_subset_repeats_with_the_seed_whatever_the_order_of_the_questions():
-    questions = numbered(40)
-    assert subset(questions, 10, seed=1) == subset(questions[::-1], 10, seed=1)
-    assert subset(questions, 10, seed=1) != subset(questions, 10, seed=2)
-
-
-def test_a_smaller_subset_is_a_prefix_of_a_larger():
-    questions = numbered(40)
-    largest = subset(questions, 40, seed=3)
-    assert all(subset(questions, n, seed=3) == largest[:n] for n in range(1, 40))
-
-
-def test_subset_draws_without_repetition_from_everywhere():
-    chosen = subset(numbered(40), 20, seed=0)
-    assert len(set(chosen)) == 20
-    assert chosen != sorted(chosen, key=lambda q: q.id)
-    assert max(chosen, key=lambda q: q.id).id > "id030"
-
-
-@pytest.mark.parametrize("n", [40, 41, 10**9])
-def test_a_subset_larger_than_exists_is_all(n):
-    assert sorted(subset(numbered(40), n, seed=0), key=lambda q: q.id) == numbered(40)
-
-
-def test_subset_leaves_its_questions_in_place():
-    questions = numbered(10)
-    subset(questions, 10, seed=0)
-    assert questions == numbered(10)
-
-
-@pytest.mark.parametrize("n", [0, -1])
-def test_an_empty_subset_is_refused_with_its_number(n):
-    with pytest.raises(ValueError, match=f"at least 1, got {n}"):
-        subset(numbered(3), n, seed=0)
 
 
 def test_the_hubs_rows_become_questions_and_paragraphs_are_kept_apart(monkeypatch):
@@ -372,34 +369,81 @@ def test_the_hubs_rows_become_questions_and_paragraphs_are_kept_apart(monkeypatc
     monkeypatch.setattr(data, "_load_from_hub", _load_from_hub)
     monkeypatch.setattr(data, "hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or rows)
-    name, questions = load_questions("squad", "dev")
-    assert name == "squad" and asked == [("rajpurkar/squad", "validation")]
+    found = load("squad", "dev")
+    questions = found.questions
+    assert found.name == "squad" and asked == [("rajpurkar/squad", "validation")]
     assert [q.id for q in questions] == ["h0", "h1", "h2"] and questions[2].starts == (5,)
     assert questions[0].paragraph == questions[1].paragraph != questions[2].paragraph
 
 
-def test_an_article_is_trained_on_or_validated_on_but_never_both(sample):
-    questions = sample["train"]
-    trained, held = split_by_article(questions)
-    assert sorted([*trained, *held], key=lambda q: q.id) == sorted(questions, key=lambda q: q.id)
-    assert held and trained and not {q.title for q in trained} & {q.title for q in held}
-    assert trained == [q for q in questions if q in set(trained)], "the order stays"
+@pytest.fixture
+def failing_hub(monkeypatch):
+    """`datasets` fails; whether the hub answered before is told by whoever asks for this."""
+    import datasets
+
+    def with_error(error, reachable):
+        def fail(name, split):
+            raise error
+
+        monkeypatch.setattr(data, "hub_answers", lambda: reachable)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # set by what is tested, and put back
+        monkeypatch.setattr(datasets, "load_dataset", fail)
+        return datasets
+
+    return with_error
 
 
-def test_the_held_out_articles_are_always_the_same(sample):
-    questions = sample["train"]
-    held = {q.title for q in split_by_article(questions)[1]}
-    assert held == {q.title for q in split_by_article(questions[::-1])[1]}
+FAILURES = [
+    ConnectionError("no route"),
+    FileNotFoundError("not in the cache"),
+    ValueError("no such split"),
+    OSError("?"),
+]
 
 
-@pytest.mark.parametrize(("articles", "expected"), [(2, 1), (59, 1), (60, 2), (90, 3)])
-def test_one_article_in_30_is_held_out_and_at_least_one(articles, expected):
-    questions = [dataclasses.replace(numbered(1)[0], id=f"q{i}", title=f"t{i % articles}") for i in range(2 * articles)]
-    held = split_by_article(questions)[1]
-    assert len({q.title for q in held}) == expected and len(held) == 2 * expected
+@pytest.mark.parametrize("error", FAILURES)
+def test_where_no_hub_answers_and_no_cache_holds_the_data_there_is_none(failing_hub, error):
+    datasets = failing_hub(error, reachable=False)
+    assert _load_from_hub("dev") is None
+    assert datasets.config.HF_HUB_OFFLINE, "nothing is tried that must fail slowly"
 
 
-def test_one_article_cannot_be_split(sample):
-    one = [q for q in sample["train"] if q.title == sample["train"][0].title]
-    with pytest.raises(ValueError, match=r"dataset.*two articles"):
-        split_by_article(one)
+@pytest.mark.parametrize("error", FAILURES)
+def test_a_hub_that_answers_and_does_not_give_the_data_is_not_taken_for_none(failing_hub, error):
+    failing_hub(error, reachable=True)
+    with pytest.raises(
+        ValueError, match=rf"the hub did not give rajpurkar/squad \({re.escape(str(error))}\); .*SQUAD_DIR"
+    ):
+        _load_from_hub("dev")
+
+
+def test_held_out_are_the_questions_of_train_on_articles_that_no_training_sees(sample):
+    found = load("sample", "held_out")
+    assert (found.name, found.questions) == ("sample", split_by_article(sample["train"])[1])
+    assert "held_out" in SPLITS
+
+
+def test_a_data_set_is_added_by_one_decorated_function(monkeypatch):
+    """With answers that are no spans, a score of its own, and the name of the data that they really come from."""
+    for name in ("mine", "fallback"):
+        monkeypatch.setitem(DATASETS, name, None)
+        del DATASETS[name]  # what is registered below goes when the test ends
+
+    def score(prediction, references):
+        return {"f1": 0.25, "em": 0.0}
+
+    @dataset("mine", score=score, spans=False)
+    def mine(split):
+        return [Question(f"{split}-{i}", f"t{i}", f"t{i}/0", "c", "q", ("not there",)) for i in range(3)]
+
+    @dataset("fallback")
+    def fallback(split):
+        return "something else", mine(split)
+
+    found = load("mine", "dev")
+    assert (found.name, found.spans, found.score("x", ["y"])["f1"]) == ("mine", False, 0.25)
+    assert [q.id for q in found.questions] == ["dev-0", "dev-1", "dev-2"] and found.questions[0].starts == ()
+    assert len(load("mine", "held_out").questions) == 1 and load("mine", "held_out").score is score
+    assert load("fallback", "dev").name == "something else" and load("fallback", "dev").score is squad_scores
+    with pytest.raises(FileNotFoundError, match="neither squad, sample, mine, fallback nor an existing file"):
+        load("yours", "dev")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from latentwire.llms import offline as models_cache
+from latentwire.llms import offline
 from latentwire.llms.offline import OfflineModel, cache_dir, ensure_offline_model
 
 MODEL_ID = "offline:tiny-0.5b"
@@ -39,8 +39,8 @@ def cache(tmp_path, monkeypatch) -> Path:
         way_out="TINY_ID to a hub id or model folder",
     )
     folder = tmp_path / "cache"
-    monkeypatch.setattr(models_cache, "OFFLINE_MODELS", {MODEL_ID: model})
-    monkeypatch.setattr(models_cache, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(0.01)))
+    monkeypatch.setattr(offline, "OFFLINE_MODELS", {MODEL_ID: model})
+    monkeypatch.setattr(offline, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(0.01)))
     monkeypatch.setenv("LATENTWIRE_CACHE", str(folder))
     monkeypatch.delenv("MODELS_DIR", raising=False)
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")  # a test that means to download says so
@@ -182,7 +182,7 @@ def test_an_unwritable_cache_is_refused_with_the_way_out(cache, models_dir, monk
     def refuse(path: Path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(models_cache, "FileLock", refuse)
+    monkeypatch.setattr(offline, "FileLock", refuse)
     with pytest.raises(PermissionError, match=r"cannot write the model cache .*cache.*; set LATENTWIRE_CACHE"):
         ensure_offline_model(MODEL_ID)
 
@@ -256,9 +256,9 @@ def test_cache_lies_in_the_home_folder_unless_told(monkeypatch):
     assert cache_dir() == Path("/home/someone/big")
 
 
-@pytest.mark.parametrize("model_id", models_cache.OFFLINE_MODELS)
+@pytest.mark.parametrize("model_id", offline.OFFLINE_MODELS)
 def test_every_offline_model_is_pinned_hashed_and_has_a_way_out(model_id):
-    model = models_cache.OFFLINE_MODELS[model_id]
+    model = offline.OFFLINE_MODELS[model_id]
     assert len(model.packages) == len(model.members) > 0
     assert all(package.count("==") == 1 for package in model.packages)
     assert len(bytes.fromhex(model.sha256)) == 32

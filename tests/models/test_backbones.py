@@ -11,10 +11,8 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.modeling_outputs import BaseModelOutput
 
-from latentwire.llms.prompts import content
+from latentwire.data.content import SOURCES, content
 from latentwire.models.backbones import ByteBackbone, backbone_of_shape, load_backbone, save_backbone_shape
-
-SOURCES = ["prompt", "context"]
 
 
 @pytest.fixture
@@ -40,7 +38,7 @@ def pieces_of(tokenizer, question, source):
         parts.append((question.question, text.question_at))
     ids, spans = [], []
     for part, at in parts:
-        encoded = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = tokenizer(part, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
         ids += encoded["input_ids"]
         spans += [(start + at, end + at) for start, end in encoded["offset_mapping"]]
     return ids, spans
@@ -76,6 +74,16 @@ def test_a_spans_characters_are_those_of_its_piece(backbone, mixed, source):
     words = [text[a:b].lower() for a, b in backbone([q], source).spans[0]]
     ids, _ = pieces_of(backbone.tokenizer, q, source)
     assert words == [p.removeprefix("##") for p in backbone.tokenizer.convert_ids_to_tokens(ids)]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_special_token_that_a_user_spells_is_text_like_any_other(backbone, mixed, source):
+    backbone.model = Echo()
+    q = dataclasses.replace(mixed[2], context="Herons [SEP] came [CLS] home.", question="Who [SEP] came?")
+    states = backbone([q], source)
+    ids, spans = pieces_of(backbone.tokenizer, q, source)
+    assert states.hidden[0, :, 0].tolist() == ids and states.spans[0].tolist() == [list(span) for span in spans]
+    assert not {backbone.tokenizer.sep_token_id, backbone.tokenizer.cls_token_id} & set(ids)
 
 
 def test_a_piece_in_two_windows_is_read_where_it_sees_most_on_both_sides(backbone, mixed):
@@ -147,7 +155,7 @@ def test_bytes_too_are_attended_without_dropout_and_trained_with_it():
 
 @pytest.mark.parametrize("encoder_id", ["offline:no-such-encoder", "/no/such/encoder"])
 def test_an_encoder_that_is_not_there_is_named_with_the_remedy(monkeypatch, encoder_id):
-    monkeypatch.setattr("latentwire.backbone.hub_answers", lambda: False)
+    monkeypatch.setattr("latentwire.models.backbones.hub_answers", lambda: False)
     with pytest.raises(ValueError, match=rf"{encoder_id}.*ENCODER_ID.*offline:all-minilm"):
         load_backbone(encoder_id)
 

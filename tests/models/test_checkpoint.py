@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from latentwire.models.adapters import Adapter
+from latentwire.models.adapters import ADAPTERS, Adapter, ResidualAdapter
 from latentwire.models.backbones import ByteBackbone, load_backbone
 from latentwire.models.checkpoint import (
     checkpoint_sha256,
@@ -16,18 +18,24 @@ from latentwire.models.checkpoint import (
     load_training,
     save_checkpoint,
     save_soft_prompts,
+    weights_bytes,
 )
-from latentwire.models.encoders.base import CodebookEncoder, ResamplingEncoder, SelectingEncoder
+from latentwire.models.encoders.base import ENCODERS
+from latentwire.models.encoders.codebook import ClosedFormEncoder
+from latentwire.models.encoders.queries import ByteEncoder, QueryEncoder
+from latentwire.models.encoders.selecting import SelectingEncoder
 
 LLMS = {"llama": "some/llama", "qwen": "some/qwen"}
 CONFIG = {"d_z": 8, "llms": LLMS, "train_seed": None}
+ENDS = ["safetensors", "pt"]
+STEMS = ["encoder", "adapter_llama", "adapter_qwen"]
 
 
 @pytest.fixture
 def parts(llms):
     tokenizer = llms["llama"].tokenizer
     torch.manual_seed(0)
-    return CodebookEncoder(tokenizer, len(tokenizer), 8), {name: Adapter(8, llms[name].width) for name in LLMS}
+    return ClosedFormEncoder(tokenizer, 8, len(tokenizer)), {n: ResidualAdapter(8, llms[n].width) for n in LLMS}
 
 
 @pytest.fixture
@@ -42,9 +50,15 @@ def in_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
+def only(folder, end):
+    """Leave the weights in one form alone, as older checkpoints (.pt) and careful downloads (.safetensors) are."""
+    for path in [path for other in ENDS if other != end for path in folder.glob(f"*.{other}")]:
+        path.unlink()
+
+
 def put(folder, name, content):
-    """Replace a .pt file and its hash, as someone who means it would."""
-    torch.save(content, folder / name)
+    """Replace a weights file and its hash, as someone who means it would."""
+    (torch.save if name.endswith(".pt") else save_file)(content, folder / name)
     hashes = json.loads((folder / "config.json").read_text())["sha256"]
     in_config(folder, sha256=hashes | {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()})
 
@@ -55,9 +69,41 @@ def test_what_is_saved_is_loaded_bit_by_bit(folder, parts, questions):
     for before, after in [(parts[0], encoder), *((parts[1][name], adapters[name]) for name in LLMS)]:
         assert all(torch.equal(value, after.state_dict()[key]) for key, value in before.state_dict().items())
     assert encoder.select(questions[0], "prompt", 32) == parts[0].select(questions[0], "prompt", 32)
-    assert {p.name for p in folder.iterdir()} == {
-        "config.json", "encoder.pt", "adapter_llama.pt", "adapter_qwen.pt", "wire_tokenizer",
-    }  # fmt: skip
+    weights = {f"{stem}.{end}" for stem in STEMS for end in ENDS}
+    assert {p.name for p in folder.iterdir()} == weights | {"config.json", "wire_tokenizer"}
+    assert config["sha256"] == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in weights}
+
+
+def test_both_forms_hold_the_same_weights(folder):
+    for stem in STEMS:
+        safe, pickled = load_file(folder / f"{stem}.safetensors"), torch.load(folder / f"{stem}.pt", weights_only=True)
+        assert safe.keys() == pickled.keys() and all(torch.equal(value, pickled[key]) for key, value in safe.items())
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_either_form_alone_is_a_checkpoint(folder, parts, end):
+    both = weights_bytes(folder)
+    only(folder, end)
+    encoder, adapters, _ = load_checkpoint(folder, LLMS)
+    assert torch.equal(encoder.codebook.weight, parts[0].codebook.weight)
+    for name, adapter in adapters.items():
+        assert all(torch.equal(value, parts[1][name].state_dict()[key]) for key, value in adapter.state_dict().items())
+    sizes = {path.stem: path.stat().st_size for path in folder.glob(f"*.{end}")}
+    assert sizes.keys() == set(STEMS) and weights_bytes(folder) == sum(sizes.values())
+    assert both == weights_bytes(folder) or end == "pt", "weights in two forms count once"
+
+
+def test_a_folder_without_weights_has_no_bytes_of_them(tmp_path):
+    assert weights_bytes(tmp_path) == weights_bytes(tmp_path / "nowhere") == 0
+
+
+def test_weights_that_share_memory_are_saved_each(parts, tmp_path):
+    """safetensors refuses shared memory; a state dict of views must not stop a training at its first save."""
+    encoder, adapters = parts
+    adapters["qwen"].linear.bias = torch.nn.Parameter(adapters["qwen"].mlp[2].bias.data)
+    save_checkpoint(tmp_path / "best", encoder, adapters, CONFIG)
+    loaded = load_checkpoint(tmp_path / "best", LLMS)[1]["qwen"]
+    assert torch.equal(loaded.linear.bias, adapters["qwen"].linear.bias)
 
 
 def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(folder, parts):
@@ -80,7 +126,7 @@ def test_a_write_that_fails_keeps_the_checkpoint_before_it(folder, parts, monkey
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("latentwire.checkpoint.write_json", full)
+    monkeypatch.setattr("latentwire.models.checkpoint.write_json", full)
     before = (folder / "encoder.pt").read_bytes()
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(folder, *parts, CONFIG)
@@ -89,13 +135,19 @@ def test_a_write_that_fails_keeps_the_checkpoint_before_it(folder, parts, monkey
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+    ("where", "error"),
+    [
+        ("torch.save", OSError(28, "No space left on device")),
+        ("torch.save", RuntimeError("PytorchStreamWriter failed writing file")),
+        ("latentwire.models.checkpoint.save_file", SafetensorError("I/O error: No space left on device")),
+    ],
 )
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_disk_that_fills_up_in_the_middle_leaves_the_old_checkpoint_and_nothing_else(
-    folder, parts, monkeypatch, error, at
+    folder, parts, monkeypatch, where, error, at
 ):
-    before, real, calls = {p.name: p.read_bytes() for p in folder.glob("*.*")}, torch.save, []
+    before, calls = {p.name: p.read_bytes() for p in folder.glob("*.*")}, []
+    real = torch.save if where == "torch.save" else save_file
 
     def full(content, path):
         calls.append(path.name)
@@ -104,7 +156,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_old_checkpoint_and_nothin
             raise error
         real(content, path)
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(where, full)
     with torch.no_grad():
         parts[0].codebook.weight.zero_()
     with pytest.raises(OSError, match=r"best.*(No space|failed writing).*make room; the previous one is kept"):
@@ -123,21 +175,33 @@ def test_what_a_killed_save_left_behind_is_not_in_the_way(folder, parts):
     load_checkpoint(folder, LLMS)
 
 
-@pytest.mark.parametrize("name", ["encoder.pt", "adapter_qwen.pt"])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("stem", ["encoder", "adapter_qwen"])
 @pytest.mark.parametrize("keep", [0, 0.5, 0.99])
-def test_a_cut_file_is_named(folder, name, keep):
+def test_a_cut_file_is_named(folder, stem, end, keep):
+    only(folder, end)
+    name = f"{stem}.{end}"
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(ValueError, match=rf"{name} is cut or damaged"):
         load_checkpoint(folder, LLMS)
 
 
-@pytest.mark.parametrize("name", ["encoder.pt", "adapter_qwen.pt"])
-def test_a_single_altered_byte_is_noticed(folder, name):
-    data = bytearray((folder / name).read_bytes())
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("stem", ["encoder", "adapter_qwen"])
+def test_a_single_altered_byte_of_what_is_read_is_noticed(folder, stem, end, beside):
+    """Also where the other form, whole, stands beside it; of two forms the first is read."""
+    if not beside:
+        only(folder, end)
+    path = folder / f"{stem}.{end}"
+    data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    (folder / name).write_bytes(data)
-    with pytest.raises(ValueError, match=rf"{folder / name} is cut or damaged"):
+    path.write_bytes(data)
+    if beside and end == "pt":
+        load_checkpoint(folder, LLMS)
+        return
+    with pytest.raises(ValueError, match=rf"{path} is cut or damaged"):
         load_checkpoint(folder, LLMS)
 
 
@@ -156,29 +220,108 @@ def test_a_damaged_config_is_named(folder):
         load_checkpoint(folder, LLMS)
 
 
-@pytest.mark.parametrize("shape", [{"type": "magic"}, {"type": "hf", "vocabulary": 700}, {}])
-def test_an_encoder_of_an_unknown_type_is_named(folder, shape):
+@pytest.mark.parametrize("shape", [{"type": "magic"}, {}])
+def test_an_encoder_of_an_unknown_type_is_named_with_the_known_ones(folder, shape):
     in_config(folder, encoder=shape)
-    with pytest.raises(ValueError, match=r"config\.json describes an encoder that this program does not know: \{"):
+    named = repr(shape.get("type"))
+    with pytest.raises(ValueError, match=rf"config\.json names the encoder_type {named}, .*it knows .*codebook.*hf"):
         load_checkpoint(folder, LLMS)
+
+
+@pytest.mark.parametrize("shape", [{"type": "codebook"}, {"type": "codebook", "vocabulary": 700, "depth": 3}])
+def test_an_encoder_whose_shape_does_not_fit_its_type_is_named(folder, shape):
+    in_config(folder, encoder=shape)
+    with pytest.raises(ValueError, match=r"config\.json does not fit the encoder codebook \(.*(vocabulary|depth)"):
+        load_checkpoint(folder, LLMS)
+
+
+def test_adapters_of_an_unknown_type_are_named_with_the_known_ones(folder):
+    in_config(folder, adapters={"llama": "residual_mlp", "qwen": "magic"})
+    with pytest.raises(ValueError, match=r"config\.json names the adapter_type 'magic', .*it knows .*residual_mlp"):
+        load_checkpoint(folder, LLMS)
+    assert list(load_checkpoint(folder, {"llama": LLMS["llama"]})[1]) == ["llama"], "what is not read is not judged"
+
+
+def test_a_checkpoint_that_does_not_say_what_its_adapters_are_has_the_first_kind(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("adapters") == dict.fromkeys(LLMS, "residual_mlp")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert {type(adapter) for adapter in load_checkpoint(folder, LLMS)[1].values()} == {ResidualAdapter}
+
+
+def test_what_no_registry_knows_is_refused_before_anything_is_written(parts, tmp_path):
+    class OtherEncoder(ClosedFormEncoder):
+        """It has the name of its parent, and would come back as that."""
+
+    class OtherAdapter(Adapter):
+        """It has no name."""
+
+    encoder, adapters = parts
+    other = OtherEncoder.from_codebook(encoder.tokenizer, encoder.codebook.weight.detach())
+    with pytest.raises(ValueError, match=r"OtherEncoder is not registered.*encoder_type: .*codebook"):
+        save_checkpoint(tmp_path / "best", other, adapters, CONFIG)
+    with pytest.raises(ValueError, match=r"OtherAdapter is not registered.*adapter_type: .*residual_mlp"):
+        save_checkpoint(tmp_path / "best", encoder, adapters | {"qwen": OtherAdapter(8, 64)}, CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_is_added_by_one_registered_class(parts, tmp_path, monkeypatch):
+    class Mine(Adapter):
+        """Without a bias."""
+
+        def __init__(self, d_z, width):
+            super().__init__(d_z, width)
+            self.weight = torch.nn.Parameter(torch.randn(width, d_z))
+
+        @classmethod
+        def from_closed_form(cls, weight, bias):
+            made = cls(*weight.T.shape)
+            made.weight.data.copy_(weight)
+            return made
+
+        def forward(self, z):
+            return z @ self.weight.T
+
+    monkeypatch.setattr(Mine, "name", "mine", raising=False)
+    monkeypatch.setitem(ADAPTERS, "mine", Mine)
+    encoder, adapters = parts
+    mixed = adapters | {"qwen": Mine.from_closed_form(torch.randn(64, 8), torch.zeros(64))}
+    save_checkpoint(tmp_path / "best", encoder, mixed, CONFIG)
+    loaded = load_checkpoint(tmp_path / "best", LLMS)[1]
+    assert type(loaded["qwen"]) is Mine and type(loaded["llama"]) is ResidualAdapter
+    assert torch.equal(loaded["qwen"].weight, mixed["qwen"].weight)
 
 
 def test_a_missing_file_is_named(folder):
     (folder / "adapter_llama.pt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"adapter_llama\.pt"):
+    load_checkpoint(folder, LLMS)
+    (folder / "adapter_llama.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"adapter_llama\.pt \(and \.safetensors\)"):
         load_checkpoint(folder, LLMS)
 
 
-def test_missing_unexpected_and_misshapen_keys_are_named(folder):
-    put(folder, "adapter_llama.pt", {"linear.weight": torch.zeros(3, 8), "extra": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"adapter_llama\.pt does not fit") as error:
+@pytest.mark.parametrize("end", ENDS)
+def test_missing_unexpected_and_misshapen_keys_are_named(folder, end):
+    only(folder, end)
+    put(folder, f"adapter_llama.{end}", {"linear.weight": torch.zeros(3, 8), "extra": torch.zeros(1)})
+    with pytest.raises(ValueError, match=rf"adapter_llama\.{end} does not fit") as error:
         load_checkpoint(folder, LLMS)
     assert all(word in str(error.value) for word in ("linear.bias", "extra", "linear.weight"))
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(folder):
+    only(folder, "pt")
     put(folder, "adapter_llama.pt", {"linear.weight": print})
     with pytest.raises(ValueError, match=r"adapter_llama\.pt.*(?i:unsupported|weights.only)"):
+        load_checkpoint(folder, LLMS)
+
+
+def test_a_file_that_is_no_safetensors_is_refused_although_its_hash_is_right(folder):
+    (folder / "adapter_llama.safetensors").write_bytes(b"something else")
+    hashes = json.loads((folder / "config.json").read_text())["sha256"]
+    now = hashlib.sha256(b"something else").hexdigest()
+    in_config(folder, sha256=hashes | {"adapter_llama.safetensors": now})
+    with pytest.raises(ValueError, match=r"adapter_llama\.safetensors is cut or damaged"):
         load_checkpoint(folder, LLMS)
 
 
@@ -202,13 +345,14 @@ def encoder_of(kind, llms, encoder_folder):
     tokenizer = llms["llama"].tokenizer
     torch.manual_seed(0)
     if kind in ("select", "cif"):
-        encoder = SelectingEncoder(tokenizer, len(tokenizer), 8, load_backbone(encoder_folder), kind)
+        encoder = SelectingEncoder(tokenizer, 8, len(tokenizer), load_backbone(encoder_folder), kind)
         for head in (encoder.score, encoder.residual):
             torch.nn.init.normal_(head.weight)
         torch.nn.init.normal_(encoder.outside)
         return encoder
-    backbone = ByteBackbone() if kind == "byte" else load_backbone(encoder_folder)
-    return ResamplingEncoder(tokenizer, 8, backbone, 6, torch.rand(8))
+    if kind == "byte":
+        return ByteEncoder(tokenizer, 8, 6, ByteBackbone(), torch.rand(8))
+    return QueryEncoder(tokenizer, 8, 6, load_backbone(encoder_folder), torch.rand(8))
 
 
 @pytest.mark.parametrize("kind", ["select", "cif", "queries", "byte"])
@@ -217,10 +361,13 @@ def test_a_trained_encoder_gives_the_same_z_after_loading_without_its_origin(
 ):
     encoder = encoder_of(kind, llms, encoder_folder)
     save_checkpoint(tmp_path / "best", encoder, parts[1], CONFIG)
-    monkeypatch.setattr("latentwire.backbone.load_backbone", lambda *a: pytest.fail("asked for the origin"))
+    for module in ("selecting", "queries"):
+        origin = f"latentwire.models.encoders.{module}.load_backbone"
+        monkeypatch.setattr(origin, lambda *a: pytest.fail("asked for the origin"))
     torch.manual_seed(7)  # nothing random may stay
     loaded, adapters, config = load_checkpoint(tmp_path / "best", LLMS)
-    assert type(loaded) is type(encoder) and config["encoder"]["type"] == {"select": "hf", "cif": "hf"}.get(kind, kind)
+    assert type(loaded) is type(encoder) is ENCODERS[config["encoder"]["type"]]
+    assert config["encoder"]["type"] == {"select": "hf", "cif": "hf"}.get(kind, kind)
     for source in ("prompt", "context"):
         before, after = (e.encode(questions[:3], source, 6) for e in (encoder, loaded))
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -275,19 +422,29 @@ def test_soft_prompts_are_loaded_bit_by_bit_with_the_state_of_their_training(sof
     assert load_training(folder) == {"step": 3}
 
 
-def test_soft_prompts_that_do_not_fit_are_refused(soft, tmp_path):
+@pytest.mark.parametrize("end", ENDS)
+def test_soft_prompts_that_do_not_fit_are_refused(soft, tmp_path, end):
     folder, _ = soft
     with pytest.raises(ValueError, match=r"soft was made for llama='some/llama'"):
         load_soft_prompts(folder, {"llama": "other"})
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_soft_prompts(tmp_path / "nowhere", LLMS)
-    put(folder, "soft_prompt_llama.pt", {"step": 1})
-    with pytest.raises(ValueError, match=r"soft_prompt_llama\.pt holds no soft prompt"):
+    only(folder, end)
+    put(folder, f"soft_prompt_llama.{end}", {"step": torch.ones(1)})
+    with pytest.raises(ValueError, match=rf"soft_prompt_llama\.{end} holds no soft prompt"):
         load_soft_prompts(folder, LLMS)
-    data = (folder / "soft_prompt_qwen.pt").read_bytes()
-    (folder / "soft_prompt_qwen.pt").write_bytes(data[:-9])
-    with pytest.raises(ValueError, match=r"soft_prompt_qwen\.pt is cut or damaged"):
+    data = (folder / f"soft_prompt_qwen.{end}").read_bytes()
+    (folder / f"soft_prompt_qwen.{end}").write_bytes(data[:-9])
+    with pytest.raises(ValueError, match=rf"soft_prompt_qwen\.{end} is cut or damaged"):
         load_soft_prompts(folder, {"qwen": LLMS["qwen"]})
+
+
+def test_soft_prompts_of_either_form_load_and_older_ones_hold_the_tensor_alone(soft):
+    folder, prompts = soft
+    only(folder, "pt")
+    assert torch.equal(load_soft_prompts(folder, LLMS)["qwen"], prompts["qwen"])
+    put(folder, "soft_prompt_qwen.pt", prompts["qwen"])
+    assert torch.equal(load_soft_prompts(folder, LLMS)["qwen"], prompts["qwen"])
 
 
 def test_one_hash_stands_for_weights_config_and_tokenizer(folder):
@@ -296,8 +453,10 @@ def test_one_hash_stands_for_weights_config_and_tokenizer(folder):
     hashes.add(checkpoint_sha256(folder))
     put(folder, "adapter_llama.pt", {})
     hashes.add(checkpoint_sha256(folder))
+    put(folder, "encoder.safetensors", {})
+    hashes.add(checkpoint_sha256(folder))
     (folder / "wire_tokenizer" / "tokenizer_config.json").write_text("{}")
     hashes.add(checkpoint_sha256(folder))
-    assert len(hashes) == 4 and checkpoint_sha256(folder) in hashes
+    assert len(hashes) == 5 and checkpoint_sha256(folder) in hashes
     with pytest.raises(FileNotFoundError, match="nowhere"):
         checkpoint_sha256(folder / "nowhere")

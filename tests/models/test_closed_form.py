@@ -5,15 +5,20 @@ import copy
 import pytest
 import torch
 
-from latentwire.models.adapters import Adapter
+from latentwire.data.squad import load
+from latentwire.models.adapters import ResidualAdapter
 from latentwire.models.closed_form import (
-    build_interface,
-    interface_report,
+    FIT_QUESTIONS,
+    closed_form,
+    fit_texts,
+    joint_codebook,
     principal_directions,
-    random_interface,
+    random_codebook,
+    report,
     token_counts,
     wire_table,
 )
+from latentwire.models.encoders.codebook import ClosedFormEncoder
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +28,8 @@ def parts(llms, texts):
     return {name: wire_table(llm, tokenizer) for name, llm in llms.items()}, token_counts(tokenizer, texts)
 
 
-def restored(interface, name):
-    return Adapter.from_closed_form(*interface.adapters[name])(interface.codebook)
+def restored(found, name):
+    return ResidualAdapter.from_closed_form(*found.adapters[name])(found.codebook)
 
 
 def test_shared_tokens_keep_their_embedding_and_others_get_the_mean_of_their_pieces(llms):
@@ -50,50 +55,50 @@ def test_an_own_vocabulary_passes_through_unchanged(llms):
 
 def test_all_directions_together_restore_every_embedding(parts):
     tables, counts = parts
-    interface = build_interface(tables, counts, d_z=48 + 64)
+    found = joint_codebook(tables, counts, d_z=48 + 64)
     for name, table in tables.items():
-        torch.testing.assert_close(restored(interface, name), table, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(restored(found, name), table, atol=1e-4, rtol=1e-4)
 
 
 def test_more_directions_explain_more_and_all_of_them_find_every_token(parts):
     tables, counts = parts
-    reports = [interface_report(build_interface(tables, counts, d), tables, counts) for d in (4, 32, 112)]
+    reports = [report(joint_codebook(tables, counts, d), tables, counts) for d in (4, 32, 112)]
     for name in tables:
-        variances = [report[name]["explained_variance"] for report in reports]
+        variances = [figures[name]["explained_variance"] for figures in reports]
         assert variances == sorted(variances) and variances[0] < 0.9 and variances[-1] > 0.999
-        recalls = [report[name]["nearest_token_recall"] for report in reports]
+        recalls = [figures[name]["nearest_token_recall"] for figures in reports]
         assert recalls[0] < recalls[-1] == 1.0
 
 
 def test_the_adapters_are_the_weighted_least_squares_maps(parts):
     tables, counts = parts
-    interface = build_interface(tables, counts, d_z=16)
+    found = joint_codebook(tables, counts, d_z=16)
     weights = (counts + 1).sqrt()[:, None]
-    codes = torch.cat([interface.codebook.double(), torch.ones(len(counts), 1)], dim=1)
+    codes = torch.cat([found.codebook.double(), torch.ones(len(counts), 1)], dim=1)
     for name, table in tables.items():
         solution = torch.linalg.lstsq(codes * weights, table.double() * weights).solution
-        weight, bias = interface.adapters[name]
+        weight, bias = found.adapters[name]
         torch.testing.assert_close(solution[:-1].T.float(), weight, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(solution[-1].float(), bias, atol=1e-3, rtol=1e-3)
 
 
 def test_frequent_tokens_are_restored_better_than_rare_ones(parts):
     tables, counts = parts
-    interface = build_interface(tables, counts, d_z=24)
-    error = (restored(interface, "llama") - tables["llama"]).square().mean(dim=1)
+    found = joint_codebook(tables, counts, d_z=24)
+    error = (restored(found, "llama") - tables["llama"]).square().mean(dim=1)
     frequent = counts > counts.double().quantile(0.9)
     assert error[frequent].mean() < error[counts == 0].mean()
 
 
 def test_the_same_input_gives_the_same_codebook(parts):
     tables, counts = parts
-    assert torch.equal(build_interface(tables, counts, 8).codebook, build_interface(tables, counts, 8).codebook)
+    assert torch.equal(joint_codebook(tables, counts, 8).codebook, joint_codebook(tables, counts, 8).codebook)
 
 
 @pytest.mark.parametrize("d_z", [0, 113])
 def test_a_width_that_the_embeddings_cannot_fill_is_refused(parts, d_z):
     with pytest.raises(ValueError, match=rf"d_z={d_z}.*112"):
-        build_interface(*parts, d_z)
+        joint_codebook(*parts, d_z)
 
 
 def test_principal_directions_find_a_planted_subspace():
@@ -119,21 +124,55 @@ def test_codes_have_a_unit_whatever_the_llms(parts):
     weights = (counts + 1) / (counts + 1).sum()  # as the codebook weights them
     for factor in (1.0, 30.0):
         scaled = {name: factor * table for name, table in tables.items()}
-        codes = build_interface(scaled, counts, 16).codebook.double()
+        codes = joint_codebook(scaled, counts, 16).codebook.double()
         assert abs((weights[:, None] * codes.square()).sum() / 16 - 1) < 1e-3
 
 
-def test_a_random_interface_has_the_size_of_the_closed_form_and_knows_nothing(parts):
+def test_a_random_codebook_has_the_size_of_the_closed_form_and_knows_nothing(parts):
     tables, counts = parts
-    closed = build_interface(tables, counts, d_z=24)
-    drawn = random_interface(closed, seed=0)
+    closed = joint_codebook(tables, counts, d_z=24)
+    drawn = random_codebook(closed, seed=0)
     assert drawn.codebook.shape == closed.codebook.shape
     torch.testing.assert_close(drawn.codebook.square().mean(), closed.codebook.square().mean(), rtol=0.05, atol=0)
     for name, (weight, _) in closed.adapters.items():
         ours, bias = drawn.adapters[name]
         torch.testing.assert_close(ours.square().mean(), weight.square().mean(), rtol=0.1, atol=0)
         assert not bias.any()
-    for name, report in interface_report(drawn, tables, counts).items():
-        assert report["explained_variance"] < 0 < interface_report(closed, tables, counts)[name]["explained_variance"]
-    again, other = (random_interface(closed, seed=seed).codebook for seed in (0, 1))
+    known = report(closed, tables, counts)
+    for name, figures in report(drawn, tables, counts).items():
+        assert figures["explained_variance"] < 0 < known[name]["explained_variance"]
+    again, other = (random_codebook(closed, seed=seed).codebook for seed in (0, 1))
     assert torch.equal(again, drawn.codebook) and not torch.equal(other, drawn.codebook)
+
+
+def test_the_closed_form_is_an_encoder_and_an_adapter_per_llm_that_fit_each_other(llms, texts, parts, questions):
+    encoder, adapters, figures = closed_form(llms, texts, 24)
+    found = joint_codebook(*parts, 24)
+    assert type(encoder) is ClosedFormEncoder and encoder.tokenizer is llms["llama"].tokenizer and encoder.d_z == 24
+    assert torch.equal(encoder.codebook.weight, found.codebook) and figures == report(found, *parts)
+    (z,) = encoder.encode(questions[:1], "prompt", 16)
+    for name, adapter in adapters.items():
+        weight, bias = found.adapters[name]
+        assert type(adapter) is ResidualAdapter and (adapter.d_z, adapter.width) == (24, llms[name].width)
+        torch.testing.assert_close(adapter(z), z @ weight.T + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_a_closed_form_with_random_codes_is_drawn_by_its_seed(llms, texts, parts):
+    encoder, adapters, _ = closed_form(llms, texts, 24, random_seed=3)
+    drawn = random_codebook(joint_codebook(*parts, 24), 3)
+    assert torch.equal(encoder.codebook.weight, drawn.codebook)
+    weight, _ = drawn.adapters["qwen"]
+    torch.testing.assert_close(adapters["qwen"].linear.weight * adapters["qwen"].scale, weight)
+
+
+def test_an_unknown_kind_of_adapter_is_refused_with_the_known_ones(llms, texts):
+    with pytest.raises(ValueError, match=r"adapter_type='magic': unknown; choose one of residual_mlp"):
+        closed_form(llms, texts, 8, adapter_type="magic")
+
+
+def test_what_is_fitted_reads_train_and_each_context_once():
+    train = load("sample", "train").questions
+    found = fit_texts("sample")
+    assert len(train) < FIT_QUESTIONS
+    assert sorted(found) == sorted([*{q.context for q in train}, *(q.question for q in train)])
+    assert not {q.context for q in load("sample", "dev").questions} & set(found)

@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from latentwire.data.relevance import relevance, relevant_stretch, sentences
-from latentwire.models.backbones import ByteBackbone, States, load_backbone
-from latentwire.models.encoders.base import CodebookEncoder, ResamplingEncoder, SelectingEncoder, overlapping
+from latentwire.models.backbones import BackboneSettings, ByteBackbone, States, load_backbone
+from latentwire.models.encoders.base import ENCODERS, Encoded, Encoder, answer_edges, overlapping
+from latentwire.models.encoders.codebook import ClosedFormEncoder
+from latentwire.models.encoders.queries import ByteEncoder, QueryEncoder
+from latentwire.models.encoders.selecting import SelectingEncoder
 
 
 @pytest.fixture(scope="module")
 def encoder(llms):
     tokenizer = llms["llama"].tokenizer
     torch.manual_seed(0)
-    return CodebookEncoder(tokenizer, len(tokenizer), 8)
+    return ClosedFormEncoder(tokenizer, 8, len(tokenizer))
 
 
 @pytest.mark.parametrize("m", [1, 5, 32, 64])
@@ -81,48 +83,12 @@ def test_the_trained_oracle_differs_from_the_wire_in_its_selection_alone(selecti
     assert torch.equal(selecting.perfect(q, "prompt", whole)[0], everything), "where all is sent, nothing is selected"
 
 
-def test_the_chosen_stretch_is_where_the_questions_words_are(llms):
-    filler = "Rain fell on the harbour and nobody went out that day. " * 12
-    context = f"{filler}The lighthouse keeper Ana Brandt counted ninety ships in 1931. {filler}".strip()
-    offsets = llms["llama"].tokenizer(context, return_offsets_mapping=True)["offset_mapping"]
-    chosen = relevant_stretch("How many ships did the lighthouse keeper count?", context, offsets, 40)
-    spans = offsets[chosen]
-    assert "ninety ships" in context[spans[0][0] : spans[-1][1]] and len(spans) == 40
-
-
-def test_a_short_context_is_chosen_whole(llms):
-    offsets = llms["llama"].tokenizer("Two words.", return_offsets_mapping=True)["offset_mapping"]
-    assert offsets[relevant_stretch("What?", "Two words.", offsets, 500)] == offsets
-
-
-def test_without_common_words_nothing_is_relevant():
-    assert relevance("the of and", ["...", "and the"]).tolist() == [0, 0]
-    assert relevance("ships?", ["The ships sail.", "A horse."]).argmax() == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("One. Two! Three?", ["One.", "Two!", "Three?"]),
-        ('He said "no." Then he left', ['He said "no."', "Then he left"]),
-        ("It cost 3.5 units. Fine.", ["It cost 3.5 units.", "Fine."]),
-        ("no end", ["no end"]),
-    ],
-)
-def test_sentences_end_at_closing_punctuation(text, expected):
-    assert sentences(text) == expected
-
-
-def test_no_word_is_lost_between_sentences(questions):
-    assert all(" ".join(sentences(q.context)).split() == q.context.split() for q in questions)
-
-
 @pytest.fixture
 def selecting(llms, encoder_folder):
     """A fresh encoder of type hf, d_z 8; it is small enough to make one for each test."""
     tokenizer = llms["llama"].tokenizer
     torch.manual_seed(0)
-    return SelectingEncoder(tokenizer, len(tokenizer), 8, load_backbone(encoder_folder), "select")
+    return SelectingEncoder(tokenizer, 8, len(tokenizer), load_backbone(encoder_folder), "select")
 
 
 def trained(encoder, seed=1):
@@ -332,11 +298,25 @@ def test_the_encoder_reads_no_span_that_ends_before_it_begins_or_is_too_long(sel
         assert read in q.context and 0 < len(selecting.tokenizer(read, add_special_tokens=False)["input_ids"]) <= 31
 
 
+def test_what_the_encoder_reads_is_the_best_of_all_short_spans(selecting, questions):
+    trained(selecting)
+    for q in questions[:60:6]:
+        (encoded,) = selecting.encoded([q], "prompt", 1)
+        (start, end), spans = encoded.span[0].unbind(dim=1), encoded.tokens.spans[0]
+        inside = encoded.tokens.context[0].nonzero()[:, 0].tolist()
+        pairs = [(i, j) for i in inside for j in inside if i <= j < i + 30]
+        first, last = max(pairs, key=lambda pair: float(start[pair[0]] + end[pair[1]]))
+        expected = encoded.tokens.contents[0].text[spans[first, 0] : spans[last, 1]]
+        assert selecting.read(q) in expected and len(expected) - len(selecting.read(q)) <= 2, "but for white space"
+
+
 @pytest.fixture(params=["queries", "byte"])
 def resampling(request, llms, encoder_folder):
     torch.manual_seed(0)
-    backbone = ByteBackbone() if request.param == "byte" else load_backbone(encoder_folder)
-    return ResamplingEncoder(llms["llama"].tokenizer, 8, backbone, 6)
+    tokenizer = llms["llama"].tokenizer
+    if request.param == "byte":
+        return ByteEncoder(tokenizer, 8, 6, ByteBackbone())
+    return QueryEncoder(tokenizer, 8, 6, load_backbone(encoder_folder))
 
 
 def test_free_queries_fill_all_their_places_whatever_the_batch(resampling, questions):
@@ -351,7 +331,7 @@ def test_free_queries_fill_all_their_places_whatever_the_batch(resampling, quest
 
 def test_free_queries_start_at_the_scale_of_the_codes(llms, questions):
     scale = torch.tensor([5.0, 0.1, 1.0, 1.0])
-    encoder = ResamplingEncoder(llms["llama"].tokenizer, 4, ByteBackbone(), 32, scale)
+    encoder = ByteEncoder(llms["llama"].tokenizer, 4, 32, ByteBackbone(), scale)
     (z,) = encoder.encode(questions[:1], "context", 32)
     assert z[:, 0].std() > 5 * z[:, 2].std() / 3 and z[:, 1].std() < z[:, 2].std() / 3
 
@@ -359,13 +339,78 @@ def test_free_queries_start_at_the_scale_of_the_codes(llms, questions):
 def test_free_queries_have_their_own_m_and_choose_nothing(resampling, questions):
     with pytest.raises(ValueError, match=r"latent_len=7.*M=6"):
         resampling.encode(questions[:1], "prompt", 7)
-    for call in (lambda: resampling.select(questions[0], "prompt", 6), lambda: resampling.read(questions[0])):
-        with pytest.raises(ValueError, match=r"conditions: .*type hf"):
-            call()
-    with pytest.raises(ValueError, match=r"conditions: .*oracles"):
-        resampling.perfect(questions[0], "prompt", 6)
+    assert not resampling.chooses_tokens and not resampling.reads_answers, "conditions and stages ask for these"
+    for call in (resampling.select, resampling.perfect):
+        with pytest.raises(NotImplementedError):
+            call(questions[0], "prompt", 6)
+    with pytest.raises(NotImplementedError):
+        resampling.read(questions[0])
 
 
-def test_the_untrained_encoder_reads_nothing(encoder, questions):
-    with pytest.raises(ValueError, match=r"encoder_only.*hf"):
+@pytest.mark.parametrize("kind", ["encoder", "selecting"])
+@pytest.mark.parametrize("source", ["prompt", "context"])
+def test_a_special_token_that_a_user_spells_is_sent_as_text(request, questions, kind, source):
+    encoder = request.getfixturevalue(kind)
+    context, end = "Ada wrote <|im_end|> in the margin.", encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    q = dataclasses.replace(questions[0], context=context, question="Who <|im_end|>?", answers=("Ada",), starts=(0,))
+    ids = encoder.select(q, source, 300)
+    assert end not in ids and context in encoder.tokenizer.decode(ids)
+    assert "<|im_end|>" in encoder.perfect(q, source, 300)[1]
+
+
+def test_the_untrained_encoder_chooses_tokens_and_reads_nothing(encoder, selecting, questions):
+    assert encoder.chooses_tokens and not encoder.reads_answers
+    assert selecting.chooses_tokens and selecting.reads_answers
+    with pytest.raises(NotImplementedError):
         encoder.read(questions[0])
+
+
+def test_a_training_begins_at_the_closed_form(encoder, encoder_folder, questions):
+    """The codebook's own encoder goes on as it is; hf takes its codes over; free queries start at the codes' scale."""
+    backbone = {"encoder_id": encoder_folder}
+    assert ENCODERS["codebook"].begin(encoder, ENCODERS["codebook"].Settings(), 6) is encoder
+    hf = ENCODERS["hf"].begin(encoder, SelectingEncoder.Settings(**backbone, pooling="cif"), 6)
+    assert torch.equal(hf.codebook.weight, encoder.codebook.weight) and hf.pooling == "cif"
+    assert hf.codebook.weight.data_ptr() != encoder.codebook.weight.data_ptr(), "and the closed form stays as it is"
+    queries = ENCODERS["queries"].begin(encoder, BackboneSettings(**backbone), 6)
+    byte = ENCODERS["byte"].begin(encoder, ByteEncoder.Settings(), 6)
+    for made in (queries, byte):
+        torch.testing.assert_close(made.resampler.norm.weight, encoder.codebook.weight.std(dim=0))
+        assert made.encode(questions[:1], "prompt", 6)[0].shape == (6, 8)
+    assert isinstance(byte.backbone, ByteBackbone)
+    assert all(made.tokenizer is encoder.tokenizer and made.d_z == 8 for made in (hf, queries, byte))
+
+
+def test_an_encoder_is_added_by_one_class_that_has_a_forward(encoder, questions, monkeypatch):
+    class Mine(Encoder):
+        """The same latent for every text."""
+
+        def __init__(self, tokenizer, d_z):
+            super().__init__(tokenizer, d_z)
+            self.latent = nn.Parameter(torch.ones(d_z))
+
+        def forward(self, questions, source, m):
+            z = self.latent.expand(len(questions), m, self.d_z)
+            return Encoded(z, torch.ones(z.shape[:2], dtype=torch.bool))
+
+    monkeypatch.setattr(Mine, "name", "mine", raising=False)
+    monkeypatch.setitem(ENCODERS, "mine", Mine)
+    made = ENCODERS["mine"].begin(encoder, Mine.Settings(), 3)
+    assert made.encode(questions[:2], "prompt", 3)[1].tolist() == [[1.0] * 8] * 3
+    assert made.shape() == {} and not made.chooses_tokens and not made.reads_answers
+    (whole,) = made.components()
+    assert whole.name == "encoder" and [id(p) for p in whole.parameters] == [id(made.latent)]
+    assert torch.equal(Mine.of_shape(encoder.tokenizer, 8, None, **made.shape()).latent, made.latent)
+
+
+def test_the_answers_edges_are_its_first_and_last_wire_token(selecting, questions):
+    some = questions[:40:9]
+    for source in ("prompt", "context"):
+        tokens = selecting.tokenize(some, source)
+        for row, (first, last) in enumerate(answer_edges(tokens, some)):
+            assert tokens.context[row, first : last + 1].all()
+            covered = selecting.tokenizer.decode(tokens.ids[row, first : last + 1])
+            assert some[row].answers[0] in covered
+            if last > first:
+                inner = selecting.tokenizer.decode(tokens.ids[row, first + 1 : last])
+                assert some[row].answers[0] not in inner

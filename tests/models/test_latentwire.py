@@ -1,59 +1,59 @@
 """What is trained changes, what is frozen does not, and training sees what an evaluation will."""
 
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
-from latentwire.conditions.base import CONDITIONS, Sender, Setting
+from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared
 from latentwire.llms.prompts import PromptBuilder
-from latentwire.models.adapters import Adapter
-from latentwire.models.backbones import ByteBackbone, load_backbone
-from latentwire.models.encoders.base import ResamplingEncoder, SelectingEncoder
-from latentwire.models.latentwire import SOFT_VECTORS, LatentWire, SoftPrompts
-from latentwire.models.stage0 import closed_form
+from latentwire.models.adapters import ResidualAdapter
+from latentwire.models.closed_form import closed_form
+from latentwire.models.components import Component, component, require_complete
+from latentwire.models.encoders.base import ENCODERS
+from latentwire.models.latentwire import LatentWire
 from latentwire.training.losses import answer_sums, span_sum
+from latentwire.training.soft_prompts import SOFT_VECTORS, SoftPrompts
 
 M, D_Z, K = 16, 24, 4
 HF = {"codebook", "backbone", "score", "span", "residual"}
 
 
 @pytest.fixture(scope="module")
-def stage0(llms, texts):
+def closed(llms, texts):
     return closed_form(llms, texts, D_Z)[:2]
 
 
 @pytest.fixture
-def model_of(llms, stage0, encoder_folder):
+def model_of(closed, encoder_folder):
     def make(kind="hf", source="prompt", pooling="select"):
-        codebook, closed = stage0
-        adapters = {name: copy.deepcopy(adapter) for name, adapter in closed.items()}
+        before, linear = closed
+        adapters = {name: copy.deepcopy(adapter) for name, adapter in linear.items()}
         torch.manual_seed(0)
-        backbone = ByteBackbone() if kind == "byte" else load_backbone(encoder_folder)
-        if kind == "hf":
-            encoder = SelectingEncoder(codebook.tokenizer, *codebook.codebook.weight.shape, backbone, pooling)
-            encoder.codebook.load_state_dict(codebook.codebook.state_dict())
-        else:
-            encoder = ResamplingEncoder(codebook.tokenizer, D_Z, backbone, M)
-        return LatentWire(encoder, adapters, source, M)
+        given = {"encoder_id": encoder_folder, "pooling": pooling}
+        known = {field.name for field in fields(ENCODERS[kind].Settings)}
+        settings = ENCODERS[kind].Settings(**{name: value for name, value in given.items() if name in known})
+        return LatentWire(ENCODERS[kind].begin(copy.deepcopy(before), settings, M), adapters, source, M)
 
     return make
 
 
 @pytest.fixture
-def settings(llms, texts, questions):
-    return [
-        Setting(llm, PromptBuilder(llm.tokenizer, "prompt", "zero_shot"), None, None, "fp16", D_Z, texts, questions, 0)
-        for llm in llms.values()
-    ]
+def readers(llms):
+    return [Reader(llm, PromptBuilder(llm.tokenizer, "prompt", "zero_shot")) for llm in llms.values()]
 
 
-def answer_loss(setting, slots, batch):
+@pytest.fixture
+def shared(questions, texts):
+    return Shared(questions, d_z=D_Z, train_texts=texts)
+
+
+def answer_loss(reader, slots, batch):
     """Cross-entropy of the answers that one LLM gives to its slots."""
-    prompts = setting.prompts
+    prompts = reader.prompts
     tails, labels = [prompts.tail(q.question) for q in batch], [prompts.label_ids(q.answers[0], K) for q in batch]
-    scored = setting.llm.loss_with_prefix(prompts.head, slots.embeds[setting.llm.name], tails, labels)
+    scored = reader.llm.loss_with_prefix(prompts.head, slots.embeds[reader.llm.name], tails, labels)
     return answer_sums(scored)["ce"]
 
 
@@ -63,60 +63,70 @@ def norm(parameters):
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("hf", HF), ("queries", {"backbone", "resampler"}), ("byte", {"backbone", "resampler"})],
+    [
+        ("codebook", {"codebook"}),
+        ("hf", HF),
+        ("queries", {"backbone", "resampler"}),
+        ("byte", {"backbone", "resampler"}),
+    ],
 )
 def test_every_parameter_belongs_to_one_component(model_of, kind, expected):
     model = model_of(kind)
     components = model.components()
-    assert components.keys() == expected | {"adapter_llama", "adapter_qwen"}
-    named = [id(p) for params in components.values() for p in params]
+    names = [found.name for found in components]
+    assert len(names) == len(set(names)) and set(names) == expected | {"adapter llama", "adapter qwen"}
+    assert {found.llm: found.kind for found in components if found.llm} == {"llama": "adapter", "qwen": "adapter"}
+    named = [id(p) for found in components for p in found.parameters]
     assert sorted(named) == sorted(id(p) for p in model.parameters())
+    require_complete(model, components)
 
 
 @pytest.mark.parametrize(("kind", "pooling"), [("hf", "select"), ("hf", "cif"), ("queries", ""), ("byte", "")])
-def test_the_answers_loss_reaches_every_component_and_no_llm(model_of, settings, questions, kind, pooling):
+def test_the_answers_loss_reaches_every_component_and_no_llm(model_of, readers, questions, kind, pooling):
     model, batch = model_of(kind, pooling=pooling), questions[:1]
-    for setting in settings:
+    for reader in readers:
         model.zero_grad()
-        answer_loss(setting, model(batch), batch).backward()
-        found = {name: norm(params) for name, params in model.components().items()}
-        other = next(f"adapter_{s.llm.name}" for s in settings if s is not setting)
+        answer_loss(reader, model(batch), batch).backward()
+        found = {part.name: norm(part.parameters) for part in model.components()}
+        other = next(f"adapter {r.llm.name}" for r in readers if r is not reader)
         assert found.pop(other) == 0, "one LLM's loss is none of the other's business"
         assert all(value > 0 for value in found.values()), found
-        assert all(p.grad is None for p in setting.llm.model.parameters())
+        assert all(p.grad is None for p in reader.llm.model.parameters())
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_a_step_changes_every_component_and_leaves_the_llms_bit_identical(model_of, settings, questions):
+def test_a_step_changes_every_component_and_leaves_the_llms_bit_identical(model_of, readers, questions):
     model, batch = model_of(), questions[:3]
-    frozen = [setting.llm.weights_sha256() for setting in settings]
-    before = {name: [p.detach().clone() for p in params] for name, params in model.components().items()}
+    frozen = [reader.llm.weights_sha256() for reader in readers]
+    before = {part.name: [p.detach().clone() for p in part.parameters] for part in model.components()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
     losses = []
     for _ in range(4):
         torch.manual_seed(0)
         slots = model(batch)
-        loss = sum(answer_loss(setting, slots, batch) for setting in settings) + span_sum(slots.encoded, batch)
+        loss = sum(answer_loss(reader, slots, batch) for reader in readers) + span_sum(slots.encoded, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    for name, params in model.components().items():
-        assert any(not torch.equal(p, old) for p, old in zip(params, before[name], strict=True)), name
-    assert [setting.llm.weights_sha256() for setting in settings] == frozen
+    for part in model.components():
+        changed = [not torch.equal(p, old) for p, old in zip(part.parameters, before[part.name], strict=True)]
+        assert any(changed), part.name
+    assert [reader.llm.weights_sha256() for reader in readers] == frozen
     assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("source", ["prompt", "context"])
-def test_all_llms_read_one_z_and_training_sees_what_is_evaluated(model_of, settings, questions, source):
+def test_all_llms_read_one_z_and_training_sees_what_is_evaluated(model_of, readers, shared, questions, source):
     model, batch = model_of(source=source).eval(), questions[:9:3]
     torch.nn.init.normal_(model.encoder.score.weight)
     with torch.no_grad():
         slots = model(batch)
-    for setting in settings:
-        name = setting.llm.name
-        setting.sender, setting.adapter = Sender(model.encoder, source, "fp16"), model.adapters[name]
-        sent = CONDITIONS["latentwire"].build(setting, batch, M)
+    shared.sender = Sender(model.encoder, source, "fp16")
+    for reader in readers:
+        name = reader.llm.name
+        evaluating = replace(reader, adapter=model.adapters[name])
+        sent = CONDITIONS["latentwire"].slots(evaluating, batch, M, shared)
         for row, (slot, evaluated) in enumerate(zip(slots.embeds[name], sent, strict=True)):
             torch.testing.assert_close(slot, evaluated.embeds, atol=5e-3, rtol=5e-3)  # fp16 on the wire
             torch.testing.assert_close(slot, model.adapters[name](slots.encoded.z[row]), atol=1e-5, rtol=1e-5)
@@ -133,46 +143,47 @@ def test_places_that_a_short_text_leaves_empty_are_not_in_the_slot(model_of, que
 
 
 @pytest.mark.parametrize("condition", ["text", "token_budget"])
-def test_soft_prompts_train_on_the_slots_that_are_evaluated(settings, questions, condition):
-    model, batch = SoftPrompts(settings, condition, M), questions[:3]
-    assert [*model.components()] == ["soft_prompt_llama", "soft_prompt_qwen"]
+def test_soft_prompts_train_on_the_slots_that_are_evaluated(readers, shared, questions, condition):
+    model, batch = SoftPrompts(readers, condition, M, shared), questions[:3]
+    assert [part.name for part in model.components()] == ["soft_prompt llama", "soft_prompt qwen"]
+    require_complete(model, model.components())
     with torch.no_grad():
         for vectors in model.vectors.values():
             vectors.add_(0.1)
     slots = model(batch)
-    for setting in settings:
-        name = setting.llm.name
-        setting.soft_prompts = {f"{condition}_tuned": model.prompts()[name]}
-        sent = CONDITIONS[f"{condition}_tuned"].build(setting, batch, M)
+    for reader in readers:
+        name = reader.llm.name
+        shared.soft_prompts = {f"{condition}_tuned": model.prompts()}
+        sent = CONDITIONS[f"{condition}_tuned"].slots(reader, batch, M, shared)
         assert all(torch.equal(row, slot.embeds) for row, slot in zip(slots.embeds[name], sent, strict=True))
 
 
-def test_soft_prompts_start_as_the_instruction_and_are_all_that_changes(settings, questions):
-    model, batch = SoftPrompts(settings, "token_budget", M), questions[:3]
-    frozen = [setting.llm.weights_sha256() for setting in settings]
-    for setting in settings:
-        start = setting.llm.embed(setting.prompts.head[:SOFT_VECTORS])
-        assert start.shape[0] == SOFT_VECTORS and torch.equal(model.prompts()[setting.llm.name], start)
+def test_soft_prompts_start_as_the_instruction_and_are_all_that_changes(readers, shared, questions):
+    model, batch = SoftPrompts(readers, "token_budget", M, shared), questions[:3]
+    frozen = [reader.llm.weights_sha256() for reader in readers]
+    for reader in readers:
+        start = reader.llm.embed(reader.prompts.head[:SOFT_VECTORS])
+        assert start.shape[0] == SOFT_VECTORS and torch.equal(model.prompts()[reader.llm.name], start)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     slots = model(batch)
-    sum(answer_loss(setting, slots, batch) for setting in settings).backward()
+    sum(answer_loss(reader, slots, batch) for reader in readers).backward()
     optimizer.step()
-    for setting in settings:
-        start = setting.llm.embed(setting.prompts.head[:SOFT_VECTORS])
-        assert (model.prompts()[setting.llm.name] != start).any(dim=1).all(), "every vector learns"
-    assert [setting.llm.weights_sha256() for setting in settings] == frozen
+    for reader in readers:
+        start = reader.llm.embed(reader.prompts.head[:SOFT_VECTORS])
+        assert (model.prompts()[reader.llm.name] != start).any(dim=1).all(), "every vector learns"
+    assert [reader.llm.weights_sha256() for reader in readers] == frozen
 
 
-def test_a_soft_prompt_learns_in_units_of_its_llms_embeddings(settings):
+def test_a_soft_prompt_learns_in_units_of_its_llms_embeddings(readers, shared):
     """One learning rate has to fit LLMs whose embeddings differ eightfold; what is saved comes back bit by bit."""
-    name, steps = settings[0].llm.name, []
+    name, steps = readers[0].llm.name, []
     for factor in (1, 8):
-        llm = copy.deepcopy(settings[0].llm)
+        llm = copy.deepcopy(readers[0].llm)
         llm._rms = None
         with torch.no_grad():
             llm.embedding.weight.mul_(factor)
-        setting = replace(settings[0], llm=llm)
-        model, again = (SoftPrompts([setting], "token_budget", M) for _ in range(2))
+        reader = replace(readers[0], llm=llm)
+        model, again = (SoftPrompts([reader], "token_budget", M, shared) for _ in range(2))
         start = model.prompts()[name]
         model.vectors[name].grad = torch.ones_like(start)
         torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0).step()
@@ -183,10 +194,10 @@ def test_a_soft_prompt_learns_in_units_of_its_llms_embeddings(settings):
     torch.testing.assert_close(steps[1], 8 * steps[0], rtol=1e-3, atol=0)
 
 
-def test_an_adapter_learns_in_units_of_its_llms_embeddings(stage0):
+def test_an_adapter_learns_in_units_of_its_llms_embeddings():
     """Embeddings eightfold as large must not make a step eightfold as small."""
     weight, bias = torch.randn(48, D_Z), torch.randn(48)
-    small, large = Adapter.from_closed_form(weight, bias), Adapter.from_closed_form(8 * weight, 8 * bias)
+    small, large = (ResidualAdapter.from_closed_form(factor * weight, factor * bias) for factor in (1, 8))
     torch.testing.assert_close(small.linear.weight, large.linear.weight)
     torch.testing.assert_close(small.linear.bias, large.linear.bias)
     assert abs(small.linear.weight.square().sum(dim=1).mean() - 1) < 1e-4
@@ -194,3 +205,36 @@ def test_an_adapter_learns_in_units_of_its_llms_embeddings(stage0):
     torch.testing.assert_close(small(z), z @ weight.T + bias, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(large.linear(z) * large.scale, 8 * small.linear(z) * small.scale)
     assert {"scale"} == set(small.state_dict()) - set(dict(small.named_parameters())), "kept, and never trained"
+
+
+def test_an_adapter_starts_as_the_closed_forms_linear_map_and_its_mlp_can_learn_from_there():
+    weight, bias = torch.randn(48, D_Z), torch.randn(48)
+    adapter, z = ResidualAdapter.from_closed_form(weight, bias), torch.randn(2, 5, D_Z)
+    assert (adapter.d_z, adapter.width) == (D_Z, 48) and adapter(z).shape == (2, 5, 48)
+    assert not adapter.mlp(z).any()
+    adapter(z).square().sum().backward()
+    assert adapter.mlp[2].weight.grad.abs().sum() > 0
+
+
+def test_a_parameter_of_no_component_is_named_before_it_goes_untrained(model_of):
+    model = model_of("byte")
+    model.encoder.forgotten = torch.nn.Linear(2, 3)
+    with pytest.raises(
+        ValueError, match=r"LatentWire: .*encoder\.forgotten\.weight, encoder\.forgotten\.bias.*no comp"
+    ):
+        require_complete(model, model.components())
+    require_complete(model, [*model.components(), component("extra", model.encoder.forgotten)])
+    model.encoder.forgotten.requires_grad_(False)
+    require_complete(model, model.components())
+
+
+def test_a_component_holds_the_parameters_of_its_modules_and_says_how_they_learn(model_of):
+    linear, alone = torch.nn.Linear(2, 3), torch.nn.Parameter(torch.ones(4))
+    made = component("part", linear, alone, llm="qwen", rate="codebook_lr", weight_decay=0.5)
+    assert made == Component("part", [linear.weight, linear.bias, alone], "qwen", "codebook_lr", 0.5)
+    assert made.name == "part qwen"
+    rates = {kind: {part.kind: part.rate for part in model_of(kind).components()} for kind in ("hf", "queries", "byte")}
+    assert rates["hf"] == dict.fromkeys(HF | {"adapter"}, "lr") | {"codebook": "codebook_lr", "backbone": "encoder_lr"}
+    assert rates["queries"]["backbone"] == "encoder_lr" and rates["byte"]["backbone"] == "lr", "pretrained or not"
+    for kind in ("hf", "queries", "byte"):
+        assert {part.kind for part in model_of(kind).components() if part.weight_decay} == {"backbone"}

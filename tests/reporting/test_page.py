@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from latentwire.data.squad import load_questions
+from latentwire import report
+from latentwire.data.question import QuestionSet
+from latentwire.data.scoring import squad_scores
+from latentwire.data.squad import load
 from latentwire.evaluation.results import compare, row_key
-from latentwire.reporting import page
-from latentwire.reporting import tables as report
+from latentwire.reporting import page, writing
+from latentwire.reporting.charts import curve_keys, draw_curves
 from latentwire.reporting.page import MOST_QUESTIONS, render
 from latentwire.reporting.records import gather
 
@@ -64,7 +67,7 @@ def answer(id_, condition, m, llm, text, f1):
     }  # fmt: skip
 
 
-IDS = [question.id for question in load_questions("sample", "dev")[1][:4]]
+IDS = [question.id for question in load("sample", "dev").questions[:4]]
 
 
 def predictions(ids=IDS):
@@ -78,18 +81,16 @@ def predictions(ids=IDS):
     ]  # fmt: skip
 
 
-def metrics(stage="joint"):
-    held = {"first_token_acc_llama": 0.1, "ce_llama": 3.5} if stage == "joint" else {"encoder_f1": 0.3}
+def training_log(stage="joint"):
+    held = {"llms": {"llama": {"first_token_acc": 0.1, "ce": 3.5}}} if stage == "joint" else {"encoder_f1": 0.3}
     lines = [{"step": 0, "validation": held | {"score": 0.1}}]
     for step in range(1, 41):
-        lines.append({"step": step, "epoch": 1, "loss": 4.0 / step, "span": 1.0, "grad_norm_codebook": 10.0 / step})
+        lines.append(
+            {"step": step, "epoch": 1, "loss": 4.0 / step, "span": 1.0, "grad_norms": {"codebook": 10.0 / step}}
+        )
         if stage == "joint":
-            lines[-1] |= {
-                "ce_llama": 3.0 / step,
-                "first_token_acc_llama": 0.2,
-                "prefix_rms_llama": 1.1,
-                "kd_llama": 0.5,
-            }
+            figures = {"ce": 3.0 / step, "first_token_acc": 0.2, "prefix_rms": 1.1, "kd": 0.5}
+            lines[-1]["llms"] = {"llama": figures}
     return lines
 
 
@@ -118,8 +119,8 @@ def diagnostics():
 def run(tmp_path_factory):
     """A training whose folder holds a stage, an evaluation and diagnostics."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    write_run(folder, {"stage": "joint", "lr": 5e-4}, metrics=metrics())
-    write_run(folder / "stages" / "scores", {"stage": "scores"}, metrics=metrics("scores"))
+    write_run(folder, {"stage": "joint", "lr": 5e-4}, metrics=training_log())
+    write_run(folder / "stages" / "scores", {"stage": "scores"}, metrics=training_log("scores"))
     write_run(
         folder / "checkpoint_best" / "eval_sample", {"codec": "fp16"}, results=results(), predictions=predictions()
     )
@@ -189,7 +190,7 @@ ONE = results(results=rows()[3:4])  # one LLM and condition are drawn faster
     [
         ({"results": ONE}, {"training", "embeddings", "latents", "questions"}),
         ({"results": ONE, "predictions": predictions()}, {"training", "embeddings", "latents"}),
-        ({"metrics": metrics()}, {"hierarchy", "compression", "embeddings", "latents", "questions"}),
+        ({"metrics": training_log()}, {"hierarchy", "compression", "embeddings", "latents", "questions"}),
         ({"diagnostics": {}}, {"hierarchy", "compression", "training", "embeddings", "latents", "questions"}),
         ({"diagnostics": diagnostics()}, {"hierarchy", "compression", "training", "questions"}),
     ],
@@ -237,23 +238,24 @@ def test_answers_are_marked_and_differing_ones_known(html):
 
 
 def test_questions_have_their_text_where_the_data_is_at_hand(html, tmp_path, monkeypatch):
-    question = load_questions("sample", "dev")[1][0]
+    question = load("sample", "dev").questions[0]
     text = Page(html).text["questions"]
     assert question.question in text and question.context in text
     gone = write_run(tmp_path / "gone", results=results(dataset="no/such/data"), predictions=predictions(["an-id"]))
-    found = page.questions(gather([gone]))
+    found = page.questions_section(gather([gone]))
     assert found["rows"][0]["question"] is None and found["rows"][0]["id"] == "an-id"
     assert "no/such/data" in found["notes"][0] and "their ids are shown" in found["notes"][0]
-    monkeypatch.setattr(page, "load_questions", lambda dataset, split: ("sample", []))
+    other = QuestionSet("sample", [], squad_scores, True)
+    monkeypatch.setattr(page, "load", lambda dataset, split: other)
     squad = write_run(tmp_path / "squad", results=results(dataset="squad"), predictions=predictions(["an-id"]))
-    assert "set SQUAD_DIR" in page.questions(gather([squad]))["notes"][0]
+    assert "set SQUAD_DIR" in page.questions_section(gather([squad]))["notes"][0]
 
 
 def test_questions_held_out_of_train_are_looked_up_there(tmp_path):
-    question = load_questions("sample", "train")[1][0]
+    question = load("sample", "held_out").questions[0]
     lines = [answer(question.id, "latentwire", 32, "llama", "x", 1.0)]
     folder = write_run(tmp_path / "held", results=results(split="held_out"), predictions=lines)
-    assert page.questions(gather([folder]))["rows"][0]["question"] == question.question
+    assert page.questions_section(gather([folder]))["rows"][0]["question"] == question.question
 
 
 def test_the_table_of_questions_is_capped_and_says_so(tmp_path):
@@ -268,10 +270,10 @@ def test_two_evaluations_share_tables_and_charts(tmp_path):
     second = write_run(tmp_path / "b", results=results(codec="int4", n=3), predictions=predictions(IDS[1:]))
     parts = gather([first, second])
     assert [part.label for part in parts] == ["a", "b"]
-    found = page.questions(parts)
+    found = page.questions_section(parts)
     assert len(found["rows"]) == 4 and "b: latentwire  M=32" in found["columns"]
     assert [] in found["rows"][0]["cells"] and [] not in found["rows"][1]["cells"]
-    found = page.compression(parts)
+    found = page.compression_section(parts)
     assert found["differing"] == ["n"] and len(found["charts"]) == 2
     for chart in found["charts"]:
         assert "latentwire (int4)" in chart.svg and "latentwire (fp16)" in chart.svg
@@ -288,7 +290,7 @@ def test_an_evaluation_without_any_llm_is_shown(tmp_path):
 
 
 def test_bad_signs_come_first_and_what_is_not_measured_last(run, html):
-    found = page.signs(gather([run]))
+    found = page.signs_section(gather([run]))
     *measured, last = [sign["level"] for sign in found]
     assert measured == sorted(measured, key=("bad", "undecided", "good").index) and measured[0] == "bad"
     assert last == "undecided" and found[-1]["title"] == "Shuffled Z against no context"
@@ -314,7 +316,7 @@ def test_bad_signs_come_first_and_what_is_not_measured_last(run, html):
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content, says):
-    folder = write_run(tmp_path / "run", results=results(), predictions=predictions(), metrics=metrics())
+    folder = write_run(tmp_path / "run", results=results(), predictions=predictions(), metrics=training_log())
     (folder / name).write_text(content)
     with pytest.raises(ValueError, match=says):
         gather([folder])
@@ -346,17 +348,42 @@ def test_a_part_is_shown_once(run):
 def test_the_command_writes_page_table_and_chart(run, tmp_path, monkeypatch, capsys):
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     evaluation = copy / "checkpoint_best" / "eval_sample"
-    monkeypatch.setattr(report, "render", lambda parts: f"a page of {len(parts)} parts")
+    monkeypatch.setattr(writing, "render", lambda parts: f"a page of {len(parts)} parts")
     monkeypatch.setattr(sys, "argv", ["report.py", str(copy)])
     report.main()
     assert f"wrote {copy / 'report.html'}" in capsys.readouterr().out
     assert (copy / "report.html").read_text() == "a page of 4 parts"
-    assert "| qwen | latentwire | 32 | 0.423" in (evaluation / "table.md").read_text()
+    assert "(qwen) | latentwire | 32 | 0.423" in (evaluation / "table.md").read_text()
     assert (evaluation / "hierarchy.png").read_bytes().startswith(b"\x89PNG")
     new = tmp_path / "new" / "page.html"
     monkeypatch.setattr(sys, "argv", ["report.py", str(copy / "diagnostics"), "--html", str(new)])
     report.main()
     assert new.read_text() == "a page of 1 parts" and not (copy / "diagnostics" / "report.html").exists()
+
+
+OLD = [  # as logs were written before figures of LLMs were kept apart
+    {"step": 0, "validation": {"f1_llama": 0.1, "first_token_acc_llama": 0.2, "ce_llama": 1.5, "score": 0.3}},
+    *(
+        {"step": n, "loss": 3.0 / n, "ce_llama": 2.0, "first_token_acc_llama": 0.1, "grad_norm_score": 1.0}
+        for n in (1, 2)
+    ),
+]
+
+
+@pytest.mark.parametrize("lines", [training_log(), OLD], ids=["new", "old"])
+def test_curves_are_drawn_from_new_logs_and_old_ones(tmp_path, lines):
+    write_run(tmp_path, metrics=lines)
+    drawn = draw_curves(tmp_path)
+    assert sorted(path.name for path in drawn) == ["first_token_accuracy.png", "loss.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    (of_llm,) = (key for key in curve_keys(lines, "first_token_accuracy"))
+    assert of_llm.endswith("llama") and len(curve_keys(lines, "gradient_norms")) == 1
+    assert {"loss"} < set(curve_keys(lines, "loss")) and not any("score" in key for key in curve_keys(lines, "loss"))
+
+
+def test_a_chart_without_values_is_not_drawn(tmp_path):
+    write_run(tmp_path, metrics=training_log("scores"))  # this stage asks no LLM
+    assert [path.name for path in draw_curves(tmp_path)] == ["loss.png"]
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -6,7 +6,7 @@ from latentwire.reporting.signs import (
     BAD,
     GOOD,
     UNDECIDED,
-    judge_metrics,
+    judge_log,
     judge_predictions,
     judge_results,
     not_measured,
@@ -100,17 +100,20 @@ def step(number, loss, **more):
 
 def test_the_loss_of_the_first_tenth_is_held_against_that_of_the_last():
     falling = [step(n, 3.0 if n < 2 else 9.0 if n < 18 else 2.0) for n in range(20)]
-    (sign,) = judge_metrics([{"step": 0, "validation": {"score": 1}}, *falling])
+    (sign,) = judge_log([{"step": 0, "validation": {"score": 1}}, *falling])
     assert sign.level == GOOD and "3.000 in the first 2 of 20 steps, 2.000 in the last 2" in sign.measured
-    assert levels(judge_metrics([step(1, 1.0), step(2, 1.0)])) == {LOSS: BAD}
-    assert levels(judge_metrics([step(1, 1.0)])) == {LOSS: UNDECIDED}
-    assert judge_metrics([]) == []
+    assert levels(judge_log([step(1, 1.0), step(2, 1.0)])) == {LOSS: BAD}
+    assert levels(judge_log([step(1, 1.0)])) == {LOSS: UNDECIDED}
+    assert judge_log([]) == []
 
 
 @pytest.mark.parametrize(("ratio", "level"), [(1 / 3, GOOD), (0.33, BAD), (3.0, GOOD), (3.01, BAD), (100.0, BAD)])
 def test_the_prefix_has_the_size_of_embeddings(ratio, level):
-    lines = [step(n, 1.0, prefix_rms_qwen=1.0 if n < 18 else ratio, prefix_rms_llama=1.0) for n in range(20)]
-    found = {sign.subject: sign.level for sign in judge_metrics(lines) if sign.title == PREFIX}
+    lines = [
+        step(n, 1.0, llms={"qwen": {"prefix_rms": 1.0 if n < 18 else ratio}, "llama": {"prefix_rms": 1.0}})
+        for n in range(20)
+    ]
+    found = {sign.subject: sign.level for sign in judge_log(lines) if sign.title == PREFIX}
     assert found == {"qwen": level, "llama": GOOD}
 
 

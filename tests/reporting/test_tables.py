@@ -6,11 +6,20 @@ from pathlib import Path
 import pytest
 
 from latentwire.evaluation.results import compare, critical_lines, row_key
-from latentwire.reporting.charts import hierarchy, llms_of
-from latentwire.reporting.tables import DOCUMENTS, included, renew, summary_markdown, table_markdown
+from latentwire.reporting.charts import hierarchy
+from latentwire.reporting.labels import colour_of, llms_of, model_name
+from latentwire.reporting.readme import documents, included, renew
+from latentwire.reporting.tables import (
+    headline_markdown,
+    markdown,
+    speed_markdown,
+    summary_markdown,
+    table_markdown,
+)
 
 ROOT = Path(__file__).parents[2]
-EVALUATIONS = [path.parent for path in sorted(ROOT.glob("results/**/results.json")) if path.parent.name != "benchmark"]
+RECORDS = {path.parent: json.loads(path.read_text()) for path in sorted(ROOT.glob("results/**/results.json"))}
+EVALUATIONS = [folder for folder, found in RECORDS.items() if "results" in found]
 
 
 def row(condition, f1, m=None, llm="qwen"):
@@ -69,7 +78,7 @@ def test_the_encoder_alone_is_in_table_and_charts_without_an_llm():
     table = table_markdown(results)
     assert "| none | encoder_only |  | 0.300 [0.200, 0.300] | 0.300 |  |  | 0 | 100 |" in table
     assert "none: " not in table
-    for rows, titles in (([*ROWS, alone(0.3)], ["qwen: some-model, dequantised Q4"]), ([alone(0.3)], ["no LLM"])):
+    for rows, titles in (([*ROWS, alone(0.3)], ["some-model, dequantised Q4 (qwen)"]), ([alone(0.3)], ["no LLM"])):
         drawn = hierarchy(RESULTS | {"results": rows}, llms_of(rows))
         assert [panel.get_title() for panel in drawn.axes] == titles
         assert "encoder_only" in [label.get_text() for label in drawn.axes[0].get_yticklabels()]
@@ -87,8 +96,8 @@ def test_the_critical_tests_take_the_better_pca_and_the_ratio_to_text():
 
 def test_the_table_holds_every_row_and_what_is_needed_to_believe_it():
     table = table_markdown(RESULTS)
-    assert "| qwen | token_budget | 64 | 0.500 [0.400, 0.500] |" in table
-    lines = [line for line in table.splitlines() if line.startswith("| qwen")]
+    assert "| some-model (qwen) | token_budget | 64 | 0.500 [0.400, 0.500] |" in table
+    lines = [line for line in table.splitlines() if line.startswith(("| qwen", "| some-model"))]
     differences = [line for line in lines if " - " in line]
     assert len(lines) - len(differences) == len(ROWS)
     assert len(differences) == sum("critical" not in c for c in RESULTS["comparisons"]) == 7
@@ -143,16 +152,49 @@ def test_marks_that_lead_nowhere_are_named(tmp_path):
         renew(document)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
 def test_the_documents_show_the_committed_tables(document):
     shown = included(document.read_text(encoding="utf-8"))
-    assert shown == {name: (ROOT / name).read_text() for name in shown}
-    assert document.name != "README.md" or "results/shipped/summary.md" in shown
+    assert shown == {name: (document.parent / name).read_text() for name in shown}
+    assert document.name != "README.md" or "results/15_shipped/headline.md" in shown
 
 
 @pytest.mark.parametrize("folder", EVALUATIONS, ids=lambda folder: str(folder.relative_to(ROOT)))
 def test_the_committed_tables_are_those_of_their_results(folder):
-    results = json.loads((folder / "results.json").read_text())
-    assert (folder / "table.md").read_text() == table_markdown(results)
-    summary = folder / "summary.md"
-    assert not summary.exists() or summary.read_text() == summary_markdown(results)
+    for name, made in (("table", table_markdown), ("summary", summary_markdown), ("headline", headline_markdown)):
+        assert (folder / f"{name}.md").read_text() == made(RECORDS[folder])
+
+
+def test_the_committed_table_of_speed_is_that_of_its_record():
+    (folder,) = RECORDS.keys() - set(EVALUATIONS)
+    assert (folder / "table.md").read_text() == speed_markdown(RECORDS[folder])
+
+
+def test_the_headline_leaves_out_what_is_no_rival_and_tells_the_bits():
+    text = headline_markdown(RESULTS)
+    names = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    assert names == {"text", "token_budget", "pca", "latentwire", "no_context"}
+    assert "some-model: bits/answer byte" in text and "| 1.25 |" in text
+    assert "bits" not in summary_markdown(RESULTS)
+
+
+def test_there_is_one_writer_of_tables():
+    assert markdown(("a", "b"), [(1, None)]) == ["| a | b |", "|---|---|", "| 1 | None |"]
+
+
+@pytest.mark.parametrize(
+    ("llm_id", "name"),
+    [("offline:smollm2-135m-instruct", "SmolLM2-135M"), ("Qwen/Qwen2.5-7B-Instruct", "Qwen2.5-7B-Instruct"),
+     ("/models/mine/", "mine"), ("offline:some-model", "some-model")],
+)  # fmt: skip
+def test_tables_show_the_models_own_name(llm_id, name):
+    assert model_name(llm_id) == name
+
+
+def test_a_condition_has_its_own_colour_or_one_of_its_name():
+    assert colour_of("anything", {"colour": "#123456"}) == "#123456"
+    assert colour_of("mine") == colour_of("mine", {"colour": None}) != colour_of("token_budget")
+    rows = [row("text", 0.5) | {"colour": "#123456"}, row("mine", 0.4)]
+    drawn = hierarchy(RESULTS | {"results": rows}, ["qwen"])
+    faces = [bar.get_facecolor() for bar in drawn.axes[0].patches]
+    assert len(set(faces)) == 2 and (0x12 / 255, 0x34 / 255, 0x56 / 255, 1.0) in faces

@@ -1,24 +1,32 @@
 """Paired differences between evaluations: of the same questions or not at all."""
 
+import gzip
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from latentwire.data.squad import load_questions
+from latentwire.compare import main
+from latentwire.data.squad import load
+from latentwire.evaluation.results import compare as pairs_of
+from latentwire.evaluation.results import row_key, summarise
 from latentwire.reporting.charts import comparison
-from latentwire.studies.paired import compare, main, table_markdown
+from latentwire.reporting.tables import comparison_markdown
+from latentwire.studies.paired import compare, recompute
+from latentwire.utils.files import read_lines
 
-QUESTIONS = load_questions("sample", "dev")[1][:6]
-MACHINE = {"gpus": [], "processor": "P", "torch": "2"}
+QUESTIONS = load("sample", "dev").questions[:6]
+MACHINE = {"gpus": [], "processor": "P", "threads": 2, "torch": "2", "transformers": "5"}
 
 
 def evaluation(folder, scores, **more):
     """A finished evaluation of one LLM with these F1s."""
     folder.mkdir(parents=True)
-    row = {"condition": "latentwire", "llm": "llama", "m": 4, "f1": sum(scores) / len(scores), "first_token_acc": 0.5,
-           "nll_per_token": 2.0, "wire_bytes": 7}  # fmt: skip
+    row = {
+        "condition": "latentwire", "llm": "llama", "llm_id": "offline:a-model", "m": 4,
+        "f1": sum(scores) / len(scores), "first_token_acc": 0.5, "nll_per_token": 2.0, "wire_bytes": 7,
+    }  # fmt: skip
     results = {"dataset": "sample", "split": "dev", "n": 6, "source": "prompt", "dtype": "float32", "seed": 0,
                "codec": "fp16", "git": "abc", "machine": MACHINE, "results": [row]} | more  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
@@ -54,8 +62,8 @@ def test_seeds_are_averaged_by_question_and_their_spread_is_told(runs):
     assert first["f1"] == pytest.approx((0.5 + 1 / 3) / 2) and first["seed_f1"] == [0.5, pytest.approx(1 / 3)]
     assert first["seed_sd"] == pytest.approx((1 / 6) / 2**0.5)
     assert second["diff"] == pytest.approx(1 - first["f1"])
-    table = table_markdown(compared)
-    assert "| base seed1 | llama | 4 | fp16 | 0.417" in table and "| other | llama |" in table
+    table = comparison_markdown(compared)
+    assert "| base seed1 | a-model (llama) | 4 | fp16 | 0.417" in table and "| other | a-model (llama) |" in table
     assert "0.500, 0.333 (sd 0.118)" in table
 
 
@@ -99,4 +107,80 @@ COMPARISONS = sorted((Path(__file__).parents[2] / "results").glob("**/comparison
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.parent.name)
 def test_the_committed_comparisons_are_those_of_their_records(path):
-    assert path.with_suffix(".md").read_text() == table_markdown(json.loads(path.read_text()))
+    assert path.with_suffix(".md").read_text() == comparison_markdown(json.loads(path.read_text()))
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A finished evaluation with all that a prediction line has, its predictions packed."""
+    folder, rows, lines, scores = tmp_path / "whole", [], [], {}
+    folder.mkdir()
+    for condition, right in (("latentwire", (1, 1, 0, 1, 0, 1)), ("text", (0, 1, 0, 1, 0, 0))):
+        row = {"condition": condition, "llm": "llama", "llm_id": "offline:a-model", "m": 4, "explained_variance": None}
+        made = {
+            q.id: {
+                "id": q.id, "condition": condition, "m": 4, "llm": "llama", "prediction": "x", "f1": f1, "em": f1,
+                "first_token_correct": bool(f1), "answer_nll": 1.5, "answer_tokens": 2, "answer_bytes": 5,
+                "llm_positions": 4, "wire_bytes": 7, "text_bytes": 90, "seconds": 0.1,
+            }
+            for q, f1 in zip(QUESTIONS, map(float, right), strict=True)
+        }  # fmt: skip
+        rows.append(row | summarise(made, QUESTIONS, 0))
+        scores[row_key(row)] = [line["f1"] for line in made.values()]
+        lines += made.values()
+    results = {"dataset": "sample", "split": "dev", "n": 6, "source": "prompt", "dtype": "float32", "seed": 0,
+               "codec": "fp16", "git": "abc", "machine": MACHINE, "checkpoint": "c", "results": rows,
+               "comparisons": pairs_of(rows, scores, [q.paragraph for q in QUESTIONS], 0)}  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "manifest.json").write_text(json.dumps({"ids": [q.id for q in QUESTIONS]}))
+    packed = gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode())
+    (folder / "predictions.jsonl.gz").write_bytes(packed)
+    return folder
+
+
+def test_one_evaluation_is_recomputed_from_its_predictions(whole, monkeypatch, capsys):
+    before = json.loads((whole / "results.json").read_text())
+    assert recompute(whole)["comparisons"] == before["comparisons"]
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(whole)])
+    main()
+    said = capsys.readouterr().out
+    assert "| a-model (llama) | latentwire | 4 | 0.667" in said and said.endswith("equal to results.json\n")
+
+
+def test_a_record_that_its_predictions_do_not_bear_is_refused(whole):
+    record = whole / "results.json"
+    text = record.read_text()
+    record.write_text(text.replace('"f1": 0.6666666666666666', '"f1": 0.7666666666666666', 1))
+    with pytest.raises(ValueError, match="latentwire 4 llama: f1"):
+        recompute(whole)
+    record.write_text(text.replace('"diff": 0.3333333333333333', '"diff": 0.4333333333333333', 1))
+    with pytest.raises(ValueError, match="comparisons"):
+        recompute(whole)
+
+
+def test_without_predictions_or_with_other_data_nothing_is_recomputed(whole):
+    (whole / "manifest.json").write_text(json.dumps({"ids": ["elsewhere"]}))
+    with pytest.raises(ValueError, match=r"1 of the questions .* set SQUAD_DIR"):
+        recompute(whole)
+    (whole / "manifest.json").write_text(json.dumps({"ids": [q.id for q in QUESTIONS]}))
+    (whole / "predictions.jsonl.gz").unlink()
+    recompute.__globals__["_lines"].cache_clear()
+    with pytest.raises(FileNotFoundError, match="no predictions"):
+        recompute(whole)
+
+
+RESULTS = Path(__file__).parents[2] / "results"
+KEPT = sorted(path.parent for path in RESULTS.glob("**/predictions.jsonl.gz"))
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: str(folder.relative_to(RESULTS)))
+def test_kept_predictions_bear_their_record(folder):
+    """Without the data themselves: F1, EM and n by row."""
+    rows = json.loads((folder / "results.json").read_text())["results"]
+    lines = read_lines(folder / "predictions.jsonl")
+    ids = set(json.loads((folder / "manifest.json").read_text())["ids"])
+    for row in rows:
+        mine = [line for line in lines if row_key(line) == row_key(row)]
+        assert {line["id"] for line in mine} == ids and len(mine) == row["n"]
+        for key in ("f1", "em"):
+            assert sum(line[key] for line in mine) / len(mine) == pytest.approx(row[key])

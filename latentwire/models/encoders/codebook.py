@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latentwire.data.question import Question
 from latentwire.data.relevance import relevant_stretch
+from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.components import Component, component
 from latentwire.models.encoders.base import Encoded, Encoder, encoder, overlapping
 from latentwire.utils.cli import Settings
@@ -63,7 +64,7 @@ class ClosedFormEncoder(Encoder):
         """Wire token ids, at most m, in the order they are sent."""
         if source == "context":
             return self._ids(f" {question.context}")[:m]
-        encoded = self.tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(question.context, **AS_TEXT, return_offsets_mapping=True)
         return self._beside_question(
             question, encoded["input_ids"], m,
             lambda room: relevant_stretch(question.question, question.context, encoded["offset_mapping"], room),
@@ -72,7 +73,7 @@ class ClosedFormEncoder(Encoder):
     @torch.no_grad()
     def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
         """The tokens around the answer, as many as there is room for."""
-        encoded = self.tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(question.context, **AS_TEXT, return_offsets_mapping=True)
         ids, spans = encoded["input_ids"], np.array(encoded["offset_mapping"])
         first, last = overlapping(spans, question.starts[0], question.starts[0] + len(question.answers[0]))
 
@@ -100,4 +101,4 @@ class ClosedFormEncoder(Encoder):
         return self.codebook(torch.tensor(ids, device=self.codebook.weight.device)).float()
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text, **AS_TEXT)["input_ids"]

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d
+from torch.nn.functional import conv1d, pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from latentwire.data.content import content
 from latentwire.data.question import Question
+from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.backbones import (
     WEIGHT_DECAY,
     BackboneSettings,
@@ -130,11 +131,10 @@ class SelectingEncoder(ClosedFormEncoder):
     def read(self, question: Question) -> str:
         """The encoder's own answer: the best span of at most _LONGEST_SPAN tokens of the context."""
         (encoded,) = self.encoded([question], "prompt", 1)
-        start, end = encoded.span[0].unbind(dim=1)  # [T]
-        pairs = start[:, None] + end[None, :]  # -inf outside the context
-        allowed = torch.ones_like(pairs, dtype=torch.bool).triu().tril(_LONGEST_SPAN - 1)
-        pairs = pairs.masked_fill(~allowed, -torch.inf)
-        first, last = divmod(int(pairs.argmax()), len(end))
+        start, end = encoded.span[0].unbind(dim=1)  # [T], -inf outside the context
+        ends = pad(end, (0, _LONGEST_SPAN - 1), value=-torch.inf).unfold(0, _LONGEST_SPAN, 1)  # [T, _LONGEST_SPAN]
+        first, length = divmod(int((start[:, None] + ends).argmax()), _LONGEST_SPAN)
+        last = first + length
         (text,), (spans,) = encoded.tokens.contents, encoded.tokens.spans
         stop = text.context_at + len(question.context)
         return text.text[max(spans[first, 0], text.context_at) : min(spans[last, 1], stop)].strip()
@@ -152,7 +152,7 @@ class SelectingEncoder(ClosedFormEncoder):
     def tokenize(self, questions: Sequence[Question], source: str) -> Tokens:
         """The contents in wire tokens, with the characters that each stands for."""
         contents = [content(source, q.context, q.question) for q in questions]
-        encoded = self.tokenizer([c.text for c in contents], add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer([c.text for c in contents], **AS_TEXT, return_offsets_mapping=True)
         device = self.codebook.weight.device
         rows = [torch.tensor(ids, device=device) for ids in encoded["input_ids"]]
         lengths = torch.tensor([len(row) for row in rows], device=device)

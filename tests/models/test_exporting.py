@@ -2,18 +2,17 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
-from latentwire.models.backbones import load_backbone
+from latentwire.export import main
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
-from latentwire.models.encoders.base import SelectingEncoder
-from latentwire.models.stage0 import closed_form
-from latentwire.reporting.card import export, main
+from latentwire.models.closed_form import closed_form
+from latentwire.models.encoders.selecting import SelectingEncoder
+from latentwire.models.exporting import export
 
-ROOT = Path(__file__).parents[2]
 MADE = {
     "stage": "joint", "source": "prompt", "latent_len": 16, "d_z": 24, "train_seed": 0, "samples": 8, "git": "abc",
     "encoder_id": "some/encoder", "init": "/home/me/runs/scores",
@@ -24,8 +23,9 @@ MADE = {
 @pytest.fixture
 def trained(llms, texts, encoder_folder, tmp_path):
     """A checkpoint of stage joint."""
-    stage0, adapters, _ = closed_form(llms, texts, 24)
-    encoder = SelectingEncoder(stage0.tokenizer, *stage0.codebook.weight.shape, load_backbone(encoder_folder), "select")
+    before, adapters, _ = closed_form(llms, texts, 24)
+    settings = SelectingEncoder.Settings(encoder_id=encoder_folder, pooling="select")
+    encoder = SelectingEncoder.begin(before, settings, 16)
     save_checkpoint(tmp_path / "trained", encoder, adapters, MADE | {"llms": {"llama": "l", "qwen": "q"}})
     return tmp_path / "trained"
 
@@ -37,16 +37,19 @@ def test_an_exported_checkpoint_encodes_alike_from_half_the_bytes(trained, tmp_p
     assert all(p.dtype == torch.float32 for p in after[0].parameters())
     for z, again in zip(*(found[0].encode(questions[:6], "prompt", 16) for found in (before, after)), strict=True):
         torch.testing.assert_close(again, z, rtol=2e-3, atol=2e-3)
-    size, whole = ((folder / "encoder.pt").stat().st_size for folder in (tmp_path / "shipped", trained))
-    assert size < 0.6 * whole
+    size, whole = ((folder / "encoder.safetensors").stat().st_size for folder in (tmp_path / "shipped", trained))
+    assert size < 0.6 * whole and not list((tmp_path / "shipped").glob("*.pt")), "one form of the weights is shipped"
 
 
-def test_the_card_names_what_was_done_and_no_place_of_ours(trained, tmp_path):
-    export(trained, tmp_path / "shipped")
+def test_the_card_names_what_was_done_and_no_place_of_ours(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["export.py", str(trained), str(tmp_path / "shipped")])
+    main()
     said = (tmp_path / "shipped" / "README.md").read_text() + (tmp_path / "shipped" / "config.json").read_text()
     made = json.loads((tmp_path / "shipped" / "config.json").read_text())
     assert "/home/me" not in said and "Not evaluated yet" in said
     assert all(f"{digest}  {name}" in said for name, digest in made["sha256"].items())
+    data = ModelCard.load(tmp_path / "shipped" / "README.md").data
+    assert data.license == "mit" and data.library_name == "latentwire" and data.base_model == ["l", "q"]
 
 
 def test_figures_of_another_checkpoint_are_refused(trained, tmp_path, monkeypatch):

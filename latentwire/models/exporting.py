@@ -1,0 +1,39 @@
+"""Make a checkpoint ready to be shipped: half precision, one form of the weights, nothing of its machine."""
+
+from pathlib import Path
+
+import torch
+
+from latentwire.models.checkpoint import load_checkpoint, read_config, save_checkpoint
+from latentwire.utils.cli import require
+from latentwire.utils.files import read_json
+
+# What a checkpoint on a user's machine says that nobody else needs.
+_PRIVATE = ("init", "save_dir", "resume", "save_minutes", "tensorboard", "tracker", "ignore_memory", "device")
+_MADE_ANEW = ("encoder", "adapters", "widths", "sha256")
+
+
+def export(checkpoint: Path, folder: Path) -> dict:
+    """Write `checkpoint` to `folder` in float16, as .safetensors alone; its config is returned.
+
+    Raises FileNotFoundError or ValueError if the checkpoint is no trained LatentWire.
+    """
+    made = read_config(checkpoint)
+    require(made.get("stage") == "joint", "checkpoint", str(checkpoint), "export the checkpoint of stage joint")
+    encoder, adapters, _ = load_checkpoint(checkpoint, made["llms"])
+    for module in (encoder, *adapters.values()):
+        module.to(torch.float16)
+    kept = {key: value for key, value in made.items() if key not in (*_MADE_ANEW, *_PRIVATE)}
+    kept["settings"] = {key: value for key, value in made["settings"].items() if key not in _PRIVATE}
+    save_checkpoint(folder, encoder, adapters, kept | {"weights": "float16"}, forms=(".safetensors",))
+    return read_config(folder)
+
+
+def table_of(results: Path | None, folder: Path) -> str:
+    """table.md of an evaluation of `folder`; ValueError if it is one of another checkpoint."""
+    if results is None:
+        return "Not evaluated yet.\n"
+    evaluated = read_json(results / "results.json")["checkpoint"]
+    same = Path(evaluated).resolve() == folder.resolve()
+    require(same, "results", str(results), f"is an evaluation of {evaluated}, not of {folder}; evaluate that")
+    return (results / "table.md").read_text(encoding="utf-8")

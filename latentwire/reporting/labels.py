@@ -1,0 +1,50 @@
+"""What rows, LLMs and conditions are called, and their colours: the same in every table and chart."""
+
+import colorsys
+import hashlib
+from collections.abc import Mapping, Sequence
+
+# Titles of the models that have no telling id.
+_TITLES = {
+    "offline:smollm2-135m-instruct": "SmolLM2-135M",
+    "offline:qwen2.5-coder-0.5b-instruct": "Qwen2.5-Coder-0.5B",
+}
+
+
+def model_name(llm_id: str) -> str:
+    """A model's own name: SmolLM2-135M for the offline one, the last part of any other id or path."""
+    return _TITLES.get(llm_id, llm_id.removeprefix("offline:").rstrip("/").rsplit("/", 1)[-1])
+
+
+def describe_llm(llm_id: str) -> str:
+    """A model's name, with its precision where the id does not tell."""
+    return f"{model_name(llm_id)}, dequantised Q4" if llm_id.startswith("offline:") else model_name(llm_id)
+
+
+def llm_label(row: Mapping) -> str:
+    """The LLM of a row of results.json as tables show it: its model and the name that it has here."""
+    return f"{model_name(row['llm_id'])} ({row['llm']})" if row["llm"] else "none"
+
+
+def row_name(row: Mapping) -> str:
+    """Condition and, where it has one, M."""
+    return row["condition"] + (f"  M={row['m']}" if row["m"] else "")
+
+
+def llms_of(rows: Sequence[Mapping]) -> list[str | None]:
+    """LLMs of rows of results.json; [None] if no row has one."""
+    return list(dict.fromkeys(row["llm"] for row in rows if row["llm"])) or [None]
+
+
+def colour_of(name: str, row: Mapping | None = None) -> str:
+    """The colour that a row brings along, else a hue that belongs to the name, whatever else is shown; readable on
+    white and on black."""
+    if row and row.get("colour"):
+        return row["colour"]
+    hue = int.from_bytes(hashlib.sha256(name.encode()).digest()[2:4], "big") / 65536
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, 0.52, 0.42))
+
+
+def figure(value: float | None, digits: int) -> str:
+    """A figure of a table; empty for None."""
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,39 @@
+"""Every setting of every program: its flag, its variable, its default, what it does.
+
+python latentwire/settings.py train            the variables of a program, with what they are now
+python latentwire/settings.py train epochs     one setting, for scripts
+python latentwire/settings.py --markdown       docs/settings.md
+"""
+
+import argparse
+
+from latentwire.evaluation.settings import DemoSettings, EvalSettings
+from latentwire.studies import settings as studies
+from latentwire.training.settings import LaunchSettings, TrainSettings
+from latentwire.utils.cli import require, run
+from latentwire.utils.declared import current, one, page
+
+PROGRAMS = {
+    "eval": EvalSettings, "train": TrainSettings, "launch": LaunchSettings, "demo": DemoSettings,
+    "diagnostics": studies.DiagnosticsSettings, "sweep": studies.SweepSettings, "benchmark": studies.BenchmarkSettings,
+    "suite": studies.SuiteSettings, "ablations": studies.AblationSettings,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Print what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", nargs="?", default="eval", help=f"one of {', '.join(PROGRAMS)}")
+    parser.add_argument("name", nargs="?", help="one setting, whose value alone is printed")
+    parser.add_argument("--markdown", action="store_true", help="the page with all of them")
+    args = parser.parse_args()
+    require(args.program in PROGRAMS, "program", args.program, f"choose one of {', '.join(PROGRAMS)}")
+    if args.markdown or args.name:
+        print(page(PROGRAMS).rstrip() if args.markdown else one(PROGRAMS[args.program], args.name))
+        return
+    for variable, value in current(PROGRAMS[args.program]):
+        print(f"{variable:<22} {'' if value is None else value}")
+
+
+if __name__ == "__main__":
+    run(main)

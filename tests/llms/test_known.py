@@ -1,0 +1,81 @@
+"""Which model an LLM's name stands for, and with which wording it is asked."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from latentwire.llms import known
+from latentwire.llms.known import CHOSEN_WORDINGS, DEFAULT_LLMS, LARGE_LLMS, LARGE_SHAPES, LLMSettings
+from latentwire.utils.cli import option
+
+
+@dataclass(kw_only=True)
+class Begun(LLMSettings):
+    """Of a program that begins with a checkpoint."""
+
+    ckpt: str = option("", "checkpoint folder")
+
+
+@pytest.fixture(autouse=True)
+def cpu_without_ids(monkeypatch):
+    for name in ("LLAMA_ID", "QWEN_ID", "GEMMA_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(known, "has_gpu", lambda: False)
+
+
+@pytest.fixture
+def ckpt(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"llms": {"qwen": "some/qwen"}}))
+    return str(tmp_path)
+
+
+def test_names_are_read_with_spaces_and_at_least_one_is_needed():
+    assert LLMSettings(llms=" llama, gemma ,").llm_names == ["llama", "gemma"]
+    for nobody in ("", " , "):
+        with pytest.raises(ValueError, match=r"llms='.*': name at least one"):
+            LLMSettings(llms=nobody)
+
+
+def test_the_environment_names_a_model_before_the_checkpoint_and_the_checkpoint_before_the_default(ckpt, monkeypatch):
+    assert LLMSettings().llm_ids == DEFAULT_LLMS
+    assert Begun(ckpt=ckpt).llm_ids == {"llama": DEFAULT_LLMS["llama"], "qwen": "some/qwen"}
+    monkeypatch.setenv("QWEN_ID", "other/qwen")
+    assert Begun(ckpt=ckpt).llm_ids["qwen"] == LLMSettings().llm_ids["qwen"] == "other/qwen"
+    monkeypatch.setenv("QWEN_ID", "")
+    assert Begun(ckpt=ckpt).llm_ids["qwen"] == "some/qwen", "an empty variable is not set"
+
+
+def test_a_gpu_has_larger_models_by_default(ckpt, monkeypatch):
+    monkeypatch.setattr(known, "has_gpu", lambda: True)
+    assert LLMSettings().llm_ids == LARGE_LLMS
+    assert Begun(ckpt=ckpt).llm_ids == {"llama": LARGE_LLMS["llama"], "qwen": "some/qwen"}
+
+
+def test_a_name_without_a_model_is_refused_with_the_remedy_until_it_has_one(monkeypatch):
+    settings = LLMSettings(llms="llama,gemma")
+    with pytest.raises(ValueError, match="llms='gemma': set GEMMA_ID to a hub id or a model folder"):
+        _ = settings.llm_ids
+    monkeypatch.setenv("GEMMA_ID", "some/gemma")
+    assert settings.llm_ids == {"llama": DEFAULT_LLMS["llama"], "gemma": "some/gemma"}
+
+
+def test_a_model_has_the_wording_that_was_chosen_for_it_unless_another_is_named(monkeypatch):
+    chosen = {name: CHOSEN_WORDINGS[llm_id] for name, llm_id in DEFAULT_LLMS.items()}
+    assert LLMSettings().llm_wordings == chosen and len(set(chosen.values())) == 2
+    assert LLMSettings(wordings="llama=zero_shot, ").llm_wordings == chosen | {"llama": "zero_shot"}
+    monkeypatch.setenv("LLAMA_ID", "some/llama")
+    assert LLMSettings().llm_wordings == chosen | {"llama": "chat"}, "a wording belongs to a model, not to a name"
+    with pytest.raises(ValueError, match=r"wordings='gemma'.*llama,qwen"):
+        _ = LLMSettings(wordings="gemma=chat").llm_wordings
+
+
+def test_the_large_models_have_shapes_for_times_without_their_weights():
+    assert LARGE_SHAPES.keys() == LARGE_LLMS.keys() == DEFAULT_LLMS.keys()
+
+
+@pytest.mark.parametrize(("wrong", "match"), [({"dtype": "int8"}, "dtype='int8'.*bfloat16"), ({"max_new_tokens": 0},
+                                              "max_new_tokens=0: must be at least 1")])  # fmt: skip
+def test_a_wrong_setting_is_refused(wrong, match):
+    with pytest.raises(ValueError, match=match):
+        LLMSettings(**wrong)

@@ -1,0 +1,139 @@
+"""This machine: what it has, and what it does not have is refused."""
+
+import random
+import subprocess
+import urllib.error
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from latentwire.utils import machine as this
+from latentwire.utils.machine import git_sha, hub_answers, machine, machine_line, on_this_machine, set_seed
+
+
+@dataclass
+class Config:
+    device: str = ""
+    dtype: str = ""
+    other: int = 7
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    def have(number):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "Test GPU")
+
+    return have
+
+
+def test_without_a_gpu_the_cpu_works_in_float32(cards):
+    cards(0)
+    assert on_this_machine(Config()) == Config("cpu", "float32")
+
+
+def test_with_a_gpu_it_works_in_bfloat16(cards):
+    cards(2)
+    assert on_this_machine(Config()) == Config("cuda", "bfloat16")
+    assert on_this_machine(Config("cuda:1")) == Config("cuda:1", "bfloat16")
+    assert on_this_machine(Config("cpu")) == Config("cpu", "float32")
+
+
+def test_what_is_named_stays(cards):
+    cards(0)
+    given = Config("cpu", "bfloat16", 3)
+    assert on_this_machine(given) == given
+    assert on_this_machine(Config(dtype="float16")).dtype == "float16"
+
+
+@pytest.mark.parametrize(("number", "device"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])
+def test_a_card_that_is_not_there_is_refused(cards, number, device):
+    cards(number)
+    with pytest.raises(ValueError, match=f"device='{device}': this machine has {number} CUDA devices; try cpu"):
+        on_this_machine(Config(device))
+
+
+def test_a_device_that_does_not_exist_is_refused_in_one_line(cards):
+    cards(0)
+    with pytest.raises(ValueError, match=r"device='toaster': .*toaster") as error:
+        on_this_machine(Config("toaster"))
+    assert "\n" not in str(error.value)
+
+
+def test_the_record_of_a_machine_says_what_times_depend_on(cards):
+    cards(2)
+    record = machine()
+    assert record["gpus"] == ["Test GPU"] * 2 and record["threads"] == torch.get_num_threads() and record["processor"]
+    assert record["torch"] == torch.__version__.partition("+")[0] or record["torch"] == torch.__version__
+    assert record.keys() == {"processor", "threads", "gpus", "python", "torch", "transformers", "numpy"}
+    assert machine_line(record).startswith("2 x Test GPU, torch ")
+
+
+def test_a_machine_in_one_line():
+    record = {"processor": "AMD EPYC", "threads": 2, "gpus": [], "torch": "2.11", "transformers": "5.17"}
+    assert machine_line(record) == "AMD EPYC, 2 threads, torch 2.11, transformers 5.17"
+    assert machine_line(record | {"gpus": ["H100"]}) == "1 x H100, torch 2.11, transformers 5.17"
+
+
+def test_the_same_seed_gives_the_same_numbers_everywhere():
+    def draws(seed):
+        set_seed(seed)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    assert draws(3) == draws(3)
+    assert not set(draws(3)) & set(draws(4))
+
+
+def test_the_commit_is_that_of_this_checkout_and_none_outside(monkeypatch):
+    found = git_sha()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=this.Path(__file__).parent, capture_output=True, text=True)
+    assert found is None if head.returncode else head.stdout.startswith(found.removesuffix("-dirty"))
+
+    def missing(*args, **kwargs):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(this.subprocess, "run", missing)
+    assert git_sha() is None
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Whether the hub answers; what was found once is forgotten before and after."""
+    asked = []
+
+    def ask(url, timeout):
+        asked.append(url)
+        if error:
+            raise error[0]
+        return SimpleNamespace(close=lambda: None)
+
+    error = []
+    monkeypatch.setattr(this.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(this.urllib.request, "urlopen", ask)
+    hub_answers.cache_clear()
+    yield asked, error
+    hub_answers.cache_clear()
+
+
+def test_the_hub_is_asked_once(hub):
+    assert hub_answers() and hub_answers()
+    assert hub[0] == [this.constants.ENDPOINT]
+
+
+def test_a_hub_that_cannot_be_reached_does_not_answer(hub):
+    hub[1].append(urllib.error.URLError("no route"))
+    assert not hub_answers()
+
+
+def test_a_hub_that_answers_with_an_error_answers(hub):
+    hub[1].append(urllib.error.HTTPError(this.constants.ENDPOINT, 503, "busy", {}, None))
+    assert hub_answers()
+
+
+def test_a_machine_that_is_told_to_be_offline_asks_nobody(hub, monkeypatch):
+    monkeypatch.setattr(this.constants, "HF_HUB_OFFLINE", True)
+    assert not hub_answers() and hub[0] == []
