@@ -26,6 +26,13 @@ from latentwire.models.adapters import Adapter
 from latentwire.models.encoders.base import Encoder
 from latentwire.utils.registry import Registry
 
+# What a condition may need of the encoder and of the questions.
+_NEEDS = {
+    "chooses_tokens": "an encoder that chooses tokens",
+    "reads_answers": "an encoder that reads answers itself",
+    "spans": "answers that are spans of their contexts",
+    "two_articles": "questions on two articles or more",
+}
 COSTS = ("whole", "places", "nothing")  # what an LLM reads: the whole text, M places, or no text at all
 
 
@@ -91,7 +98,7 @@ class Condition:
 
     colour: in charts; cost: one of COSTS, which tells its time; uses: what it depends on, of "m", "d_z", "wire"
     (encoder and adapters), "untrained" (those before any training) and "tuned" (soft prompts); needs: what the encoder
-    ("chooses_tokens", "reads_answers") or the data ("spans") must have; sources: those it can serve; default_in: where
+    or the questions must have, of _NEEDS; sources: those it can serve; default_in: where
     it runs unless conditions are named; groups: names that stand for several; also: multiples of M that a group adds;
     base: the condition behind a tuned rival's soft prompt; explained: share of the embeddings' variance that it keeps.
     """
@@ -170,8 +177,8 @@ def _require_served(found: Condition, source: str, able: Collection[str]) -> Non
         raise ValueError(f"conditions={found.name!r}: needs source {' or '.join(found.sources)}, not {source!r}")
     lacking = [what for what in found.needs if what not in able]
     if lacking:
-        whose = "data whose answers are spans of the context" if "spans" in lacking else "an encoder that has it"
-        raise ValueError(f"conditions={found.name!r}: needs {' and '.join(lacking)}; name {whose}, or leave it out")
+        remedies = " and ".join(_NEEDS[what] for what in lacking)
+        raise ValueError(f"conditions={found.name!r}: needs {remedies}; leave it out, or choose other ones")
 
 
 def readers(config: LLMSettings, source: str, adapters: Mapping[str, Adapter] | None = None) -> list[Reader]:

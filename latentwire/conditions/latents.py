@@ -20,7 +20,7 @@ def untrained(reader: Reader, questions: Sequence[Question], m: int, shared: Sha
     return [received_slot(packed, adapters[reader.llm.name]) for packed in sender.send(questions, m)]
 
 
-@condition("shuffled_z", "#b8a9c9", "places", uses=("m", "d_z", "wire"), groups=("learned",))
+@condition("shuffled_z", "#b8a9c9", "places", uses=("m", "d_z", "wire"), needs=("two_articles",), groups=("learned",))
 def shuffled_z(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """Z of a question on another article: must fall to no_context, or Z is not what carries the answer."""
     return latents(reader, [_partner(q, shared) for q in questions], m, shared)
@@ -49,6 +49,4 @@ def encoder_only(reader: Reader, questions: Sequence[Question], m: int, shared: 
 def _partner(question: Question, shared: Shared) -> Question:
     """A question on another article, always the same one for the same seed."""
     others = [q for q in shared.questions if q.title != question.title]
-    if not others:
-        raise ValueError("shuffled_z needs questions on two articles or more; raise --samples")
     return random.Random(f"{shared.seed} {question.id}").choice(others)

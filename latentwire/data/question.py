@@ -49,12 +49,15 @@ def subset(questions: list[Question], n: int | None, seed: int) -> list[Question
 def split_by_article(questions: list[Question]) -> tuple[list[Question], list[Question]]:
     """Questions to train on, and those of one article in 30 (at least one) to validate on.
 
-    The choice is always the same, so that no stage and no seed of a training sees what another one is judged by. Raises
-    ValueError if all questions are on one article.
+    No context of the latter is trained on, whichever article repeats it. The choice is always the same, so that no
+    stage and no seed of a training sees what another one is judged by. Raises ValueError if all questions are on one
+    article.
     """
     titles = sorted({q.title for q in questions})
     if len(titles) < 2:
         raise ValueError("dataset: training needs questions on two articles or more, to hold one out for validation")
     random.Random(0).shuffle(titles)
     held = set(titles[: max(1, len(titles) // 30)])
-    return [q for q in questions if q.title not in held], [q for q in questions if q.title in held]
+    judged = [q for q in questions if q.title in held]
+    contexts = {q.context for q in judged}
+    return [q for q in questions if q.title not in held and q.context not in contexts], judged

@@ -8,6 +8,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from unicodedata import normalize
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -19,8 +20,8 @@ def squad_scores(prediction: str, references: Sequence[str]) -> dict[str, float]
 
 
 def normalize_answer(text: str) -> str:
-    """Lower-case; drop ASCII punctuation, then English articles, then surplus white space."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Compose signs (NFC) and lower-case; drop ASCII punctuation, then English articles, then surplus white space."""
+    return " ".join(_ARTICLES.sub(" ", normalize("NFC", text).lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:

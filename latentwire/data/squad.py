@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import sys
+import unicodedata
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -108,14 +109,15 @@ def _answers(qa: dict) -> list[tuple[str, int]]:
 def _checked(rows: Iterable[tuple], source: str) -> list[Question]:
     """Build questions from (title, paragraph, context, id, question, [(text, start)]) and refuse malformed ones."""
     questions, seen = [], set()
+    paragraphs: dict[str, str] = {}  # by context: intervals are drawn by paragraph, however often a file repeats it
     for title, paragraph, context, id_, question, answers in rows:
         where = f"{source}: question {id_}"
         if not isinstance(id_, str):
             raise ValueError(f"{where}: the id must be a string, found {id_!r}")
         if not isinstance(title, str):
             raise ValueError(f"{where}: the title of its article must be a string, found {title!r}")
-        if not (isinstance(context, str) and context.strip()):
-            raise ValueError(f"{where}: its context is empty")
+        if not (isinstance(context, str) and _visible(context)):
+            raise ValueError(f"{where}: its context is empty, or holds only signs that nobody sees")
         if not (isinstance(question, str) and question.strip()):
             raise ValueError(f"{where}: the question is empty")
         for what, text in (("title", title), ("context", context), ("question", question)):
@@ -135,10 +137,16 @@ def _checked(rows: Iterable[tuple], source: str) -> list[Question]:
                 )
         seen.add(id_)
         texts, starts = zip(*answers, strict=True)
+        paragraph = paragraphs.setdefault(context, paragraph)
         questions.append(Question(id_, title, paragraph, context, question.strip(), texts, starts))
     if not questions:
         raise ValueError(f"{source}: it holds no questions")
     return questions
+
+
+def _visible(text: str) -> bool:
+    """Whether a text holds more than white space, control and format signs."""
+    return any(unicodedata.category(sign) not in ("Cc", "Cf", "Zl", "Zp", "Zs") for sign in text)
 
 
 def _find_split(folder: Path, split: str) -> Path:
@@ -165,13 +173,11 @@ def _load_from_hub(split: str) -> list[Question] | None:
         raise ValueError(
             f"the hub did not give {HUB_ID} ({reason(error)}); try again, set SQUAD_DIR, or name --dataset sample"
         ) from error
-    paragraphs: dict[tuple[str, str], str] = {}
     return _checked(
         (
-            (r["title"], paragraphs.setdefault((r["title"], r["context"]), f"{r['title']}/{len(paragraphs)}"),
-             r["context"], r["id"], r["question"],
+            (r["title"], f"{r['title']}/{number}", r["context"], r["id"], r["question"],
              list(zip(r["answers"]["text"], r["answers"]["answer_start"], strict=True)))
-            for r in rows
+            for number, r in enumerate(rows)
         ),
         f"hub {HUB_ID} {split}",
     )  # fmt: skip

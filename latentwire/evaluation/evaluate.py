@@ -123,7 +123,7 @@ def resolve(config: EvalSettings) -> Plan:
     )
     able = _able(made.get("encoder", {}).get("type", "codebook"), chosen)
     conditions = parse_conditions(config.conditions, config.source, config.latent_len, able)
-    _check(config, conditions, chosen)
+    _check(config, conditions)
     return Plan(config, chosen, conditions, fit_texts(config.dataset))
 
 
@@ -131,15 +131,13 @@ def _able(encoder_type: str, chosen: QuestionSet) -> set[str]:
     """What encoder and data offer to conditions."""
     kind = ENCODERS.get(encoder_type)  # loading the checkpoint tells if it is unknown
     found = {what for what in ("chooses_tokens", "reads_answers") if getattr(kind, what, False)}
-    return found | ({"spans"} if chosen.spans else set())
+    found |= {"spans"} if chosen.spans else set()
+    return found | ({"two_articles"} if len({q.title for q in chosen.questions}) > 1 else set())
 
 
-def _check(config: EvalSettings, conditions: Sequence[tuple[Condition, int]], chosen: QuestionSet) -> None:
+def _check(config: EvalSettings, conditions: Sequence[tuple[Condition, int]]) -> None:
     for name, wording in config.llm_wordings.items():
         require(wording in WORDINGS, "wordings", f"{name}={wording}", f"choose among {', '.join(WORDINGS)}")
-    if any(condition.name == "shuffled_z" for condition, _ in conditions):
-        titles = len({q.title for q in chosen.questions})
-        require(titles > 1, "conditions", "shuffled_z", "needs questions on two articles or more; raise --samples")
     for condition, _ in conditions:
         remedy = "needs trained soft prompts: run scripts/baselines/tuned_baselines.sh and give its folder by --tuned"
         require("tuned" not in condition.uses or bool(config.tuned), "conditions", condition.name, remedy)

@@ -16,7 +16,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.llms.prompts import END_OF_TURN, IGNORE
+from latentwire.llms.prompts import END_OF_TURN, IGNORE, ends_line
+
+_ROWS = 16384  # of the vocabulary at once
 
 
 @dataclass
@@ -71,9 +73,12 @@ class FrozenLLM:
 
     @torch.no_grad()
     def embedding_rms(self) -> Tensor:
-        """Root mean square of the vocabulary's input embeddings, a scalar: what a prefix is measured against."""
+        """Root mean square of the vocabulary's embeddings as the model reads them, a scalar: what a prefix is measured
+        against."""
         if self._rms is None:
-            self._rms = self.embedding.weight.float().square().mean().sqrt()
+            ids = torch.arange(len(self.embedding.weight)).split(_ROWS)
+            sums = torch.stack([self.embed(some).float().square().sum() for some in ids])
+            self._rms = (sums.double().sum() / self.embedding.weight.numel()).sqrt().float()
         return self._rms
 
     def embedding_table(self) -> Tensor:
@@ -225,11 +230,7 @@ class FrozenLLM:
 
     def _stop_ids(self) -> Tensor:
         """Ids after which an answer is over: the ends, and every token that holds a newline."""
-        newlines = {
-            i
-            for token, i in self.tokenizer.get_vocab().items()
-            if any(sign in token for sign in ("\u010a", "\n", "<0x0A>"))
-        }
+        newlines = {i for token, i in self.tokenizer.get_vocab().items() if ends_line(token)}
         return torch.tensor(sorted(self.end_ids | newlines), device=self.device)
 
     def _text(self, ids: list[int]) -> str:

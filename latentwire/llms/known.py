@@ -1,6 +1,7 @@
 """The LLMs that have names here: their models by default, their wordings, and the settings of every program."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,9 @@ class LLMSettings(Settings):
 
     def check(self) -> None:
         require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
+        for name in self.llm_names:
+            remedy = "that is a model's id: give it a name, for example x, and set X_ID to the id"
+            require(not set("/:\\.") & set(name), "llms", name, remedy)
 
     @property
     def llm_names(self) -> list[str]:
@@ -66,7 +70,12 @@ def llm_id(name: str, made_for: Mapping[str, str], device: str = "") -> str:
     made_for: the ids of a checkpoint; device: where it will run, this machine's own if "".
     """
     large = device.startswith("cuda") if device else has_gpu()
-    found = os.environ.get(f"{name.upper()}_ID") or made_for.get(name)
+    found = os.environ.get(id_variable(name)) or made_for.get(name)
     found = found or (LARGE_LLMS if large else DEFAULT_LLMS).get(name)
-    require(bool(found), "llms", name, f"set {name.upper()}_ID to a hub id or a model folder")
+    require(bool(found), "llms", name, f"set {id_variable(name)} to a hub id or a model folder")
     return found
+
+
+def id_variable(name: str) -> str:
+    """The variable that names the model of an LLM; one that every shell can export."""
+    return re.sub(r"\W", "_", name.upper()) + "_ID"

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from latentwire.llms.frozen import FrozenLLM
-from latentwire.llms.known import LARGE_SHAPES
+from latentwire.llms.known import LARGE_SHAPES, id_variable
 from latentwire.llms.offline import OFFLINE_LLMS, ensure_offline_model
 from latentwire.utils.cli import reason, require
 from latentwire.utils.machine import hub_answers
@@ -48,7 +48,7 @@ def shape_of(name: str, llm_id: str) -> Shape:
 def _where(name: str, llm_id: str) -> tuple[dict, str]:
     """Where transformers finds a model, and what to do when it does not."""
     source = str(ensure_offline_model(llm_id)) if llm_id in OFFLINE_LLMS else llm_id
-    remedy = f"set {name.upper()}_ID to a hub id, a folder with config.json, or one of {', '.join(OFFLINE_LLMS)}"
+    remedy = f"set {id_variable(name)} to a hub id, a folder with config.json, or one of {', '.join(OFFLINE_LLMS)}"
     if llm_id.startswith("offline:") and llm_id not in OFFLINE_LLMS:
         raise ValueError(f"unknown offline model {llm_id!r}; {remedy}")
     source = os.path.expanduser(source)
@@ -75,6 +75,12 @@ def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
         raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
     if loaded["missing_keys"]:  # transformers would go on with random weights
         raise ValueError(f"the model {llm_id!r} lacks the weights {sorted(loaded['missing_keys'])}; {remedy}")
+    largest, embeddings = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
+    if largest >= embeddings:
+        raise ValueError(
+            f"the model {llm_id!r} has {embeddings} embeddings, and its tokenizer tokens up to {largest}: they do not "
+            f"belong together; {remedy}"
+        )
     if any(weight.is_meta for weight in model.parameters()):
         raise ValueError(
             f"DEVICE_MAP={device_map()}: the model {llm_id!r} does not fit the GPUs and would be read from main memory "

@@ -81,7 +81,7 @@ OFFLINE_MODELS = OFFLINE_LLMS | OFFLINE_ENCODERS
 
 def cache_dir() -> Path:
     """Folder of the converted models: LATENTWIRE_CACHE, else ~/.cache/latentwire."""
-    return Path(os.environ.get("LATENTWIRE_CACHE", "~/.cache/latentwire")).expanduser()
+    return Path(os.environ.get("LATENTWIRE_CACHE") or "~/.cache/latentwire").expanduser()
 
 
 def ensure_offline_model(model_id: str) -> Path:

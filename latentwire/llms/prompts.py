@@ -11,6 +11,7 @@ text, into the tail.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +21,13 @@ ANCHOR = "Answer:"
 IGNORE = -100  # label of every position that is not an answer token
 AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True}  # how a tokenizer reads users' text
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+_TODAY = datetime(2024, 7, 26)  # for templates that print a date: a prompt must not change from day to day
 _MARK = "\u241f"  # stands for the slot while the chat template is rendered
+
+
+def ends_line(token: str) -> bool:
+    """Whether a token of a vocabulary holds a new line, after which an answer is over."""
+    return any(sign in token for sign in ("\u010a", "\n", "<0x0A>"))
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,9 @@ class PromptBuilder:
     def _end_id(self, wording: Wording) -> int:
         """What follows an answer: the end of the turn, or in plain text the empty line between two examples."""
         if self.tokenizer.chat_template is None or not wording.chat:
-            return self.ids("\n\n")[0]
+            vocabulary = self.tokenizer.convert_ids_to_tokens(self.ids("\n\n"))
+            ends = [i for i, token in zip(self.ids("\n\n"), vocabulary, strict=True) if ends_line(token)]
+            return (ends or [self.tokenizer.eos_token_id])[0]
         vocabulary = self.tokenizer.get_vocab()
         ends = [vocabulary[token] for token in END_OF_TURN if token in vocabulary]
         return (ends or [self.tokenizer.eos_token_id])[0]
@@ -127,5 +136,8 @@ class PromptBuilder:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         messages.append({"role": "user", "content": slot})
         messages[0]["content"] = f"{wording.instruction}\n\n{messages[0]['content']}"
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        rendered = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True,
+            date_string=_TODAY.strftime("%d %b %Y"), strftime_now=_TODAY.strftime,
+        )  # fmt: skip
         return rendered + ANCHOR

@@ -54,7 +54,7 @@ class PretrainedBackbone(nn.Module):
         model.pooler = None  # sentence vectors are not used, and unused weights confuse data parallel training
         self.model, self.tokenizer = model, tokenizer
         self.width: int = model.config.hidden_size
-        self.window = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+        self.window = min(tokenizer.model_max_length, model.config.max_position_embeddings - _first_position(model))
 
     def forward(self, questions: Sequence[Question], source: str) -> States:
         """States of the question (source "prompt") and the context, word piece by word piece."""
@@ -89,6 +89,13 @@ class PretrainedBackbone(nn.Module):
                 f"{self.window} at once; a question may take half of them: shorten it, or choose another ENCODER_ID"
             )
         return self.tokenizer(asked, contexts, truncation="only_second", stride=stride, **settings)
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """How many position embeddings a model never gives to a word piece: the RoBERTa family counts behind padding's."""
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
 
 
 class _Pieces:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from latentwire.llms.known import id_variable
 from latentwire.models.adapters import ADAPTERS, Adapter
 from latentwire.models.encoders.base import ENCODERS, Encoder
 from latentwire.utils.cli import reason
@@ -134,7 +135,7 @@ def read_config(folder: Path) -> dict:
 
     A save that was killed between its two renames is undone first.
     """
-    old = folder.with_name(f".{folder.name}.old")
+    old = folder.resolve().with_name(f".{folder.resolve().name}.old")
     if not folder.exists() and old.is_dir():
         old.rename(folder)
     if not (folder / "config.json").is_file():
@@ -179,7 +180,7 @@ def _check_llms(folder: Path, trained: Mapping[str, str], llms: Mapping[str, str
         if trained.get(name) != llm_id:
             raise ValueError(
                 f"{folder} was made for {name}={trained.get(name)!r}, not {llm_id!r}; "
-                f"set {name.upper()}_ID to match, or name other --llms"
+                f"set {id_variable(name)} to match, or name other --llms"
             )
 
 

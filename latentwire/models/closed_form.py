@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from latentwire.data.question import subset
 from latentwire.data.squad import load
 from latentwire.llms.frozen import FrozenLLM
+from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.adapters import ADAPTERS, Adapter
 from latentwire.models.encoders.codebook import ClosedFormEncoder
 
@@ -73,7 +74,12 @@ def closed_form(
 def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
     """Occurrences of each token id in the texts: float64 [V]."""
     ids = [i for text in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in text]
-    return torch.bincount(torch.tensor(ids), minlength=len(tokenizer)).double()
+    return torch.bincount(torch.tensor(ids), minlength=vocabulary_size(tokenizer)).double()
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest token id: some vocabularies have holes."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def wire_table(llm: FrozenLLM, wire_tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -81,10 +87,11 @@ def wire_table(llm: FrozenLLM, wire_tokenizer: PreTrainedTokenizerBase) -> Tenso
     table = llm.embedding_table()
     # Some tokenizers know more tokens than the model has embeddings for; those cannot be read.
     vocabulary = {token: i for token, i in llm.tokenizer.get_vocab().items() if i < len(table)}
-    tokens = wire_tokenizer.convert_ids_to_tokens(range(len(wire_tokenizer)))
+    known = {i: token for token, i in wire_tokenizer.get_vocab().items()}
+    tokens = [known.get(i, "") for i in range(vocabulary_size(wire_tokenizer))]
     same = {i: vocabulary[token] for i, token in enumerate(tokens) if token in vocabulary}
     others = [i for i in range(len(tokens)) if i not in same]
-    texts = [wire_tokenizer.decode([i]) for i in others]
+    texts = [_text_of(wire_tokenizer, i) if tokens[i] else "" for i in others]
     pieces = llm.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     out = torch.empty(len(tokens), table.shape[1])
     out[list(same)] = table[list(same.values())]
@@ -94,6 +101,12 @@ def wire_table(llm: FrozenLLM, wire_tokenizer: PreTrainedTokenizerBase) -> Tenso
         ids = [piece for piece in ids if piece < len(table)]
         out[i] = table[ids].mean(dim=0) if ids else table.mean(dim=0)
     return out
+
+
+def _text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """What a token stands for inside a text: alone, some tokenizers decode a word without the space before it."""
+    (first,) = tokenizer("a", **AS_TEXT)["input_ids"][:1]
+    return tokenizer.decode([first, token])[len(tokenizer.decode([first])) :]
 
 
 def joint_codebook(tables: Mapping[str, Tensor], counts: Tensor, d_z: int) -> ClosedForm:

@@ -10,6 +10,10 @@ _TITLES = {
     "offline:qwen2.5-coder-0.5b-instruct": "Qwen2.5-Coder-0.5B",
 }
 
+# Of colours that rows do not bring along: saturation, and luminance (contrast of 3 or more to white and to black).
+_SATURATIONS, _LUMINANCES = (0.25, 0.55, 0.95), (0.12, 0.28)
+_WEIGHTS = (0.2126, 0.7152, 0.0722)  # of red, green and blue in luminance
+
 
 def model_name(llm_id: str) -> str:
     """A model's own name: SmolLM2-135M for the offline one, the last part of any other id or path."""
@@ -37,12 +41,18 @@ def llms_of(rows: Sequence[Mapping]) -> list[str | None]:
 
 
 def colour_of(name: str, row: Mapping | None = None) -> str:
-    """The colour that a row brings along, else a hue that belongs to the name, whatever else is shown; readable on
-    white and on black."""
+    """The colour that a row brings along, else one that belongs to the name, whatever else is shown; readable on white
+    and on black."""
     if row and row.get("colour"):
         return row["colour"]
-    hue = int.from_bytes(hashlib.sha256(name.encode()).digest()[2:4], "big") / 65536
-    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, 0.52, 0.42))
+    hue, saturation, luminance = hashlib.sha256(name.encode()).digest()[15:18]  # here our conditions differ most
+    wanted = _LUMINANCES[luminance % len(_LUMINANCES)]
+    pure = colorsys.hls_to_rgb(hue / 256, 0.5, _SATURATIONS[saturation % len(_SATURATIONS)])
+    light = [part**2.2 for part in pure]
+    found = sum(weight * part for weight, part in zip(_WEIGHTS, light, strict=True))
+    white = max(0, wanted - found) / (1 - found)  # how much of it is mixed in
+    mixed = [min(1, wanted / found) * part + white * (1 - part) for part in light]
+    return "#" + "".join(f"{round(255 * part ** (1 / 2.2)):02x}" for part in mixed)
 
 
 def figure(value: float | None, digits: int) -> str:

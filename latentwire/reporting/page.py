@@ -1,6 +1,6 @@
 """report.html: all that is known about some runs, on one page that needs nothing else.
 
-Each function below makes what one section of report.html.jinja shows, from the parts that `gathering` found; an empty
+Each function below makes what one section of report.html.jinja shows, from the parts that `records` found; an empty
 result makes the section say which command fills it.
 """
 
@@ -22,7 +22,6 @@ from latentwire.reporting.labels import figure, llms_of, row_name
 from latentwire.reporting.records import Part
 from latentwire.reporting.signs import BAD, GOOD, UNDECIDED, judge_log, judge_predictions, judge_results, not_measured
 from latentwire.training.log import flat
-from latentwire.training.stages import STAGES
 
 MOST_QUESTIONS = 500
 _POINTS = 20  # lines of a training chart's table
@@ -124,22 +123,37 @@ def compression_section(parts: Sequence[Part]) -> dict:
             f"{row_name(row)} F1 {row['f1']:.3f} at {row['llm_positions']:.0f} positions and "
             f"{row['wire_bytes']} bytes" for row in mine
         )  # fmt: skip
-        figure = charts.compression(series, llm or "no LLM")
-        drawn.append(_chart(figure, f"compression-{place}", label, _rows_table(mine)))
+        chart = charts.compression(series, llm or "no LLM")
+        drawn.append(_chart(chart, f"compression-{place}", label, _rows_table(mine)))
     facts = ("dataset", "split", "n", "seed", "source")
     return {"charts": drawn, "differing": [f for f in facts if len({results[f] for results in evaluations}) > 1]}
 
 
 def training_section(parts: Sequence[Part]) -> list[dict]:
-    """Curves of each stage, in the order in which stages follow one another."""
-    stages = []
+    """Curves of each stage, those that another one began from first."""
+    stages, trained = [], {part.folder: part for part in parts if part.log}
     for number, part in enumerate(parts):
         if part.log:
             names = [name for name in charts.CURVES if charts.curve_keys(part.log, name)]
             drawn = [_curves(f"training{number}-{name}", part.log, name) for name in names]
-            stages.append({"label": part.label, "stage": part.config.get("stage", ""), "charts": drawn})
-    order = {name: place for place, name in enumerate(STAGES)}
-    return sorted(stages, key=lambda found: order.get(found["stage"], len(order)))
+            found = {"label": part.label, "stage": part.config.get("stage", ""), "charts": drawn}
+            stages.append((_turn(part, trained), found))
+    return [found for _, found in sorted(stages, key=lambda placed: placed[0])]
+
+
+def _turn(part: Part, trained: Mapping[Path, Part]) -> tuple[bool, int]:
+    """Whether a training is a run of its own, which its stages/ come before, and how many stages lead to it."""
+    steps, before = 0, _begun_from(part, trained)
+    while before and steps < len(trained):  # records that begin from each other end here, too
+        steps, before = steps + 1, _begun_from(before, trained)
+    return False, steps
+
+
+def _begun_from(part: Part, trained: Mapping[Path, Part]) -> Part | None:
+    """The stage of the same run whose checkpoint a training began from; runs may have moved since."""
+    stage = Path(part.config.get("init") or "").parent.name  # of RUN/stages/scores/checkpoint_best
+    near = (part.folder / "stages" / stage, part.folder.with_name(stage)) if stage else ()
+    return next((trained[folder] for folder in near if folder in trained), None)
 
 
 def _curves(id_: str, lines: Sequence[Mapping], name: str) -> Chart:
@@ -173,10 +187,10 @@ def _diagnostics(number: int, part: Part) -> dict:
                 for kind, h in histograms.items()
                 for low, high, count in zip(h["edges"], h["edges"][1:], h["counts"], strict=False)
             ]
-            figure = charts.rms_histogram(histograms, llm.get("vocabulary_rms"), name)
+            chart = charts.rms_histogram(histograms, llm.get("vocabulary_rms"), name)
             label = f"RMS per token of {name}: " + ", ".join(spreads)
             table = Table(("embeddings", "from", "to", "tokens"), rows)
-            drawn.append(_chart(figure, f"embeddings{number}-{place}", label, table))
+            drawn.append(_chart(chart, f"embeddings{number}-{place}", label, table))
     head = ("LLM", "embeddings", "RMS per token (5% to 95%)", "nearest cosine", "effective rank", "mean cosine")
     return {
         "label": part.label,
@@ -206,7 +220,7 @@ def _interventions(number: int, rows: Sequence[Mapping]) -> list[Chart]:
              figure(row.get("nll_per_token"), 2), _percent(row.get("empty_answers")))
             for row in mine
         ]  # fmt: skip
-        label = f"F1 of {llm} after interventions: " + ", ".join(" ".join(figure[:3]) for figure in figures)
+        label = f"F1 of {llm} after interventions: " + ", ".join(" ".join(row[:3]) for row in figures)
         table = Table(("embeddings", "intervention", "F1", "95%", "NLL per token", "empty answers"), figures)
         drawn.append(_chart(charts.interventions(mine, [llm]), f"interventions{number}-{place}", label, table))
     return drawn
@@ -354,8 +368,8 @@ def _about(found: Mapping) -> str:
     return ", ".join(f"{key}{value}" for key, value in facts.items() if value not in (None, "", " "))
 
 
-def _chart(figure: Figure, name: str, label: str, table: Table) -> Chart:
-    return Chart(charts.inline_svg(figure, name), label + ".", table)
+def _chart(drawn: Figure, name: str, label: str, table: Table) -> Chart:
+    return Chart(charts.inline_svg(drawn, name), label + ".", table)
 
 
 def _figures(values: Mapping[str, float]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latentwire.evaluation.scores import show_interval
+
 GOOD, BAD, UNDECIDED = "good", "bad", "undecided"
 
 _FIRST_TOKEN = (0.10, 0.20)  # bad below, good above
@@ -74,7 +76,7 @@ def judge_results(results: Mapping) -> list[Sign]:
     found = []
     for pair in results["comparisons"]:
         names, ci = (pair["a"], pair["b"]), pair["ci95"]
-        measured = f"F1 {pair['diff']:+.3f} " + (f"[{ci[0]:.3f}, {ci[1]:.3f}]" if ci else "without an interval")
+        measured = f"F1 {pair['diff']:+.3f} {show_interval(ci)}"
         if names == ("latentwire", "token_budget") and "critical" not in pair:  # the critical test repeats it
             found.append(_sign(_BUDGET, pair, _side(ci), measured))
         if names == ("shuffled_z", "no_context"):
@@ -118,8 +120,12 @@ def judge_log(lines: Sequence[Mapping]) -> list[Sign]:
         level = UNDECIDED if len(steps) < 2 else GOOD if after < before else BAD
         measured = f"{before:.3f} in the first {tenth} of {len(steps)} steps, {after:.3f} in the last {tenth}"
         found.append(_sign(_LOSS, {}, level, measured))
-    for llm in dict.fromkeys(llm for line in last for llm in line.get("llms", {})):
-        ratio = _mean([line["llms"][llm] for line in last], "prefix_rms")
+    ratios: dict[str, list[float]] = {}
+    for llm, figures in (item for line in last for item in line.get("llms", {}).items()):
+        if "prefix_rms" in figures:
+            ratios.setdefault(llm, []).append(figures["prefix_rms"])
+    for llm, found_ratios in ratios.items():
+        ratio = float(np.mean(found_ratios))
         measured = f"{ratio:.2f} times, last {tenth} steps (bad outside 0.33 to {_RMS:.0f})"
         level = GOOD if 1 / _RMS <= ratio <= _RMS else BAD
         found.append(_sign(_PREFIX, {"llm": llm}, level, measured))

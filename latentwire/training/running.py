@@ -145,7 +145,8 @@ def _run(
     _teach(job, frozen, accelerator, estimate["teacher_seconds"])
     accelerator.init_trackers("latentwire", config=_plain(config))
     trainer.run()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # end_training would end the process group too, which the next stage needs
+        tracker.finish()
     changed = [reader.llm.name for reader in ready if reader.llm.weights_sha256() != frozen[reader.llm.name]]
     assert not changed, f"the frozen weights of {changed} changed"
     if run:
@@ -179,6 +180,8 @@ def _require_fits(config: TrainSettings, questions: QuestionSet, accelerator: Ac
         questions.spans or stage.losses != ("spans",), "dataset", config.dataset,
         f"its answers are no spans of the context, from which stage {stage.name} learns; go on with joint",
     )  # fmt: skip
+    n, processes = len(questions.questions), accelerator.num_processes
+    require(n >= processes, "samples", n, f"fewer than NPROC={processes}; raise SAMPLES (--samples) or lower NPROC")
     require(
         not device_map() or accelerator.num_processes == 1, "DEVICE_MAP", device_map(),
         "it gives one process all GPUs: set NPROC=1",

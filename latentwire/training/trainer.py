@@ -122,8 +122,13 @@ class Trainer:
 
     def run(self) -> None:
         """All steps that are left. Raises Terminated after SIGTERM, ValueError at a loss that is not finite."""
-        stopping = _Stop(self.accelerator)
         log = TrainingLog(self.folder / "metrics.jsonl", self.step or -1) if self.accelerator.is_main_process else None
+        with _Stop(self.accelerator) as stopping:
+            self._run(stopping, log)
+        if log:
+            log.close()
+
+    def _run(self, stopping: "_Stop", log: TrainingLog | None) -> None:
         saved = time.monotonic()
         bar = tqdm(
             total=self.total, initial=self.step, desc=self.stage.name, unit="step", mininterval=1, disable=log is None
@@ -148,8 +153,8 @@ class Trainer:
             if stop and self.step < self.total:
                 raise Terminated
         bar.close()
-        if log:
-            log.close()
+        if stopping.asked():  # in the last step, or while that was validated: no next stage begins
+            raise Terminated
 
     def seconds_per_step(self, steps: int = 2) -> float:
         """Measured on the first batches; nothing is changed by it."""
@@ -292,11 +297,17 @@ class Trainer:
 
 
 class _Stop:
-    """Whether SIGTERM came, to any process."""
+    """Whether SIGTERM came, to any process. Outside of it, as between two stages, SIGTERM does what it did before."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.signalled = accelerator, False
-        signal.signal(signal.SIGTERM, self._note)
+
+    def __enter__(self) -> "_Stop":
+        self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
 
     def _note(self, *_: object) -> None:
         self.signalled = True

@@ -148,7 +148,8 @@ def value_of(field: dataclasses.Field) -> object:
     """What a setting is now, without flags: its variable, else its default, else what None comes to."""
     text = os.environ.get(variable_of(field) or "", "")
     if text:
-        return _converted(field, text)
+        _check(field, value := _converted(field, text))
+        return value
     found = default_of(field)
     return field.metadata["fallback"] if found is None else found
 

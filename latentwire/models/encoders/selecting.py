@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import combining
 
 import numpy as np
 import torch
@@ -137,7 +138,10 @@ class SelectingEncoder(ClosedFormEncoder):
         last = first + length
         (text,), (spans,) = encoded.tokens.contents, encoded.tokens.spans
         stop = text.context_at + len(question.context)
-        return text.text[max(spans[first, 0], text.context_at) : min(spans[last, 1], stop)].strip()
+        begin, end = max(spans[first, 0], text.context_at), min(spans[last, 1], stop)
+        while end < stop and _joins(text.text[end]):  # a tokenizer that composes signs may count only the first of them
+            end += 1
+        return text.text[begin:end].strip()
 
     def _relevance(self, span: Tensor, tokens: Tokens, m: int) -> Tensor:
         """Starting scores [B, T] from span logits [B, T, 2]. What a long question has beyond its share comes last."""
@@ -178,6 +182,11 @@ class SelectingEncoder(ClosedFormEncoder):
         index = torch.as_tensor(piece, device=device)[..., None].expand(-1, -1, -1, states.hidden.shape[2])
         hidden = (states.hidden.gather(1, index[0]) + states.hidden.gather(1, index[1])) / 2
         return torch.where(torch.as_tensor(outside, device=device)[..., None], self.outside.to(hidden.dtype), hidden)
+
+
+def _joins(sign: str) -> bool:
+    """Whether a sign is drawn with the one before it: combining marks, vowels and ends of Hangul syllables."""
+    return bool(combining(sign)) or "\u1160" <= sign <= "\u11ff"
 
 
 def _leading(encoded: Encoded) -> list[int]:
