@@ -11,7 +11,7 @@ their means is told. Prints a table; with --save_dir writes comparison.json, com
 import argparse
 from pathlib import Path
 
-from latentwire.utils.cli import run
+from latentwire.utils.cli import require, run
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
 
     runs = [[Path(folder) for folder in run.split(",")] for run in args.runs]
     if len(runs) == len(runs[0]) == 1:
+        require(not args.save_dir, "save_dir", str(args.save_dir), "one RUN is only recomputed; name two or more")
         print(table_markdown(recompute(runs[0][0])), "equal to results.json", sep="\n")
         return
     compared = compare(runs, args.condition)

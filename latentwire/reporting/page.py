@@ -146,7 +146,7 @@ def _turn(part: Part, trained: Mapping[Path, Part]) -> tuple[bool, int]:
     steps, before = 0, _begun_from(part, trained)
     while before and steps < len(trained):  # records that begin from each other end here, too
         steps, before = steps + 1, _begun_from(before, trained)
-    return False, steps
+    return part.folder.parent.name != "stages", steps
 
 
 def _begun_from(part: Part, trained: Mapping[Path, Part]) -> Part | None:

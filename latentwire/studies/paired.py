@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentwire.data.question import Question
+from latentwire.data.question import Question, Scorer
 from latentwire.data.squad import load
 from latentwire.evaluation import results as made
 from latentwire.evaluation.results import row_key, summarise
@@ -21,26 +21,27 @@ _NO_FIGURE = ("seconds", "examples_per_s", "taken_from")  # of a row: times, whi
 
 
 def recompute(folder: Path) -> dict:
-    """results.json of an evaluation, made again from its predictions.
+    """results.json of an evaluation, made again from its predictions, each answer scored anew.
 
     Raises FileNotFoundError where predictions are missing, ValueError naming what differs from results.json.
     """
-    before = _results(folder)
-    questions = _questions(folder, before)
+    before, predicted = _results(folder), _lines(folder)
+    questions, score = _questions(folder, before)
     rows, scores = [], {}
     for row in before["results"]:
-        lines = {line["id"]: line for line in _lines(folder) if row_key(line) == row_key(row)}
+        lines = {line["id"]: line for line in predicted if row_key(line) == row_key(row)}
         lacking = [q.id for q in questions if q.id not in lines]
         require(
             not lacking, "run", str(folder), f"lacks the predictions of {row_key(row)} for {len(lacking)} questions"
         )
+        lines = {q.id: lines[q.id] | score(lines[q.id]["prediction"], q.answers) for q in questions}
         rows.append({**row, **summarise(lines, questions, before["seed"])})
         scores[row_key(row)] = [lines[q.id]["f1"] for q in questions]
     pairs = made.compare(rows, scores, [q.paragraph for q in questions], before["seed"])
     differing = [
         f"{' '.join(map(str, row_key(old)))}: {key}"
         for old, new in zip(before["results"], rows, strict=True)
-        for key in old.keys() - set(_NO_FIGURE)
+        for key in sorted(old.keys() - set(_NO_FIGURE))
         if not _equal(old[key], new[key])
     ]
     differing += [] if _equal(before["comparisons"], pairs) else ["comparisons"]
@@ -81,7 +82,7 @@ def compare(runs: Sequence[Sequence[Path]], condition: str) -> dict:
         require(
             same, "run", str(folder), f"is not of the questions of {first} ({', '.join(differing) or 'ids'} differ)"
         )
-    paragraphs = [q.paragraph for q in _questions(first, base)]
+    paragraphs = [q.paragraph for q in _questions(first, base)[0]]
     rows, unchanged = [], {}
     names = _names([*found])
     for folders in runs:
@@ -160,8 +161,9 @@ def _ids(folder: Path) -> list[str]:
     return read_json(folder / "manifest.json")["ids"]
 
 
-def _questions(folder: Path, results: Mapping) -> list[Question]:
-    """The questions of an evaluation, in its order. ValueError where the data at hand are other ones."""
+def _questions(folder: Path, results: Mapping) -> tuple[list[Question], Scorer]:
+    """The questions of an evaluation, in its order, and what scores answers to them. ValueError where the data at hand
+    are other ones."""
     loaded = load(results["dataset"], results["split"])
     by_id = {q.id: q for q in loaded.questions}
     missing = [id_ for id_ in _ids(folder) if id_ not in by_id]
@@ -169,4 +171,4 @@ def _questions(folder: Path, results: Mapping) -> list[Question]:
         not missing, "dataset", results["dataset"],
         f"{len(missing)} of the questions of {folder} are not in the data at hand ({loaded.name}); set SQUAD_DIR",
     )  # fmt: skip
-    return [by_id[id_] for id_ in _ids(folder)]
+    return [by_id[id_] for id_ in _ids(folder)], loaded.score

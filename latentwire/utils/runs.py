@@ -18,6 +18,7 @@ OUTPUTS = (
     "results.json",
     "table.md",
     "summary.md",
+    "headline.md",
     "hierarchy.png",
     "report.html",
 )  # cleared by a fresh start

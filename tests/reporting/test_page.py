@@ -182,6 +182,22 @@ def test_every_section_is_there_with_everything(html):
         assert fact in seen.text["configuration"], fact
 
 
+def test_stages_stand_in_the_order_in_which_one_began_from_another(tmp_path, monkeypatch):
+    """Also where a record has moved; and without a config.json the stages come before the run that they belong to."""
+    monkeypatch.setattr(page, "_curves", lambda *_: None)
+    run = tmp_path / "run"
+    chain = {"scores": "codebook", "adapters": "scores", "also": "adapters"}
+    for name, before in chain.items():
+        init = f"elsewhere/run/stages/{before}/checkpoint_best"
+        write_run(run / "stages" / name, {"stage": name, "init": init}, metrics=training_log("scores"))
+    init = "elsewhere/run/stages/also/checkpoint_best"
+    write_run(run, {"stage": "joint", "init": init}, metrics=training_log("scores"))
+    assert [found["stage"] for found in page.training_section(gather([run]))] == [*chain, "joint"]
+    for folder in (run, *(run / "stages" / name for name in chain)):
+        (folder / "config.json").unlink()
+    assert page.training_section(gather([run]))[-1]["label"] == "run"
+
+
 ONE = results(results=rows()[3:4])  # one LLM and condition are drawn faster
 
 

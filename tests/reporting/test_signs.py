@@ -117,6 +117,11 @@ def test_the_prefix_has_the_size_of_embeddings(ratio, level):
     assert found == {"qwen": level, "llama": GOOD}
 
 
+def test_a_log_without_the_prefix_or_of_the_old_form_has_no_such_sign():
+    assert levels(judge_log([step(n, 2.0 - n, llms={"qwen": {"ce": 1.0}}) for n in range(2)])) == {LOSS: GOOD}
+    assert levels(judge_log([step(n, 2.0 - n, prefix_rms_qwen=100.0) for n in range(2)])) == {LOSS: GOOD}
+
+
 def test_what_was_not_measured_says_how():
     assert {sign.title for sign in not_measured([])} == {BUDGET, FIRST, VARIETY, PREFIX, EMPTY, LOSS, SHUFFLED}
     left = not_measured(judge_results(results()))

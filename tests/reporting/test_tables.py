@@ -1,10 +1,12 @@
 """Tables and charts say what results.json says."""
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 
+from latentwire.conditions.base import CONDITIONS
 from latentwire.evaluation.results import compare, critical_lines, row_key
 from latentwire.reporting.charts import hierarchy
 from latentwire.reporting.labels import colour_of, llms_of, model_name
@@ -189,6 +191,22 @@ def test_there_is_one_writer_of_tables():
 )  # fmt: skip
 def test_tables_show_the_models_own_name(llm_id, name):
     assert model_name(llm_id) == name
+
+
+def luminance(colour):
+    """Relative luminance of "#rrggbb" as WCAG 2 defines it: linear light, weighted."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    light = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), light, strict=True))
+
+
+def test_colours_of_names_can_be_seen_on_white_and_black_and_told_apart():
+    for name in (*CONDITIONS, *(f"mine{n}" for n in range(200))):
+        found = luminance(colour_of(name))
+        assert 1.05 / (found + 0.05) >= 3 and (found + 0.05) / 0.05 >= 3, name
+    shown = {name: tuple(int(colour_of(name)[i : i + 2], 16) for i in (1, 3, 5)) for name in CONDITIONS}
+    for a, b in itertools.combinations(shown, 2):
+        assert sum(abs(x - y) for x, y in zip(shown[a], shown[b], strict=True)) > 25, (a, b)
 
 
 def test_a_condition_has_its_own_colour_or_one_of_its_name():

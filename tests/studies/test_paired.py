@@ -119,7 +119,8 @@ def whole(tmp_path):
         row = {"condition": condition, "llm": "llama", "llm_id": "offline:a-model", "m": 4, "explained_variance": None}
         made = {
             q.id: {
-                "id": q.id, "condition": condition, "m": 4, "llm": "llama", "prediction": "x", "f1": f1, "em": f1,
+                "id": q.id, "condition": condition, "m": 4, "llm": "llama",
+                "prediction": q.answers[0] if f1 else "no such answer", "f1": f1, "em": f1,
                 "first_token_correct": bool(f1), "answer_nll": 1.5, "answer_tokens": 2, "answer_bytes": 5,
                 "llm_positions": 4, "wire_bytes": 7, "text_bytes": 90, "seconds": 0.1,
             }
@@ -145,6 +146,9 @@ def test_one_evaluation_is_recomputed_from_its_predictions(whole, monkeypatch, c
     main()
     said = capsys.readouterr().out
     assert "| a-model (llama) | latentwire | 4 | 0.667" in said and said.endswith("equal to results.json\n")
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(whole), "--save_dir", "somewhere"])
+    with pytest.raises(ValueError, match=r"save_dir='somewhere'.* name two or more"):
+        main()
 
 
 def test_a_record_that_its_predictions_do_not_bear_is_refused(whole):
@@ -158,11 +162,24 @@ def test_a_record_that_its_predictions_do_not_bear_is_refused(whole):
         recompute(whole)
 
 
+def test_answers_are_scored_anew(whole):
+    """A score that was written into a prediction line is not believed."""
+    packed = whole / "predictions.jsonl.gz"
+    *lines, last = gzip.decompress(packed.read_bytes()).decode().splitlines(keepends=True)
+    assert '"f1": 0.0' in last and '"text"' in last
+    packed.write_bytes(gzip.compress("".join([*lines, last.replace('"f1": 0.0', '"f1": 1.0')]).encode()))
+    assert recompute(whole)["results"][1]["f1"] == pytest.approx(1 / 3)
+    answered = json.dumps(json.loads(last) | {"prediction": QUESTIONS[-1].answers[0]})
+    packed.write_bytes(gzip.compress("".join([*lines, answered + "\n"]).encode()))
+    recompute.__globals__["_lines"].cache_clear()
+    with pytest.raises(ValueError, match="text 4 llama: em, text 4 llama: em_ci95, text 4 llama: f1, text"):
+        recompute(whole)
+
+
 def test_without_predictions_or_with_other_data_nothing_is_recomputed(whole):
     (whole / "manifest.json").write_text(json.dumps({"ids": ["elsewhere"]}))
     with pytest.raises(ValueError, match=r"1 of the questions .* set SQUAD_DIR"):
         recompute(whole)
-    (whole / "manifest.json").write_text(json.dumps({"ids": [q.id for q in QUESTIONS]}))
     (whole / "predictions.jsonl.gz").unlink()
     recompute.__globals__["_lines"].cache_clear()
     with pytest.raises(FileNotFoundError, match="no predictions"):
