@@ -1,4 +1,4 @@
-"""How fast, as ratios that one run measures on one machine: ours beside the obvious way (`plain`), repeat by repeat.
+"""How fast, as ratios that one run measures on one machine: ours beside the obvious way, repeat by repeat.
 
     python latentwire/benchmark.py                              # the offline models, or NAME_ID
     python latentwire/benchmark.py --parts text_eval --repeats 5
@@ -9,8 +9,17 @@ the device's own matrix products), growth (time and memory with batch, M, contex
 under torchrun). Writes results.json after every part, so that a killed run continues with the next, and table.md.
 """
 
-from latentwire.studies.speed import main
-from latentwire.utils.runs import cli
+from latentwire.studies.settings import BenchmarkSettings
+from latentwire.utils.cli import parse, run
+
+
+def main() -> None:
+    """One benchmark."""
+    config = parse(BenchmarkSettings)
+    from latentwire.studies.speed import benchmark  # slow to import: a wrong flag is told before
+
+    benchmark(config)
+
 
 if __name__ == "__main__":
-    cli(main)
+    run(main)

@@ -1,5 +1,9 @@
 """Random two-layer models with tokenizers of their own, made in process: fast enough to test on every save."""
 
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -107,3 +111,101 @@ def tiny_models(llm_folders, monkeypatch):
     """Let every program of this test use the small random models."""
     for name, folder in llm_folders.items():
         monkeypatch.setenv(name, folder)
+
+
+@contextmanager
+def small_world(variables):
+    """Inside, every program uses the small models and a cache of its own; no signal handler is left behind."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.delenv("SQUAD_DIR", raising=False)
+        yield patch
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="session")
+def variables(llm_folders, tmp_path_factory):
+    """The environment of `small_world`."""
+    return llm_folders | {"LATENTWIRE_CACHE": str(tmp_path_factory.mktemp("cache"))}
+
+
+@pytest.fixture(scope="module")
+def surroundings(variables):
+    """`small_world` for all tests of a file."""
+    with small_world(variables):
+        yield
+
+
+# Trainings that several files look at, each made once. What a test changes, it copies first.
+STEPS, PER_EPOCH = 6, 3  # of stage joint
+
+
+@pytest.fixture(scope="session")
+def short(encoder_folder):
+    """short(folder, **changes): settings of a short training."""
+    from latentwire.models.encoders.base import ENCODERS
+    from latentwire.training.settings import TrainSettings
+
+    def make(folder, **changes):
+        kind = ENCODERS.get(changes.get("encoder_type", "hf"))
+        own = {"encoder_id": encoder_folder} if hasattr(kind and kind.Settings, "encoder_id") else {}
+        defaults = {
+            "dataset": "sample", "samples": 8 * PER_EPOCH, "val_samples": 6, "batch_size": 8, "d_z": 24, "k": 3,
+            "latent_len": 16, "epochs": 1, "max_new_tokens": 3, "save_minutes": 0.0, "device": "cpu",
+            "save_dir": str(folder), "encoder": kind and kind.Settings(**own),
+        }  # fmt: skip
+        return TrainSettings(**(defaults | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_of(variables, tmp_path_factory):
+    """run_of(config): train in `small_world`; the run folder."""
+    from latentwire.training.running import train
+
+    def run(config):
+        with small_world(variables):
+            train(config)
+        return Path(config.save_dir)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """The folder of the trainings below."""
+    return tmp_path_factory.mktemp("stages")
+
+
+@pytest.fixture(scope="session")
+def codebook(short, run_of, runs):
+    """checkpoint_best of stage codebook."""
+    return run_of(short(runs / "codebook", stage="codebook")) / "checkpoint_best"
+
+
+@pytest.fixture(scope="session")
+def scores(short, run_of, runs, codebook):
+    """The run folder of stage scores."""
+    return run_of(short(runs / "scores", stage="scores", init=str(codebook)))
+
+
+@pytest.fixture(scope="session")
+def adapters(short, run_of, runs, scores):
+    """The run folder of stage adapters."""
+    return run_of(short(runs / "adapters", stage="adapters", init=str(scores / "checkpoint_best")))
+
+
+@pytest.fixture(scope="session")
+def joint_config(short, adapters):
+    """joint_config(folder, **changes): settings of a joint stage with a teacher."""
+    more = {"init": str(adapters / "checkpoint_best"), "epochs": STEPS // PER_EPOCH, "kd_weight": 0.5}
+    return lambda folder, **changes: short(folder, **(more | changes))
+
+
+@pytest.fixture(scope="session")
+def joint(joint_config, run_of, runs):
+    """The run folder of stage joint, never interrupted."""
+    return run_of(joint_config(runs / "joint"))

@@ -212,7 +212,8 @@ def _wire(plan: Plan, ready: Sequence[Reader], folder: Path | None) -> tuple[Sen
         require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.ckpt} has d_z={made['d_z']}; set that")
         trained = made.get("source", config.source)
         if trained != config.source and made["stage"] != "codebook":
-            print(f"note: {config.ckpt} was trained with source {trained!r}, and is evaluated with {config.source!r}")
+            note = f"note: {config.ckpt} was trained with source {trained!r}, and is evaluated with {config.source!r}"
+            print(note, file=_words(config))
         adapters = {name: adapter.to(config.device) for name, adapter in adapters.items()}
         return Sender(encoder.to(config.device), config.source, config.codec), adapters, made
     encoder, adapters, figures = closed_form({r.llm.name: r.llm for r in ready}, plan.train_texts, config.d_z)

@@ -42,16 +42,19 @@ class Predictions:
     def finished(
         self, conditions: Sequence[tuple[Condition, int]], default_m: int, llms: Sequence[str], ids: set[str]
     ) -> list[tuple[Condition, int]]:
-        """Conditions beyond the given ones that hold all questions for all LLMs: a later call keeps their rows."""
+        """Conditions beyond the given ones that hold all questions for all LLMs: a later call keeps their rows.
+
+        Raises ValueError for a line of a condition that is not known.
+        """
         wanted = {(c.name, m if "m" in c.uses else None) for c, m in conditions}
         found = dict.fromkeys((name, m) for name, m, _ in self._lines)
+        others = [(CONDITIONS.pick(name), m) for name, m in found if (name, m) not in wanted]
         return [
-            (CONDITIONS[name], m or default_m)
-            for name, m in found
-            if (name, m) not in wanted
-            and all(
-                ids <= self.of({"condition": name, "m": m, "llm": llm}).keys()
-                for llm in (llms if CONDITIONS[name].by_llm else [None])
+            (other, m or default_m)
+            for other, m in others
+            if all(
+                ids <= self.of({"condition": other.name, "m": m, "llm": llm}).keys()
+                for llm in (llms if other.by_llm else [None])
             )
         ]
 

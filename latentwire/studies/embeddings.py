@@ -1,32 +1,29 @@
 """What a checkpoint's embeddings look like to each LLM, beside those of text, and what changing them does.
 
-    python latentwire/diagnostics.py --ckpt FOLDER --samples 100
-
-Writes config.json, predictions.jsonl (as it goes), diagnostics.json, findings.md, and charts. Run again, it keeps what
-is finished. Shapes: P positions, d LLM width, M latents.
+Shapes: P positions, d LLM width, M latents.
 """
 
 import dataclasses
-import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentwire.conditions.base import CONDITIONS, Sender, Setting, Slot
-from latentwire.data.squad import Question, load_questions, subset
+from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared, Slot, readers
+from latentwire.data.content import content
+from latentwire.data.question import Question, QuestionSet, subset
+from latentwire.data.squad import load
 from latentwire.evaluation.answering import complete
 from latentwire.evaluation.predictions import Predictions
 from latentwire.evaluation.results import summarise
 from latentwire.evaluation.scores import difference_ci
-from latentwire.llms.frozen import FrozenLLM, load_llm
-from latentwire.llms.prompts import PromptBuilder, content
+from latentwire.llms.frozen import FrozenLLM
 from latentwire.models import wire
 from latentwire.models.checkpoint import checkpoint_sha256, load_checkpoint
-from latentwire.models.encoders.base import CodebookEncoder
 from latentwire.models.latentwire import LatentWire
 from latentwire.reporting import charts
 from latentwire.studies.findings import findings_markdown
@@ -41,61 +38,61 @@ from latentwire.studies.geometry import (
     rms,
     spectrum,
 )
+from latentwire.studies.settings import DiagnosticsSettings
 from latentwire.training.losses import answer_sums
-from latentwire.utils.runs import (
-    SCHEMA,
-    RunFolder,
-    default_device,
-    default_dtype,
-    set_seed,
-    write_json,
-    write_text,
-)
-from latentwire.utils.settings import DiagnosticsConfig, parse
+from latentwire.utils.cli import SCHEMA
+from latentwire.utils.files import write_json, write_text
+from latentwire.utils.machine import on_this_machine, set_seed
+from latentwire.utils.runs import RunFolder, digest, identity
 
 KINDS = ("text", "latentwire")  # conditions whose embeddings are compared
 _EXAMPLES = 8  # questions whose latents are shown word by word
 _BINS = 40
 _SHARES = 64  # of the spectrum, the first ones are kept
 _K = 4  # answer tokens of the backward pass, as in training
+_NO_PART = ("save_dir", "train_samples")  # of what makes two diagnostics the same
+_KEPT = ("n", "f1", "f1_ci95", "first_token_acc", "nll_per_token", "empty_answers")
 
 
-def main() -> None:
-    """Command line: one checkpoint."""
-    diagnose(parse(DiagnosticsConfig))
+@dataclass
+class Subject:
+    """What is looked at: the checkpoint's readers and wire at M = m, on the chosen questions."""
+
+    config: DiagnosticsSettings
+    chosen: QuestionSet
+    readers: Sequence[Reader]
+    shared: Shared
+    m: int
+
+    def slots(self, reader: Reader, kind: str) -> list[Tensor]:
+        """The slots [P_i, d] of all questions, float32 on the CPU."""
+        found = CONDITIONS[kind].slots(reader, self.shared.questions, self.m, self.shared)
+        return [slot.embeds.float().cpu() for slot in found]
 
 
-def diagnose(config: DiagnosticsConfig) -> dict:
+def diagnose(config: DiagnosticsSettings) -> dict:
     """Run all diagnostics and return what was written to diagnostics.json."""
-    device = config.device or default_device()
-    dtype = config.dtype or default_dtype(device)
-    config = dataclasses.replace(config, device=device, dtype=dtype)
+    config = on_this_machine(config)
     set_seed(config.seed)
-    dataset, questions = load_questions(config.dataset, "dev")
-    chosen = subset(questions, config.samples, config.seed)
-    print(f"data: {dataset} dev, {len(chosen)} questions", flush=True)
+    dev = load(config.dataset, "dev")
+    chosen = dataclasses.replace(dev, questions=subset(dev.questions, config.eval_samples, config.seed))
+    print(f"data: {chosen.name} dev, {len(chosen.questions)} questions", flush=True)
     encoder, adapters, made = load_checkpoint(Path(config.ckpt), config.llm_ids)
-    encoder, adapters = encoder.to(device), {name: adapter.to(device) for name, adapter in adapters.items()}
-    m = made["latent_len"]
-    with RunFolder(config.save_dir, _identity(config, dataset, chosen), restart="by removing it (rm -r)") as run:
-        sender = Sender(encoder, config.source, "fp16")
-        llms = {name: load_llm(name, llm_id, device, dtype) for name, llm_id in config.llm_ids.items()}
-        settings = [
-            Setting(llm, PromptBuilder(llm.tokenizer, config.source, config.llm_wordings[name]), sender, adapters[name],
-                    "fp16", made["d_z"], (), chosen, config.seed)
-            for name, llm in llms.items()
-        ]  # fmt: skip
+    encoder, m = encoder.to(config.device), made["latent_len"]
+    with RunFolder(config.save_dir, _identity(config, chosen)) as run:
+        shared = Shared(chosen.questions, config.seed, Sender(encoder, config.source, "fp16"), d_z=made["d_z"])
+        subject = Subject(config, chosen, readers(config, config.source, adapters), shared, m)
         predictions = Predictions(run.path / "predictions.jsonl")
         print("looking at the embeddings ...", flush=True)
         model = LatentWire(encoder, adapters, config.source, m)
-        found = {s.llm.name: _describe(s, m) | _backward(s, model, chosen[: config.batch_size]) for s in settings}
+        found = {r.llm.name: _describe(subject, r) | _backward(subject, r, model) for r in subject.readers}
         results = {
-            "schema": SCHEMA, "checkpoint": config.ckpt, "dataset": dataset, "split": "dev", "n": len(chosen),
-            "seed": config.seed, "source": config.source, "m": m, "d_z": made["d_z"], "dtype": dtype, "llms": found,
-            "compression": _compression(settings, m),
-            "interventions": [row for s in settings for row in _interventions(s, m, predictions, config)],
+            "schema": SCHEMA, "checkpoint": config.ckpt, "dataset": chosen.name, "split": "dev",
+            "n": len(chosen.questions), "seed": config.seed, "source": config.source, "m": m, "d_z": made["d_z"],
+            "dtype": config.dtype, "llms": found, "compression": _compression(subject),
+            "interventions": [row for r in subject.readers for row in _interventions(subject, r, predictions)],
         }  # fmt: skip
-        results |= {"latents": _latents(settings, m, predictions)} | run.origin
+        results |= {"latents": _latents(subject, predictions)} | run.origin
         write_json(run.path / "diagnostics.json", results)
         write_text(run.path / "findings.md", findings_markdown(results))
         charts.embeddings(found).savefig(run.path / "embeddings.png", dpi=130)
@@ -104,31 +101,27 @@ def diagnose(config: DiagnosticsConfig) -> dict:
     return results
 
 
-def _identity(config: DiagnosticsConfig, dataset: str, chosen: Sequence[Question]) -> dict:
-    identity = dataclasses.asdict(config) | {
-        "dataset": dataset,
-        "llm_ids": list(config.llm_ids.items()),
-        "wordings": config.llm_wordings,
-        "questions_sha256": hashlib.sha256(repr(chosen).encode()).hexdigest()[:16],
-        "checkpoint_sha256": checkpoint_sha256(Path(config.ckpt))[:16],
-    }
-    del identity["save_dir"]
-    return identity
+def _identity(config: DiagnosticsSettings, chosen: QuestionSet) -> dict:
+    """What makes two diagnostics the same one."""
+    return identity(
+        config, _NO_PART,
+        dataset=chosen.name,
+        llm_ids=list(config.llm_ids.items()),
+        wordings=config.llm_wordings,
+        questions_sha256=digest(chosen.questions),
+        checkpoint_sha256=checkpoint_sha256(Path(config.ckpt))[:16],
+    )  # fmt: skip
 
 
-def _slots(setting: Setting, kind: str, m: int) -> list[Tensor]:
-    """The slots [P_i, d] of all questions, float32 on the CPU."""
-    return [slot.embeds.float().cpu() for slot in CONDITIONS[kind].build(setting, setting.pool, m)]
-
-
-def _describe(setting: Setting, m: int) -> dict:
+def _describe(subject: Subject, reader: Reader) -> dict:
     """Figures of one LLM: its vocabulary, and the slots of each kind."""
-    llm, table = setting.llm, setting.llm.embedding_table()
-    slots = {kind: _slots(setting, kind, m) for kind in KINDS}
+    llm, table = reader.llm, reader.llm.embedding_table()
+    slots = {kind: subject.slots(reader, kind) for kind in KINDS}
     embeddings = {kind: _figures(llm, rows, table) for kind, rows in slots.items()}
     vocabulary = float(rms(table))
-    z = torch.cat(setting.sender.encoder.encode(setting.pool, setting.prompts.source, m)).cpu()
-    torch.manual_seed(setting.seed)
+    sender = subject.shared.sender
+    z = torch.cat(sender.encoder.encode(subject.shared.questions, sender.source, subject.m)).cpu()
+    torch.manual_seed(subject.config.seed)
     with torch.no_grad():
         fresh = nn.Linear(z.shape[1], llm.width)(z)
     # What one may hold against an embedding's RMS, and how far off each is.
@@ -170,31 +163,31 @@ def _histogram(values: Tensor) -> dict:
     }  # fmt: skip
 
 
-def _backward(setting: Setting, model: LatentWire, questions: Sequence[Question]) -> dict:
+def _backward(subject: Subject, reader: Reader, model: LatentWire) -> dict:
     """Length of the gradient of the answers' cross-entropy by component, from one backward pass of this LLM alone."""
-    llm, prompts = setting.llm, setting.prompts
+    llm, prompts, questions = reader.llm, reader.prompts, subject.shared.questions[: subject.config.batch_size]
     model.eval().zero_grad()
     rows = model(questions).embeds[llm.name]
     labels = [prompts.label_ids(q.answers[0], _K) for q in questions]
     scored = llm.loss_with_prefix(prompts.head, rows, [prompts.tail(q.question) for q in questions], labels)
     (answer_sums(scored)["ce"] / sum(map(len, labels))).backward()
     norms = {}
-    for name, params in model.components().items():
-        gradients = [p.grad.norm() for p in params if p.grad is not None]
+    for found in model.components():
+        gradients = [p.grad.norm() for p in found.parameters if p.grad is not None]
         if gradients:
-            norms[name] = float(torch.stack(gradients).norm())
+            norms[found.name] = float(torch.stack(gradients).norm())
     model.zero_grad()
     return {"gradient_norms": norms}
 
 
-def _compression(settings: Sequence[Setting], m: int) -> dict:
+def _compression(subject: Subject) -> dict:
     """Means over the questions: bytes of text and wire, and for each LLM positions and bytes of keys and values."""
-    first = settings[0]
-    texts = [content(first.prompts.source, q.context, q.question).text.encode() for q in first.pool]
-    z = [one[None].cpu().numpy() for one in first.sender.encoder.encode(first.pool, first.prompts.source, m)]
+    source, sender, questions = subject.config.source, subject.shared.sender, subject.shared.questions
+    texts = [content(source, q.context, q.question).text.encode() for q in questions]
+    z = [one[None].cpu().numpy() for one in sender.encoder.encode(questions, source, subject.m)]
     positions = {
-        s.llm.name: {kind: float(np.mean([len(slot) for slot in _slots(s, kind, m)])) for kind in KINDS}
-        for s in settings
+        reader.llm.name: {kind: float(np.mean([len(slot) for slot in subject.slots(reader, kind)])) for kind in KINDS}
+        for reader in subject.readers
     }
     return {
         "text_bytes": float(np.mean([len(text) for text in texts])),
@@ -202,64 +195,68 @@ def _compression(settings: Sequence[Setting], m: int) -> dict:
         "wire_bytes": {codec: float(np.mean([len(wire.pack(one, codec)) for one in z])) for codec in wire.CODECS},
         "positions": positions,
         "kv_bytes": {
-            s.llm.name: {kind: s.llm.kv_bytes * n for kind, n in positions[s.llm.name].items()} for s in settings
+            r.llm.name: {kind: r.llm.kv_bytes * n for kind, n in positions[r.llm.name].items()} for r in subject.readers
         },
     }
 
 
-def _interventions(setting: Setting, m: int, predictions: Predictions, config: DiagnosticsConfig) -> list[dict]:
-    """One row an intervention: its scores, and the paired difference of F1 to the unchanged embeddings."""
-    table = setting.llm.embedding_table()
+def _interventions(subject: Subject, reader: Reader, predictions: Predictions) -> list[dict]:
+    """One row per intervention: its scores, and the paired difference of F1 to the unchanged embeddings."""
+    table, questions, seed = reader.llm.embedding_table(), subject.shared.questions, subject.config.seed
     vocabulary = Moments.of(table)
-    paragraphs = [q.paragraph for q in setting.pool]
+    paragraphs = [q.paragraph for q in questions]
     rows = []
     for kind in KINDS:
-        around = Surroundings(Moments.of(torch.cat(_slots(setting, kind, m))), vocabulary, table)
+        around = Surroundings(Moments.of(torch.cat(subject.slots(reader, kind))), vocabulary, table)
         unchanged: list[float] = []
         for name, change in INTERVENTIONS.items():
-            lines = _answers(setting, kind, name, change, around, m, predictions, config)
-            f1 = [lines[q.id]["f1"] for q in setting.pool]
+            lines = _answers(subject, reader, kind, (name, change), around, predictions)
+            f1 = [lines[q.id]["f1"] for q in questions]
             unchanged = unchanged or f1
-            scores = summarise(lines, setting.pool, config.seed)
-            kept = ("n", "f1", "f1_ci95", "first_token_acc", "nll_per_token", "empty_answers")
+            scores = summarise(lines, questions, seed)
             rows.append(
-                {"llm": setting.llm.name, "embeddings": kind, "intervention": name}
-                | {key: scores[key] for key in kept}
+                {"llm": reader.llm.name, "embeddings": kind, "intervention": name}
+                | {key: scores[key] for key in _KEPT}
                 | {
                     "f1_minus_none": float(np.mean(f1) - np.mean(unchanged)),
-                    "f1_minus_none_ci95": difference_ci(f1, unchanged, paragraphs, config.seed),
+                    "f1_minus_none_ci95": difference_ci(f1, unchanged, paragraphs, seed),
                 }
             )
     return rows
 
 
 def _answers(
-    setting: Setting, kind: str, name: str, change: Intervention, around: Surroundings, m: int,
-    predictions: Predictions, config: DiagnosticsConfig,
-) -> dict[str, dict]:  # fmt: skip
-    """Prediction lines of one kind of embeddings after one intervention."""
-    build = CONDITIONS[kind].build
+    subject: Subject,
+    reader: Reader,
+    kind: str,
+    intervention: tuple[str, Intervention],
+    around: Surroundings,
+    predictions: Predictions,
+) -> dict[str, dict]:
+    """Prediction lines of one kind of embeddings after one intervention (its name and its function)."""
+    condition, m, (name, change) = CONDITIONS[kind], subject.m, intervention
 
-    def changed(setting: Setting, questions: Sequence[Question], m: int) -> list[Slot]:
-        slots = build(setting, questions, m)
+    def changed(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
+        slots = condition.slots(reader, questions, m, shared)
         if name == "none":
             return slots  # bit by bit what the evaluation reads
         return [Slot(change(slot.embeds.float().cpu(), around), slot.sent) for slot in slots]
 
-    condition = dataclasses.replace(CONDITIONS[kind], build=changed)
-    label = {"condition": f"{kind}: {name}", "m": m if "m" in condition.uses else None, "llm": setting.llm.name}
-    return complete(predictions, label, setting, condition, m, config.batch_size, config.max_new_tokens)
+    label = {"condition": f"{kind}: {name}", "m": m if "m" in condition.uses else None, "llm": reader.llm.name}
+    return complete(
+        predictions, label, dataclasses.replace(condition, build=changed), m, reader, subject.shared,
+        subject.chosen.score, subject.config.batch_size, subject.config.max_new_tokens,
+    )  # fmt: skip
 
 
-def _latents(settings: Sequence[Setting], m: int, predictions: Predictions) -> list[dict]:
+def _latents(subject: Subject, predictions: Predictions) -> list[dict]:
     """For a few questions, the token that leads each latent, and what each LLM's vocabulary has next to it."""
-    encoder, shown = settings[0].sender.encoder, settings[0].pool[:_EXAMPLES]
-    if not isinstance(encoder, CodebookEncoder):
+    encoder, shown = subject.shared.sender.encoder, subject.shared.questions[:_EXAMPLES]
+    if not encoder.chooses_tokens:
         return []  # free queries stand for no token
-    few = [dataclasses.replace(s, pool=shown) for s in settings]
-    neighbours = {s.llm.name: _neighbours(s, _slots(s, "latentwire", m)) for s in few}
+    neighbours = {r.llm.name: _neighbours(r, subject.slots(r, "latentwire")[:_EXAMPLES]) for r in subject.readers}
     answers: Mapping[str, Mapping] = {
-        s.llm.name: predictions.of({"condition": "latentwire: none", "m": m, "llm": s.llm.name}) for s in settings
+        name: predictions.of({"condition": "latentwire: none", "m": subject.m, "llm": name}) for name in neighbours
     }
     return [
         {
@@ -268,16 +265,16 @@ def _latents(settings: Sequence[Setting], m: int, predictions: Predictions) -> l
             "words": [
                 {"word": encoder.tokenizer.decode([token]),
                  "nearest": {name: found[i][place] for name, found in neighbours.items()}}
-                for place, token in enumerate(encoder.select(q, settings[0].prompts.source, m))
+                for place, token in enumerate(encoder.select(q, subject.config.source, subject.m))
             ],
         }
         for i, q in enumerate(shown)
     ]  # fmt: skip
 
 
-def _neighbours(setting: Setting, slots: Sequence[Tensor]) -> list[list[tuple[str, float]]]:
+def _neighbours(reader: Reader, slots: Sequence[Tensor]) -> list[list[tuple[str, float]]]:
     """The vocabulary's token next to each vector of each slot, and its cosine."""
-    ids, cosines = nearest(torch.cat(list(slots)), setting.llm.embedding_table())
-    words = [setting.llm.tokenizer.decode([i]) for i in ids.tolist()]
+    ids, cosines = nearest(torch.cat(list(slots)), reader.llm.embedding_table())
+    words = [reader.llm.tokenizer.decode([i]) for i in ids.tolist()]
     found = iter(zip(words, cosines.tolist(), strict=True))
     return [[next(found) for _ in slot] for slot in slots]

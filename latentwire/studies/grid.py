@@ -1,70 +1,49 @@
-"""Train and evaluate every combination of a few settings as trials of Ray Tune, and rank them.
-
-    python latentwire/sweep.py --dry-run
-    python latentwire/sweep.py --latent_lens 32,64 --d_zs 256 --samples 2000
+"""A sweep: every combination of a few settings is a trial of Ray Tune, and all of them are ranked.
 
 A trial runs scripts/experiments/train_latentwire.sh, then latentwire/eval.py on articles of train that are not trained
-on: dev chooses nothing. Writes a run folder a configuration, sweep_summary.json, sweep_results.csv and sweep.png. Run
-again, it repeats no finished configuration, continues the others and tries failed ones once more. Ends with status 1 if
-one failed. RAY_ADDRESS joins a cluster, whose machines need this checkout and the output folder at the same paths.
+on: dev chooses nothing.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
-import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
+from latentwire.data.question import Question, split_by_article, subset
+from latentwire.data.squad import load
+from latentwire.evaluation.settings import EvalSettings
+from latentwire.studies.programs import (
+    ERROR,
+    ROOT,
+    Program,
+    asked,
+    program,
+    python,
+    run_kept,
+    teacher_seconds,
+    torchrun,
+    train_and_evaluate,
+)
+from latentwire.studies.ranking import Ranking, is_finished
+from latentwire.studies.settings import SWEEP_SAMPLES, Configuration, SweepSettings
+from latentwire.training.settings import LaunchSettings, TrainSettings
+from latentwire.utils.cli import VARIABLES, Settings, fields_of, gpu_count, parse, refuse_long, require, variable_of
+from latentwire.utils.files import write_text
+from latentwire.utils.runs import RunFolder, digest, identity
 
-from latentwire.data.squad import Question, load_questions, split_by_article, subset
-from latentwire.studies.ranking import ERROR, Ranking, is_finished
-from latentwire.utils.runs import RunFolder, write_text
-from latentwire.utils.settings import LONGEST_S, Configuration, SweepConfig, parse, require
-
-ROOT = Path(__file__).parents[2]
-# What all configurations share, as the launchers read it: settings, which make two sweeps the same one, and places.
-SETTINGS = (
-    "SOURCE", "DTYPE", "ENCODER_TYPE", "ENCODER_ID", "POOLING", "LR", "KD_WEIGHT", "SPAN_WEIGHT", "BATCH_SIZE",
-    "SCORES_EPOCHS", "SCORES_SAMPLES", "INTERFACE", "INIT", "VAL_SAMPLES", "MAX_NEW_TOKENS",
+# Settings that do not make two sweeps different ones. The lists may be extended.
+_NO_PART = (
+    "latent_lens", "d_zs", "ftce_weights", "ks", "llms", "wordings", "device", "gpus_per_trial", "concurrent",
+    "save_dir", "dry_run", "json",
 )  # fmt: skip
-PLACES = ("SQUAD_DIR", "MODELS_DIR", "LATENTWIRE_CACHE")
-_OF_EVALUATION = ("SOURCE", "DTYPE", "BATCH_SIZE", "MAX_NEW_TOKENS")
-# Times one pass of each M by the launchers' own functions; the other lists hardly change it.
-_TIMING = """
-source scripts/common.sh
-training_settings
-train codebook "$OUTPUT_DIR/codebook"
-for LATENT_LEN in $LATENT_LENS; do
-    train joint "$OUTPUT_DIR/M$LATENT_LEN" --init "$OUTPUT_DIR/codebook/checkpoint_best" --epochs 1 --estimate
-done
-"""
-_LOG_LINES = 20  # of a failed program's log, in error.txt
-_SAMPLES = 10_000
+_HOW = {"save_dir", "resume", "save_minutes", "tracker", "ignore_memory"}  # of a training, but not what it learns
+_PLACES = [name for name in VARIABLES if name not in ("RAY_ADDRESS", "PYTHON", "BASE_PYTHON")]
 
 
-@dataclass(frozen=True)
-class Program:
-    """A command with what it adds to the environment."""
-
-    name: str
-    command: Sequence[str]
-    environment: Mapping[str, str]
-
-
-def main() -> None:
-    """Command line: one sweep."""
-    sys.exit(sweep(parse(SweepConfig)))
-
-
-def sweep(config: SweepConfig) -> int:
+def sweep(config: SweepSettings) -> int:
     """Run what is left of a sweep; 1 if a configuration failed, else 0.
 
     Raises ValueError where that takes over LONGEST_S on a CPU, unless the number of questions was chosen by hand.
@@ -75,15 +54,13 @@ def sweep(config: SweepConfig) -> int:
     if config.dry_run:
         _dry_run(config, todo)
         return 0
-    if todo and not by_hand and not config.gpus_per_trial and (hours := _hours(config, todo)) * 3600 > LONGEST_S:
-        raise ValueError(
-            f"samples: {len(todo)} configurations of {config.samples} questions would take about {hours:.1f} hours on "
-            "this CPU; choose fewer, or the same number by hand to run them anyway (SAMPLES=..., --samples ...)"
-        )
-    dataset, questions = load_questions(config.dataset, "train")
-    held = subset(split_by_article(questions)[1], config.eval_samples, config.seed)
+    if todo and not by_hand and not config.gpus_per_trial:
+        what = f"{len(todo)} configurations of {config.samples} questions"
+        refuse_long(_seconds(config, todo), "cpu", by_hand, what)
+    train = load(config.dataset, "train")
+    held = subset(split_by_article(train.questions)[1], config.eval_samples, config.seed)
     baselines = folder / "baselines" / f"dz{max(config.numbers('d_zs'))}"  # PCA's width; the widest is the strongest
-    with RunFolder(folder, _identity(config, dataset, held), restart="by removing it (rm -r)"):
+    with RunFolder(folder, _identity(config, train.name, held)):
         ranking = Ranking(folder, grid, held, baselines, config.seed)
         print(f"{len(grid)} configurations, {len(grid) - len(todo)} of them finished; {folder}", flush=True)
         shared = _baselines(config, baselines, ranking)
@@ -96,74 +73,78 @@ def sweep(config: SweepConfig) -> int:
     return int(len(summary["ranked"]) < len(grid))
 
 
-def _resolved(config: SweepConfig) -> SweepConfig:
-    """Fill in what was left to the machine, and whole paths: the programs run elsewhere."""
-    gpus = int(torch.cuda.is_available()) if config.gpus_per_trial is None else config.gpus_per_trial
+def _resolved(config: SweepSettings) -> SweepSettings:
+    """Fill in what was left open, and whole paths: the programs run elsewhere."""
     named = config.dataset in ("squad", "sample")
     return dataclasses.replace(
         config,
-        samples=config.samples or _SAMPLES,
-        gpus_per_trial=gpus,
-        concurrent=config.concurrent or (None if gpus else 1),
+        samples=config.samples or SWEEP_SAMPLES,
+        concurrent=config.concurrent or (0 if config.gpus_per_trial else 1),
         dataset=config.dataset if named else str(Path(config.dataset).resolve()),
         save_dir=str(Path(config.save_dir).resolve()),
     )
 
 
-def _identity(config: SweepConfig, dataset: str, held: Sequence[Question]) -> dict:
-    """What makes two sweeps the same one. The lists are left out: they may be extended."""
-    kept = ("samples", "epochs", "eval_samples", "seed")
-    return {name: getattr(config, name) for name in kept} | {
-        "dataset": dataset,
-        "questions_sha256": hashlib.sha256(repr(held).encode()).hexdigest()[:16],
-        "llm_ids": list(config.llm_ids.items()),
-        "processes": max(1, config.gpus_per_trial),
-        **{name: os.environ.get(name) for name in SETTINGS},
-    }
+def _identity(config: SweepSettings, dataset: str, held: Sequence[Question]) -> dict:
+    """What makes two sweeps the same one."""
+    return identity(
+        config, _NO_PART,
+        dataset=dataset,
+        questions_sha256=digest(held),
+        llm_ids=list(config.llm_ids.items()),
+        wordings=config.llm_wordings,
+        processes=max(1, config.gpus_per_trial),
+        inherited={name: text for name, text in _inherited(TrainSettings, _HOW) if text},
+    )  # fmt: skip
 
 
-def _environment(config: SweepConfig) -> dict[str, str]:
-    """What every program of a sweep finds in its environment, on whichever machine."""
-    given = {name: os.environ[name] for name in (*SETTINGS, *PLACES) if name in os.environ}
-    return given | {
-        **{f"{name.upper()}_ID": llm_id for name, llm_id in config.llm_ids.items()},
-        "PYTHON": _python(), "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-        "DATASET": config.dataset, "LLMS": config.llms, "SEED": str(config.seed), "SAMPLES": str(config.samples),
-        "EPOCHS": str(config.epochs), "NPROC": str(max(1, config.gpus_per_trial)), "RESUME": "1",
-    }  # fmt: skip
+def _inherited(cls: type[Settings], left_out: set[str]) -> Iterator[tuple[str, str]]:
+    """Variables of a program, with what they are now, that are the same for all configurations: those of training that
+    a sweep neither varies nor has a setting for."""
+    own = {field.name for field in (*dataclasses.fields(SweepSettings), *dataclasses.fields(Configuration))}
+    trained = {field.name for field in fields_of(TrainSettings)}
+    for field in fields_of(cls):
+        if variable_of(field) and field.name in trained - own - left_out:
+            yield variable_of(field), os.environ.get(variable_of(field), "")
 
 
-def _python() -> str:
-    return os.environ.get("PYTHON") or sys.executable
+def _environment(config: SweepSettings, cls: type[Settings], varied: Mapping[str, object]) -> dict[str, str]:
+    """What a program finds in its environment, on whichever machine: the sweep's own settings, what it varies, what is
+    inherited, where things are, and else the defaults."""
+    given = vars(config) | varied
+    variables = {variable_of(field): field.name for field in fields_of(cls) if variable_of(field)}
+    found = {name: _text(given.get(setting)) for name, setting in variables.items()}  # an empty one is not set
+    found |= dict(_inherited(cls, {"save_dir", "resume"}))
+    found |= {name: os.environ[name] for name in _PLACES if name in os.environ}
+    return found | {f"{name.upper()}_ID": llm_id for name, llm_id in config.llm_ids.items()}
 
 
-def _programs(config: SweepConfig, configuration: Configuration, folder: Path) -> list[Program]:
+def _text(value: object) -> str:
+    """A setting's value as a variable has it."""
+    return "" if value is None else str(int(value) if isinstance(value, bool) else value)
+
+
+def _evaluation(config: SweepSettings, folder: Path, conditions: str, *flags: str) -> Program:
+    """An evaluation on the questions that rank the configurations."""
+    command = program(
+        "eval", "--split", "held_out", "--samples", str(config.eval_samples), "--conditions", conditions,
+        "--save_dir", str(folder), *flags,
+    )  # fmt: skip
+    return Program("eval.py", command, _environment(config, EvalSettings, {}))
+
+
+def _programs(config: SweepSettings, configuration: Configuration, folder: Path) -> list[Program]:
     """Training and evaluation of one configuration."""
-    varied = {
-        "OUTPUT_DIR": str(folder), "LATENT_LEN": str(configuration.latent_len), "D_Z": str(configuration.d_z),
-        "FIRST_TOKEN_CE_WEIGHT": str(configuration.first_token_ce_weight), "K": str(configuration.k),
-    }  # fmt: skip
     script = ROOT / "scripts" / "experiments" / "train_latentwire.sh"
+    varied = vars(configuration) | {"save_dir": str(folder)}
+    launched = {"PYTHON": python(), "NPROC": str(max(1, config.gpus_per_trial))}
     return [
-        Program(script.name, ["bash", str(script)], _environment(config) | varied),
+        Program(script.name, ["bash", str(script)], _environment(config, TrainSettings, varied) | launched),
         _evaluation(config, folder / "eval", "latentwire", "--ckpt", str(folder / "checkpoint_best")),
     ]
 
 
-def _evaluation(config: SweepConfig, folder: Path, conditions: str, *flags: str) -> Program:
-    """An evaluation on the questions that rank the configurations."""
-    command = [
-        _python(), str(ROOT / "latentwire" / "eval.py"), "--split", "held_out", "--dataset", config.dataset,
-        "--llms", config.llms, "--samples", str(config.eval_samples), "--seed", str(config.seed),
-        "--conditions", conditions, "--save_dir", str(folder), *flags,
-    ]  # fmt: skip
-    for name in _OF_EVALUATION:
-        if os.environ.get(name):
-            command += [f"--{name.lower()}", os.environ[name]]
-    return Program("eval.py", command, _environment(config))
-
-
-def _baselines(config: SweepConfig, folder: Path, ranking: Ranking) -> Program | None:
+def _baselines(config: SweepSettings, folder: Path, ranking: Ranking) -> Program | None:
     """The evaluation of the rivals that need no training, at every M; None where it is there already."""
     sizes, widest = config.numbers("latent_lens"), max(config.numbers("d_zs"))
     wanted = {("text", None), *((name, m) for name in ("token_budget", "pca") for m in sizes)}
@@ -173,7 +154,7 @@ def _baselines(config: SweepConfig, folder: Path, ranking: Ranking) -> Program |
     return _evaluation(config, folder, ",".join(conditions), "--d_z", str(widest))
 
 
-def _run_on_ray(config: SweepConfig, todo: Sequence[Configuration], shared: Program | None, ranking: Ranking) -> None:
+def _run_on_ray(config: SweepSettings, todo: Sequence[Configuration], shared: Program | None, ranking: Ranking) -> None:
     """First what the configurations share, then each of them as a trial with GPUs of its own."""
     ray, tune = _ray()
     folder = Path(config.save_dir)
@@ -183,7 +164,7 @@ def _run_on_ray(config: SweepConfig, todo: Sequence[Configuration], shared: Prog
         )
         if shared:
             print("baselines ...", flush=True)
-            task = ray.remote(num_cpus=resources["cpu"], num_gpus=resources["gpu"], max_retries=0)(_run)
+            task = ray.remote(num_cpus=resources["cpu"], num_gpus=resources["gpu"], max_retries=0)(run_kept)
             error = ray.get(task.remote(shared, folder / "baselines.log"))
             if error:
                 raise ValueError(f"baselines: {error.splitlines()[0]}; see {folder / 'baselines.log'}")
@@ -194,13 +175,13 @@ def _run_on_ray(config: SweepConfig, todo: Sequence[Configuration], shared: Prog
 
         def trial(settings: Mapping[str, str]) -> dict[str, float]:
             name = settings["configuration"]
-            return _train_and_evaluate(folder / name, plans[name])
+            return train_and_evaluate(folder / name, plans[name])
 
         tune.Tuner(
             tune.with_resources(trial, resources),
             param_space={"configuration": tune.grid_search(list(plans))},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=config.concurrent,
+                max_concurrent_trials=config.concurrent or None,
                 trial_name_creator=_name_of,
                 trial_dirname_creator=_name_of,
             ),
@@ -229,7 +210,7 @@ def _ray() -> tuple:
     return ray, tune
 
 
-def _resources(machines: Sequence[Mapping[str, float]], gpus: int, concurrent: int | None) -> dict[str, int]:
+def _resources(machines: Sequence[Mapping[str, float]], gpus: int, concurrent: int) -> dict[str, int]:
     """What a trial has for itself: GPUs with their share of a machine's processors, or else a share of all."""
     able = [machine for machine in machines if machine.get("GPU", 0) >= gpus and machine.get("CPU", 0) >= 1]
     most = max((int(machine.get("GPU", 0)) for machine in machines), default=0)
@@ -262,71 +243,42 @@ def _reporter(callback: type, ranking: Ranking) -> object:
     return Reporter()
 
 
-def _train_and_evaluate(folder: Path, programs: Sequence[Program]) -> dict[str, float]:
-    """In a worker of Ray: a configuration's programs, then its F1s. RuntimeError, and error.txt, if one fails.
-
-    It uses nothing of ours that imports torch, which takes a worker seconds.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for program in programs:
-        error = _run(program, folder / "trial.log")
-        if error:
-            (folder / ERROR).write_text(error, encoding="utf-8")
-            raise RuntimeError(error.splitlines()[0])
-    results = json.loads((folder / "eval" / "results.json").read_text(encoding="utf-8"))
-    return {f"f1_{row['llm']}": row["f1"] for row in results["results"]}
-
-
-def _run(program: Program, log: Path) -> str | None:
-    """Run a program, which adds to `log` and dies with this process; None, or what went wrong, in its first line."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    before = log.stat().st_size if log.is_file() else 0
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "latentwire" / "studies" / "keeper.py"), str(log), *program.command],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
-        env=os.environ | program.environment,
-    ) as keeper:  # fmt: skip
-        status = keeper.stdout.read().strip() or "unknown"
-    if status == "0":
-        return None
-    said = [line for line in log.read_bytes()[before:].decode(errors="replace").splitlines() if line.strip()]
-    reasons = (
-        [line.removeprefix("error: ") for line in said if line.startswith("error: ")] or said or ["it said nothing"]
-    )
-    return "\n".join([f"{program.name} ended with status {status}: {reasons[-1]}", "", *said[-_LOG_LINES:]]) + "\n"
-
-
-def _dry_run(config: SweepConfig, todo: Sequence[Configuration]) -> None:
+def _dry_run(config: SweepSettings, todo: Sequence[Configuration]) -> None:
     """Print all configurations and what those that are left will take."""
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr if config.json else sys.stdout, flush=True)
+
     for configuration in config.grid:
-        print(configuration.name + ("" if configuration in todo else "  finished"), flush=True)
-    hours = _hours(config, todo) if todo else 0.0
-    print(
-        f"about {hours:.1f} hours for {len(config.grid)} configurations of which {len(config.grid) - len(todo)} are "
-        "finished; token scores, validations and evaluations come on top"
+        say(configuration.name + ("" if configuration in todo else "  finished"))
+    seconds = _seconds(config, todo, say) if todo else 0.0
+    finished = [configuration.name for configuration in config.grid if configuration not in todo]
+    say(
+        f"about {seconds / 3600:.1f} hours for {len(config.grid)} configurations of which {len(finished)} are "
+        "finished; validations and evaluations come on top"
     )
+    if config.json:
+        names = [configuration.name for configuration in config.grid]
+        print(json.dumps({"configurations": names, "finished": finished, "seconds": seconds}))
 
 
-def _hours(config: SweepConfig, todo: Sequence[Configuration]) -> float:
-    """Time of the passes through the LLMs, from a few steps at each M; a teacher reads its texts once for each K."""
+def _seconds(config: SweepSettings, todo: Sequence[Configuration], say: Callable[[str], None] = print) -> float:
+    """Time of the trainings, from a few steps at each M, which the other lists hardly change; a teacher reads its texts
+    once for each K."""
     sizes = list(dict.fromkeys(configuration.latent_len for configuration in todo))
-    print(f"timing a few steps at M = {', '.join(map(str, sizes))} ...", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        varied = {
-            "OUTPUT_DIR": folder, "LATENT_LENS": " ".join(map(str, sizes)), "LATENT_LEN": str(sizes[0]),
-            "D_Z": str(min(config.numbers("d_zs"))), "K": str(max(config.numbers("ks"))),
-        }  # fmt: skip
-        program = Program("the timing", ["bash", "-euc", _TIMING], _environment(config) | varied)
-        log = Path(folder) / "timing.log"
-        error = _run(program, log)
-        if error:
-            raise ValueError(error.splitlines()[0])
-        found = re.findall(r"estimate: (\d+) minutes for \d+ steps \((\d+) of them", log.read_text(encoding="utf-8"))
-        assert len(found) == len(sizes), found
-    minutes = {m: (int(whole), int(teacher)) for m, (whole, teacher) in zip(sizes, found, strict=True)}
-    passes = sum(minutes[c.latent_len][0] - minutes[c.latent_len][1] for c in todo) * config.epochs
-    teachers = len({c.k for c in todo}) * max(teacher for _, teacher in minutes.values())
+    say(f"timing a few steps at M = {', '.join(map(str, sizes))} ...")
+    others = {"d_z": min(config.numbers("d_zs")), "k": max(config.numbers("ks"))}
+    rendezvous = parse(LaunchSettings, []).rendezvous
+    timing = torchrun(max(1, config.gpus_per_trial), rendezvous, "--stage", "all", "--estimate", "--json")
+    found = {
+        m: asked(
+            Program(f"the timing of M={m}", timing, _environment(config, TrainSettings, {"latent_len": m} | others))
+        )
+        for m in sizes
+    }
+    teachers = len({c.k for c in todo}) * max(map(teacher_seconds, found.values()))
+    passes = sum(found[c.latent_len]["seconds"] for c in todo)
     at_once = 1  # on a CPU they share its cores
     if config.gpus_per_trial:
-        at_once = max(1, min(config.concurrent or len(todo), torch.cuda.device_count() // config.gpus_per_trial))
-    return (passes + teachers) / at_once / 60
+        at_once = max(1, min(config.concurrent or len(todo), gpu_count() // config.gpus_per_trial))
+    return (passes + teachers) / at_once

@@ -11,18 +11,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from latentwire.conditions.base import Setting
-from latentwire.data.squad import Question
+from latentwire.conditions.base import Reader
+from latentwire.data.question import Question
 from latentwire.llms.frozen import FrozenLLM, PrefixLoss
 from latentwire.llms.prompts import IGNORE
 from latentwire.training.teacher import TOP, TeacherLine, score_texts
 
 
-class PlainLLM(FrozenLLM):
-    """The same frozen model, whose losses come from whole prompts and all logits."""
+class PlainLLM:
+    """A frozen LLM as a training step uses it, with losses from whole prompts and all logits. The model is the same."""
 
     def __init__(self, llm: FrozenLLM):
-        self.__dict__ |= llm.__dict__
+        self.name, self.model, self.device, self.dtype = llm.name, llm.model, llm.device, llm.dtype
+        self.embed, self.embedding_rms = llm.embed, llm.embedding_rms
 
     def loss_with_prefix(
         self,
@@ -50,9 +51,9 @@ class PlainLLM(FrozenLLM):
 
 
 @torch.no_grad()
-def teach_now(setting: Setting, questions: Sequence[Question], k: int) -> dict[str, TeacherLine]:
+def teach_now(reader: Reader, questions: Sequence[Question], k: int) -> dict[str, TeacherLine]:
     """The teacher's lines for one batch, without a cache."""
-    scored = score_texts(setting.llm, setting.prompts, questions, k)
+    scored = score_texts(reader.llm, reader.prompts, questions, k)
     top = scored.logits.float().log_softmax(dim=2).topk(TOP, dim=2)
     lines = {}
     for row, question in enumerate(questions):

@@ -9,19 +9,17 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
-from latentwire.data.squad import Question
+from latentwire.data.question import Question
 from latentwire.evaluation.predictions import Predictions
 from latentwire.evaluation.scores import mean_ci, show_interval
-from latentwire.utils.runs import SCHEMA, read_json, write_json, write_text
-from latentwire.utils.settings import Configuration
+from latentwire.reporting import charts
+from latentwire.studies.programs import ERROR
+from latentwire.studies.settings import Configuration
+from latentwire.utils.cli import SCHEMA
+from latentwire.utils.files import read_json, write_json, write_text
 
-ERROR = "error.txt"
 _METRICS = ("f1", "first_token_acc", "bits_per_answer_byte")
 _FIGURES = ("f1", "f1_ci95", "first_token_acc", "bits_per_answer_byte", "empty_answers")
 
@@ -71,26 +69,8 @@ class Ranking:
         return [{key: row[key] for key in kept} for row in ordered]
 
     def draw(self, summary: Mapping) -> Path:
-        """sweep.png: a bar a configuration, best first; a dashed line where the token budget of the same M ends."""
-        ranked = summary["ranked"][::-1]
-        figure, panel = plt.subplots(figsize=(8, 1.4 + 0.3 * len(ranked)), layout="constrained")
-        for y, entry in enumerate(ranked):
-            low, high = entry["f1_ci95"] or (entry["f1"], entry["f1"])
-            error = [[max(0, entry["f1"] - low)], [max(0, high - entry["f1"])]]
-            panel.barh(y, entry["f1"], xerr=error, color="#d1495b", height=0.7, error_kw={"capsize": 3, "lw": 1})
-            budget = [
-                row["f1"]
-                for row in summary["baselines"]
-                if (row["condition"], row["m"]) == ("token_budget", entry["latent_len"])
-            ]
-            if budget:
-                panel.vlines(np.mean(budget), y - 0.5, y + 0.5, color="black", ls="--", lw=1)
-        panel.set_yticks(range(len(ranked)), [entry["name"] for entry in ranked])
-        panel.set_xlim(left=0)
-        panel.set_xlabel(f"F1, mean of the LLMs, 95% interval by paragraph (n={summary['n']}); dashed: token_budget@M")
-        panel.spines[["top", "right"]].set_visible(False)
-        figure.savefig(self.folder / "sweep.png", dpi=130)
-        plt.close(figure)
+        """Write sweep.png."""
+        charts.sweep(summary).savefig(self.folder / "sweep.png", dpi=130)
         return self.folder / "sweep.png"
 
     def _entry(self, configuration: Configuration) -> dict:
@@ -122,7 +102,7 @@ class Ranking:
         ]
 
     def _table(self, summary: Mapping) -> str:
-        """One row a configuration; a failed one has its error and no figure."""
+        """One row per configuration; a failed one has its error and no figure."""
         errors = {failed["name"]: failed["error"] for failed in summary["failed"]}
         rows = [_flat(entry) for entry in summary["ranked"]]
         rows += [_settings(c) | {"error": errors[c.name]} for c in self.grid if c.name in errors]

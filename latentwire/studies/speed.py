@@ -1,12 +1,6 @@
 """How fast, as ratios that one run measures on one machine: ours beside the obvious way (`plain`), repeat by repeat.
 
-    python latentwire/benchmark.py                              # the offline models, or NAME_ID
-    python latentwire/benchmark.py --parts text_eval --repeats 5
-
-Parts: train (a step against the same step done plainly), text_eval (answers from text against transformers.generate),
-serving (answers from Z against answers from text, at three lengths), mfu (floating point operations of a step against
-the device's own matrix products), growth (time and memory with batch, M, context and questions) and processes (the same
-under torchrun). Writes results.json after every part, so that a killed run continues with the next, and table.md.
+Each of PARTS is measured by one function. Shapes: M latents.
 """
 
 import copy
@@ -15,8 +9,6 @@ import itertools
 import os
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,52 +19,42 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from latentwire.conditions.base import CONDITIONS, Sender, Setting
-from latentwire.data.squad import Question, load_questions, subset
+from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared, reader_of
+from latentwire.data.question import Question, subset
+from latentwire.data.squad import load
 from latentwire.evaluation.answering import answer
-from latentwire.llms.frozen import FrozenLLM, load_llm, random_llm
-from latentwire.llms.prompts import PromptBuilder
-from latentwire.models.backbones import load_backbone
-from latentwire.models.encoders.base import SelectingEncoder
+from latentwire.llms.frozen import FrozenLLM
+from latentwire.llms.loading import load_llm, random_llm
+from latentwire.models.closed_form import closed_form, fit_texts
+from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.latentwire import LatentWire
-from latentwire.models.stage0 import closed_form, fit_texts
+from latentwire.reporting.tables import speed_markdown
 from latentwire.studies.plain import PlainLLM, answer_batched, answer_one_by_one, teach_now
+from latentwire.studies.programs import Program, captured, torchrun
+from latentwire.studies.settings import BenchmarkSettings
+from latentwire.training.log import read_log
+from latentwire.training.settings import TrainSettings
 from latentwire.training.teacher import teach
 from latentwire.training.trainer import Job, Trainer
-from latentwire.utils.runs import (
-    SCHEMA,
-    RunFolder,
-    default_device,
-    default_dtype,
-    machine,
-    read_json,
-    read_lines,
-    set_seed,
-    write_json,
-    write_text,
-)
-from latentwire.utils.settings import BenchmarkConfig, TrainConfig, parse
+from latentwire.utils.cli import SCHEMA, fields_of, variable_of
+from latentwire.utils.files import read_json, write_json, write_text
+from latentwire.utils.machine import machine, on_this_machine, set_seed
+from latentwire.utils.runs import RunFolder, identity
 
+_ENCODER = "hf"  # that is trained
 _EPOCHS = 3  # passes that share the cost of the teacher's cache
 _LENGTHS = (150, 1000, 4000)  # tokens of a context
 _BATCHES, _SIZES = (4, 8, 16, 32), (8, 32, 64)  # growth: questions a step, and M
 _CLEAR = "/proc/self/clear_refs"
+_NO_PART = ("save_dir", "parts", "llms")  # of what makes two benchmarks the same one
 _MATRICES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
 
 
-def main() -> None:
-    """Command line: one benchmark."""
-    benchmark(parse(BenchmarkConfig))
-
-
-def benchmark(config: BenchmarkConfig) -> dict:
+def benchmark(config: BenchmarkSettings) -> dict:
     """Run the parts that are not there yet, and return what was written to results.json."""
-    device = config.device or default_device()
-    config = dataclasses.replace(config, device=device, dtype=config.dtype or default_dtype(device))
+    config = on_this_machine(config)
     set_seed(0)
-    identity = dataclasses.asdict(config) | {"llm_ids": config.llm_ids}
-    del identity["save_dir"], identity["parts"], identity["llms"]
-    with RunFolder(config.save_dir, identity, restart="by removing it (rm -r)") as run:
+    with RunFolder(config.save_dir, identity(config, _NO_PART, llm_ids=config.llm_ids)) as run:
         path = run.path / "results.json"
         results = read_json(path) if path.is_file() else {"schema": SCHEMA, "hardware": machine(), "raw": []}
         bench = Bench(config)
@@ -84,41 +66,37 @@ def benchmark(config: BenchmarkConfig) -> dict:
             results["raw"] += [{"part": part} | line for line in PARTS[part](bench)]
             results["ratios"] = ratios(results["raw"])
             write_json(path, results)
-            write_text(run.path / "table.md", table_markdown(results))
-    print(table_markdown(results), f"wrote {path} and table.md", sep="\n")
+            write_text(run.path / "table.md", speed_markdown(results))
+    print(speed_markdown(results), f"wrote {path} and table.md", sep="\n")
     return results
 
 
 class Bench:
     """The models and questions that all parts share."""
 
-    def __init__(self, config: BenchmarkConfig):
+    def __init__(self, config: BenchmarkSettings):
         self.config = config
-        _, questions = load_questions(config.dataset, "train")
-        self.questions = subset(questions, config.steps * config.batch_size, 0)
-        load = random_llm if config.random_weights else load_llm
-        self.llms = {name: load(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
-        before, self.adapters, _ = closed_form(self.llms, fit_texts(config.dataset), config.d_z)
-        backbone = load_backbone(config.encoder_id)
-        self.encoder = SelectingEncoder(before.tokenizer, *before.codebook.weight.shape, backbone, "select")
-        self.encoder.codebook.load_state_dict(before.codebook.state_dict())
-        self.encoder.to(config.device)
-        self.settings = [self._setting(llm) for llm in self.llms.values()]
+        train = load(config.dataset, "train")
+        self.score, self.spans = train.score, train.spans
+        self.questions = subset(train.questions, config.steps * config.batch_size, 0)
+        loaded = random_llm if config.random_weights else load_llm
+        llms = {name: loaded(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
+        before, self.adapters, _ = closed_form(llms, fit_texts(config.dataset), config.d_z)
+        kind = ENCODERS[_ENCODER]
+        settings = kind.Settings(encoder_id=config.encoder_id) if config.encoder_id else kind.Settings()
+        self.encoder = kind.begin(before, settings, config.latent_len).to(config.device)
+        self.readers = [reader_of(llm, config, "prompt") for llm in llms.values()]
 
-    def _setting(self, llm: FrozenLLM) -> Setting:
-        prompts = PromptBuilder(llm.tokenizer, "prompt", self.config.llm_wordings[llm.name])
-        return Setting(llm, prompts, None, None, "fp16", self.config.d_z, (), self.questions, 0)
-
-    def trainer(self, settings: Sequence[Setting], teacher: Mapping, **changes: object) -> Trainer:
+    def trainer(self, readers: Sequence[Reader], teacher: Mapping | None, **changes: object) -> Trainer:
         """A trainer of stage joint on a copy of the model; changes: of its settings."""
         c = self.config
-        config = TrainConfig(
+        config = TrainSettings(
             init="-", batch_size=c.batch_size, epochs=1000, latent_len=c.latent_len, d_z=c.d_z, k=c.k, device=c.device,
             dtype=c.dtype, kd_weight=0.5 if teacher is not None else 0.0,
         )  # fmt: skip
         config = dataclasses.replace(config, **changes)
         model = copy.deepcopy(LatentWire(self.encoder, self.adapters, "prompt", config.latent_len)).to(c.device)
-        job = Job(config, model, settings, self.questions, None, None, teacher or {})
+        job = Job(config, model, readers, self.questions, spans=self.spans, teacher=teacher or {})
         mixed = "bf16" if c.dtype == "bfloat16" else "no"
         return Trainer(job, Accelerator(cpu=c.device == "cpu", mixed_precision=mixed), Path(c.save_dir), None)
 
@@ -147,21 +125,19 @@ def train_part(bench: Bench) -> list[dict]:
     """Seconds of the same training steps: ours (with its share of the teacher's cache) and plainly."""
     config, teacher, teaching = bench.config, {}, 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for setting in bench.settings:
-            weights = setting.llm.weights_sha256()
+        for reader in bench.readers:
+            llm, weights = reader.llm, reader.llm.weights_sha256()
             started = time.perf_counter()
-            teacher[setting.llm.name] = teach(
-                setting.llm, weights, setting.prompts, bench.questions, config.k, Path(folder)
-            )
+            teacher[llm.name] = teach(llm, weights, reader.prompts, bench.questions, config.k, Path(folder))
             teaching += time.perf_counter() - started
-    ours = bench.trainer(bench.settings, teacher)
-    settings = [dataclasses.replace(setting, llm=PlainLLM(setting.llm)) for setting in bench.settings]
-    plain = bench.trainer(settings, {})
+    ours = bench.trainer(bench.readers, teacher)
+    readers = [dataclasses.replace(reader, llm=PlainLLM(reader.llm)) for reader in bench.readers]
+    plain = bench.trainer(readers, {})
 
     def plain_steps() -> None:
         for step in range(config.steps):
             batch = plain.batches[step]
-            plain.job.teacher = {s.llm.name: teach_now(s, batch, config.k) for s in settings}
+            plain.job.teacher = {reader.llm.name: teach_now(reader, batch, config.k) for reader in readers}
             _take(plain, step)
 
     ways = {"ours": lambda: [_take(ours, step) for step in range(config.steps)], "plain": plain_steps}
@@ -177,9 +153,9 @@ def text_eval_part(bench: Bench) -> list[dict]:
     """Seconds to answer the same questions from text: ours, transformers.generate one by one, and in batches."""
     config, lines = bench.config, []
     questions = sorted(bench.questions, key=lambda q: len(q.context))
-    for setting in bench.settings:
-        llm, prompts = setting.llm, setting.prompts
-        slots = [prompts.ids(prompts.content_text(q.context, q.question)) for q in questions]
+    for reader in bench.readers:
+        llm, prompts = reader.llm, reader.prompts
+        slots = [prompts.plain(prompts.content_text(q.context, q.question)) for q in questions]
         tails = [prompts.tail(q.question) for q in questions]
         whole = [[*prompts.head, *slot, *tail] for slot, tail in zip(slots, tails, strict=True)]
         batches = [slice(i, i + config.batch_size) for i in range(0, len(questions), config.batch_size)]
@@ -206,12 +182,11 @@ def serving_part(bench: Bench) -> list[dict]:
     """One question on a context of each length: seconds from Z and from text, the cache that each keeps, and how many
     questions on the same context pay for encoding it."""
     config, lines = bench.config, []
-    for length, setting in itertools.product(_LENGTHS, bench.settings):
-        llm = setting.llm
-        prompts = PromptBuilder(llm.tokenizer, "context", config.llm_wordings[llm.name])
+    for length, reader in itertools.product(_LENGTHS, bench.readers):
+        llm, prompts = reader.llm, reader_of(reader.llm, config, "context").prompts
         context = _long_context(bench.questions, llm, length)
         asked = dataclasses.replace(bench.questions[0], context=context, id=f"long {length}")
-        text = llm.embed(prompts.ids(prompts.content_text(context, asked.question)))
+        text = llm.embed(prompts.plain(prompts.content_text(context, asked.question)))
         (z,) = bench.encoder.encode([asked], "context", config.latent_len)
         with torch.no_grad():
             prefix = bench.adapters[llm.name].to(config.device)(z)
@@ -237,7 +212,7 @@ def serving_part(bench: Bench) -> list[dict]:
 def mfu_part(bench: Bench) -> list[dict]:
     """Floating point operations a second of a training step, beside the best matrix product of the same type."""
     config = bench.config
-    trainer = bench.trainer(bench.settings, None)
+    trainer = bench.trainer(bench.readers, None)
     with FlopCounterMode(display=False) as counter:
         _take(trainer, 0)
     ceilings = []
@@ -259,18 +234,19 @@ def growth_part(bench: Bench) -> list[dict]:
     changes = [("batch", "batch_size", n) for n in _BATCHES if n <= len(bench.questions)]
     changes += [("m", "latent_len", m) for m in _SIZES]
     for kind, name, value in changes:
-        trainer = bench.trainer(bench.settings, None, **{name: value})
+        trainer = bench.trainer(bench.readers, None, **{name: value})
         lines.append(_grown(bench, kind, value, lambda trainer=trainer: _take(trainer, 0)))
-    first = bench.settings[0]
-    adapter = bench.adapters[first.llm.name].to(config.device)
-    setting = dataclasses.replace(first, sender=Sender(bench.encoder, "prompt", "fp16"), adapter=adapter)
+    first = bench.readers[0]
+    reader = dataclasses.replace(first, adapter=bench.adapters[first.llm.name].to(config.device))
+    wire = CONDITIONS["latentwire"]
     for share in (4, 2, 1):
         some = bench.questions[: max(1, len(bench.questions) // share)]
 
         def evaluate(some=some) -> None:
+            shared = Shared(some, 0, Sender(bench.encoder, "prompt", "fp16"))  # encodes each question anew
             for start in range(0, len(some), config.batch_size):
                 batch = some[start : start + config.batch_size]
-                answer(CONDITIONS["latentwire"], setting, batch, config.latent_len, config.max_new_tokens)
+                answer(wire, config.latent_len, reader, shared, bench.score, batch, config.max_new_tokens)
 
         lines.append(_grown(bench, "questions", len(some), evaluate))
     for length in _LENGTHS[:2]:
@@ -293,15 +269,15 @@ def processes_part(bench: Bench) -> list[dict]:
         return lines
     with tempfile.TemporaryDirectory() as folder:
         begun = Path(folder) / "codebook"
-        _torchrun(config, 1, begun, "--stage", "codebook")
+        _train(config, 1, begun, "--stage", "codebook")
         for processes in range(1, max(2, torch.cuda.device_count()) + 1):
             run = Path(folder) / str(processes)
             samples = str((config.steps + 1) * config.batch_size * processes)
-            _torchrun(
+            _train(
                 config, processes, run, "--stage", "joint", "--init", str(begun / "checkpoint_best"), "--samples",
                 samples, "--val_samples", "1", "--kd_weight", "0", "--epochs", "1",
             )  # fmt: skip
-            taken = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line][1:]  # the first one warms up
+            taken = [line for line in read_log(run / "metrics.jsonl") if "loss" in line][1:]  # the first one warms up
             speed = statistics.median(line["examples_per_s"] for line in taken)
             lines.append({
                 "name": "growth_processes", "value": processes, "unit": "s", "examples_per_s": speed,
@@ -316,18 +292,16 @@ PARTS: dict[str, Callable[[Bench], list[dict]]] = {
 }  # fmt: skip
 
 
-def _torchrun(config: BenchmarkConfig, processes: int, folder: Path, *flags: str) -> None:
-    """One stage of training in processes of its own. Raises ValueError with what it said when it fails."""
-    program = Path(__file__).parents[1] / "train.py"
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(program),
-        "--save_dir", str(folder), "--device", config.device, "--dtype", config.dtype, "--dataset", config.dataset,
-        "--llms", config.llms, "--batch_size", str(config.batch_size), "--latent_len", str(config.latent_len),
-        "--d_z", str(config.d_z), "--k", str(config.k), "--encoder_id", config.encoder_id, *flags,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+def _train(config: BenchmarkSettings, processes: int, folder: Path, *flags: str) -> None:
+    """One stage of training in processes of its own: with these settings, and else the defaults. Raises ValueError with
+    its reason where it fails."""
+    same = ("device", "dtype", "dataset", "llms", "wordings", "batch_size", "latent_len", "d_z", "k", "encoder_id")
+    given = {name: str(getattr(config, name)) for name in same}
+    environment = {variable_of(f): given.get(f.name, "") for f in fields_of(TrainSettings) if variable_of(f)}
+    command = torchrun(processes, "--standalone", "--save_dir", str(folder), *flags)
+    captured(
+        Program("train.py", command, environment | {f"{name.upper()}_ID": i for name, i in config.llm_ids.items()})
+    )
 
 
 def _take(trainer: Trainer, step: int) -> None:
@@ -385,39 +359,3 @@ def ratios(raw: Sequence[Mapping]) -> dict[str, dict[str, float]]:
         name: {"min": min(values), "median": statistics.median(values), "max": max(values)}
         for name, values in found.items()
     }
-
-
-def table_markdown(results: Mapping) -> str:
-    """Ratios with their spread, then what was measured."""
-    hardware = results["hardware"]
-    where = ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['threads']} threads"
-    gpu = "" if hardware["gpus"] else " On a GPU: not measured."
-    lines = [f"{where}, torch {hardware['torch']}, transformers {hardware['transformers']}.{gpu}", ""]
-    lines += ["| ratio | median | smallest | largest |", "|---|---|---|---|"]
-    for name, found in results.get("ratios", {}).items():
-        lines.append(f"| {name} | {found['median']:.2f} | {found['min']:.2f} | {found['max']:.2f} |")
-    served: dict[tuple, list[Mapping]] = {}
-    for line in (line for line in results["raw"] if line["part"] == "serving"):
-        served.setdefault((line["text_positions"], line["llm"]), []).append(line)
-    if served:
-        columns = ("positions of text", "LLM", "encoding", "first token from Z", "from text", "each further one",
-                   "from text", "cache of Z", "of text", "questions that pay")  # fmt: skip
-        lines += ["", "Medians; a first token from Z waits for the encoding, once a context:", ""]
-        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for (positions, llm), repeats in served.items():
-        encode, z, text, *decode = (
-            statistics.median(line["seconds"][name] for line in repeats)
-            for name in ("encode", "prefill_z", "prefill_text", "decode_z", "decode_text")
-        )
-        times = (encode, encode + z, text, *decode)
-        cells = [str(positions), llm, *(f"{seconds:.3f} s" for seconds in times)]
-        cells += [f"{repeats[0][key] / 1e6:.2f} MB" for key in ("kv_bytes_z", "kv_bytes_text")]
-        cells.append(f"{encode / (text - z):.1f}" if text > z else "never")
-        lines.append(f"| {' | '.join(cells)} |")
-    grown = [line for line in results["raw"] if line["name"].startswith("growth_")]
-    if grown:
-        lines += ["", "| grows | to | seconds | peak memory |", "|---|---|---|---|"]
-    for line in grown:
-        peak = "not told" if line["peak_memory_mb"] is None else f"{line['peak_memory_mb']:.0f} MB"
-        lines.append(f"| {line['name'].removeprefix('growth_')} | {line['value']} | {line['seconds']:.2f} | {peak} |")
-    return "\n".join(lines) + "\n"

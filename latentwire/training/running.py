@@ -75,18 +75,19 @@ def stages_of(config: TrainSettings) -> list[TrainSettings]:
 def _estimate_all(config: TrainSettings) -> dict[str, dict[str, float]]:
     """Each stage is timed from the codebook: what a stage has learned does not change its successor's time."""
     found: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:  # of each process its own
         stages = stages_of(dataclasses.replace(config, estimate=False, save_dir=folder))
         begun = config.init or str(Path(folder) / "stages" / "codebook" / "checkpoint_best")
         for one in stages:
             if STAGES[one.stage].losses:
                 found |= train(dataclasses.replace(one, init=begun, estimate=True))
             else:
-                _stage(one)
+                _stage(one, shared=False)
     return found
 
 
-def _stage(config: TrainSettings) -> dict[str, float] | None:
+def _stage(config: TrainSettings, shared: bool = True) -> dict[str, float] | None:
+    """shared: whether all processes have one folder, which the first of them writes."""
     config = on_this_machine(config)
     accelerator = _accelerator(config)
     set_seed(config.seed)
@@ -101,7 +102,7 @@ def _stage(config: TrainSettings) -> dict[str, float] | None:
     )  # fmt: skip
     _require_fits(config, questions, accelerator)
     run = None
-    if accelerator.is_main_process and not config.estimate:
+    if (accelerator.is_main_process or not shared) and not config.estimate:
         run = _claim(config, _identity(config, questions, held, accelerator.num_processes))
     accelerator.wait_for_everyone()
     try:

@@ -1,77 +1,104 @@
 """Every condition fills the same slot under the same budget, and latents really travel as bytes."""
 
 import dataclasses
+from typing import NamedTuple
 
 import pytest
 import torch
 
-from latentwire.conditions.base import CONDITIONS, Sender, Setting, explained_variance, parse_conditions
+from latentwire.conditions.base import (
+    CONDITIONS,
+    Reader,
+    Sender,
+    Shared,
+    parse_conditions,
+    received_slot,
+    require_positions,
+)
+from latentwire.conditions.pca import fitted
+from latentwire.conditions.tuned import TUNED
+from latentwire.data.content import SOURCES
 from latentwire.llms.prompts import PromptBuilder
 from latentwire.models import wire
-from latentwire.models.adapters import Adapter
 from latentwire.models.backbones import load_backbone
-from latentwire.models.closed_form import build_interface, token_counts, wire_table
-from latentwire.models.encoders.base import CodebookEncoder, SelectingEncoder
-from latentwire.utils.settings import TUNED
+from latentwire.models.closed_form import closed_form
+from latentwire.models.encoders.codebook import ClosedFormEncoder
+from latentwire.models.encoders.selecting import SelectingEncoder
 
 M, D_Z, SOFT = 16, 24, 5
+ABLE = {"chooses_tokens", "reads_answers", "spans", "two_articles"}  # what encoder hf and SQuAD have
+
+
+class At(NamedTuple):
+    """One reader, and what it shares with others."""
+
+    reader: Reader
+    shared: Shared
 
 
 @pytest.fixture(scope="module")
-def interface(llms, texts):
-    tokenizer = llms["llama"].tokenizer
-    tables = {name: wire_table(llm, tokenizer) for name, llm in llms.items()}
-    return build_interface(tables, token_counts(tokenizer, texts), D_Z)
+def closed(llms, texts):
+    return closed_form(llms, texts, D_Z)[:2]
 
 
 @pytest.fixture
-def setting_of(llms, texts, questions, interface):
-    def make(name="llama", source="prompt", codec="fp16", seed=0, pool=questions, encoder=None):
-        untrained = CodebookEncoder.from_codebook(llms["llama"].tokenizer, interface.codebook)
-        adapter = Adapter.from_closed_form(*interface.adapters[name])
+def at(llms, texts, questions, closed):
+    def make(name="llama", source="prompt", codec="fp16", seed=0, pool=questions, encoder=None, d_z=D_Z):
+        untrained, adapters = closed
         torch.manual_seed(len(name))
-        soft = {condition: torch.randn(SOFT, llms[name].width) for condition in TUNED}
-        return Setting(
-            llms[name], PromptBuilder(llms[name].tokenizer, source, "zero_shot"),
-            Sender(encoder or untrained, source, codec), adapter, codec, D_Z, texts, pool, seed, soft,
-            (Sender(untrained, source, codec), adapter),
-        )  # fmt: skip
+        soft = {condition.name: {name: torch.randn(SOFT, llms[name].width)} for condition in TUNED}
+        prompts = PromptBuilder(llms[name].tokenizer, source, "zero_shot")
+        sender, before = (Sender(one, source, codec) for one in (encoder or untrained, untrained))
+        shared = Shared(pool, seed, sender, codec, d_z, texts, soft, (before, adapters))
+        return At(Reader(llms[name], prompts, adapters[name]), shared)
 
     return make
 
 
 @pytest.fixture
-def selecting(llms, interface, encoder_folder):
+def selecting(llms, closed, encoder_folder):
     """An encoder of type hf with random heads."""
     torch.manual_seed(0)
-    tokenizer = llms["llama"].tokenizer
-    encoder = SelectingEncoder(tokenizer, *interface.codebook.shape, load_backbone(encoder_folder), "select")
+    codebook = closed[0].codebook.weight
+    encoder = SelectingEncoder(llms["llama"].tokenizer, D_Z, len(codebook), load_backbone(encoder_folder), "select")
     with torch.no_grad():
-        encoder.codebook.weight.copy_(interface.codebook)
+        encoder.codebook.weight.copy_(codebook)
         encoder.score.weight.normal_()
     return encoder
 
 
-def slots(setting, name, questions, m=M):
-    return CONDITIONS[name].build(setting, questions, m)
+def slots(there, name, questions, m=M):
+    return CONDITIONS[name].slots(there.reader, questions, m, there.shared)
 
 
-def text_of(setting, slot):
+def partners(there, questions):
+    """The questions whose Z shuffled_z sends in place of theirs."""
+    asked, sender = [], there.shared.sender
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sender, "send", lambda chosen, m: asked.extend(chosen) or Sender.send(sender, chosen, m))
+        slots(there, "shuffled_z", questions)
+    return asked
+
+
+def text_of(there, slot):
     """The token text of a slot that holds real embeddings."""
-    return setting.llm.tokenizer.decode(torch.cdist(slot.embeds, setting.llm.embedding_table()).argmin(dim=1).tolist())
+    llm = there.reader.llm
+    return llm.tokenizer.decode(torch.cdist(slot.embeds, llm.embedding_table()).argmin(dim=1).tolist())
 
 
 @pytest.mark.parametrize("name", [name for name, condition in CONDITIONS.items() if condition.by_llm])
 @pytest.mark.parametrize("llm", ["llama", "qwen"])
-def test_every_condition_gives_each_question_a_slot_of_the_llms_width(setting_of, questions, name, llm):
+def test_every_condition_gives_each_question_a_slot_of_the_llms_width(at, questions, name, llm):
     source = CONDITIONS[name].sources[0]
-    setting = setting_of(llm, source)
-    for q, slot in zip(questions[:5], slots(setting, name, questions[:5]), strict=True):
-        assert slot.embeds.shape[1] == setting.llm.width and torch.isfinite(slot.embeds).all()
-        whole = len(setting.prompts.ids(setting.prompts.content_text(q.context, q.question)))
+    there = at(llm, source)
+    for q, slot in zip(questions[:5], slots(there, name, questions[:5]), strict=True):
+        assert slot.embeds.shape[1] == there.reader.llm.width and torch.isfinite(slot.embeds).all()
+        whole = len(there.reader.prompts.plain(there.reader.prompts.content_text(q.context, q.question)))
         budget = {"text": whole, "pca_rank": whole, "no_context": 0, "text_tuned": whole}.get(name, M)
         if name == "token_budget_context":  # M tokens of context, labels and question on top
-            budget += len(setting.prompts.ids("Context:")) + len(setting.prompts.ids(f"\nQuestion: {q.question}"))
+            budget += len(there.reader.prompts.plain("Context:")) + len(
+                there.reader.prompts.plain(f"\nQuestion: {q.question}")
+            )
         base, soft = name.removesuffix("_tuned"), SOFT if name.endswith("_tuned") else 0
         if base in ("oracle_text", "selected_text"):
             budget = 2 * M  # M tokens of the wire's tokenizer, which the LLM may cut otherwise
@@ -79,164 +106,210 @@ def test_every_condition_gives_each_question_a_slot_of_the_llms_width(setting_of
         assert len(slot.embeds) == budget + soft or (short and soft < len(slot.embeds) <= budget + soft)
 
 
-def test_text_is_the_whole_content_and_its_bytes_are_counted(setting_of, questions):
-    setting = setting_of()
-    slot = slots(setting, "text", questions[:1])[0]
-    expected = setting.prompts.content_text(questions[0].context, questions[0].question)
-    assert text_of(setting, slot) == expected and slot.sent == len(expected.encode())
+def test_text_is_the_whole_content_and_its_bytes_are_counted(at, questions):
+    there = at()
+    slot = slots(there, "text", questions[:1])[0]
+    expected = there.reader.prompts.content_text(questions[0].context, questions[0].question)
+    assert text_of(there, slot) == expected and slot.sent == len(expected.encode())
 
 
-def test_the_budget_spends_on_the_question_first(setting_of, questions):
-    setting = setting_of()
+def test_the_budget_spends_on_the_question_first(at, questions):
+    there = at()
     q = min(questions, key=lambda q: len(q.question))
-    text = text_of(setting, slots(setting, "token_budget", [q], 48)[0])
+    text = text_of(there, slots(there, "token_budget", [q], 48)[0])
     assert text.startswith(f"Question: {q.question}\nContext:")
 
 
-def test_the_context_budget_adds_the_question_on_top(setting_of, questions):
-    setting = setting_of()
-    text = text_of(setting, slots(setting, "token_budget_context", questions[:1])[0])
+def test_the_context_budget_adds_the_question_on_top(at, questions):
+    there = at()
+    text = text_of(there, slots(there, "token_budget_context", questions[:1])[0])
     assert text.endswith(f"\nQuestion: {questions[0].question}")
     cut = text.removeprefix("Context:").removesuffix(f"\nQuestion: {questions[0].question}")
     assert f" {questions[0].context}".startswith(cut) and cut.strip()
 
 
-def test_with_the_question_as_text_the_budgets_are_of_the_context_alone(setting_of, questions):
-    setting = setting_of(source="context")
+def test_with_the_question_as_text_the_budgets_are_of_the_context_alone(at, questions):
+    there = at(source="context")
     budget, same, selected = (
-        text_of(setting, slots(setting, name, questions[:1])[0])
+        text_of(there, slots(there, name, questions[:1])[0])
         for name in ("token_budget", "token_budget_context", "token_select")
     )
     assert budget == same and f" {questions[0].context}".startswith(budget)
     assert selected.strip()[:20] in questions[0].context and "Question" not in budget + selected
 
 
-def test_selection_puts_the_most_relevant_sentence_first(setting_of, questions):
-    setting = setting_of()
+def test_selection_puts_the_most_relevant_sentence_first(at, questions):
+    there = at()
     target = "The copper kettle belonged to Osric."
     q = dataclasses.replace(
         questions[0], context=f"Rain fell. Nobody came. {target} It snowed.", question="Whose kettle was it?"
     )
-    assert f"Context: {target}" in text_of(setting, slots(setting, "token_select", [q], 64)[0])
+    assert f"Context: {target}" in text_of(there, slots(there, "token_select", [q], 64)[0])
 
 
-def test_pca_with_all_directions_is_the_token_budget(setting_of, questions):
-    setting = setting_of()
-    setting.d_z = setting.llm.width
-    for a, b in zip(slots(setting, "pca", questions[:3]), slots(setting, "token_budget", questions[:3]), strict=True):
+def test_pca_with_all_directions_is_the_token_budget(at, questions):
+    there = at(d_z=48)
+    assert there.reader.llm.width == 48
+    for a, b in zip(slots(there, "pca", questions[:3]), slots(there, "token_budget", questions[:3]), strict=True):
         torch.testing.assert_close(a.embeds, b.embeds, atol=5e-3, rtol=5e-3)  # fp16 on the wire
 
 
-def test_pca_keeps_only_the_principal_part(setting_of, questions):
-    setting = setting_of()
-    a, b = slots(setting, "pca", questions[:1])[0].embeds, slots(setting, "token_budget", questions[:1])[0].embeds
+def test_pca_keeps_only_the_principal_part(at, questions):
+    there = at()
+    a, b = slots(there, "pca", questions[:1])[0].embeds, slots(there, "token_budget", questions[:1])[0].embeds
     assert (a - b).abs().max() > 0.05
-    kept = setting.pca.explained_variance(D_Z)
-    assert 0 < kept < 1 and explained_variance(CONDITIONS["pca"], setting, M) == kept
-    assert explained_variance(CONDITIONS["pca_rank"], setting, M) == setting.pca.explained_variance(M) < kept
-    assert explained_variance(CONDITIONS["latentwire"], setting, M) is None
+    found = fitted(*there)
+    kept = found.explained_variance(D_Z)
+    assert 0 < kept < 1 and CONDITIONS["pca"].explained(there.reader, M, there.shared) == kept
+    assert CONDITIONS["pca_rank"].explained(there.reader, M, there.shared) == found.explained_variance(M) < kept
+    assert CONDITIONS["latentwire"].explained is None
 
 
-def test_pooling_averages_contiguous_windows(setting_of, questions):
-    setting = setting_of()
-    setting.d_z = setting.llm.width
-    whole = slots(setting, "text", questions[:1])[0].embeds
-    pooled = slots(setting, "pca_pool", questions[:1])[0].embeds
+def test_pooling_averages_contiguous_windows(at, questions):
+    there = at(d_z=48)
+    assert there.reader.llm.width == 48
+    whole = slots(there, "text", questions[:1])[0].embeds
+    pooled = slots(there, "pca_pool", questions[:1])[0].embeds
     expected = torch.stack([part.mean(dim=0) for part in whole.tensor_split(M)])
     torch.testing.assert_close(pooled, expected, atol=5e-3, rtol=5e-3)
 
 
-def test_the_latents_are_those_of_the_decoded_bytes_and_the_same_for_both_llms(setting_of, questions):
-    first, second = setting_of("llama", codec="int4"), setting_of("qwen", codec="int4")
-    packed = first.sender.send(questions[:3], M)
-    assert packed == second.sender.send(questions[:3], M)
+def test_the_latents_are_those_of_the_decoded_bytes_and_the_same_for_both_llms(at, questions):
+    first, second = at("llama", codec="int4"), at("qwen", codec="int4")
+    packed = first.shared.sender.send(questions[:3], M)
+    assert packed == second.shared.sender.send(questions[:3], M)
     for data, slot in zip(packed, slots(first, "latentwire", questions[:3]), strict=True):
         assert slot.sent == len(data)
-        torch.testing.assert_close(slot.embeds, first.adapter(torch.from_numpy(wire.unpack(data)[0])))
+        torch.testing.assert_close(slot.embeds, first.reader.adapter(torch.from_numpy(wire.unpack(data)[0])))
 
 
-def test_a_damaged_wire_gives_an_error_and_no_slot(setting_of, questions):
-    setting = setting_of()
-    data = bytearray(setting.sender.send(questions[:1], M)[0])
+def test_a_damaged_wire_gives_an_error_and_no_slot(at, questions):
+    there = at()
+    data = bytearray(there.shared.sender.send(questions[:1], M)[0])
     data[len(data) // 2] ^= 1
     with pytest.raises(ValueError, match="checksum"):
-        setting.received_slot(bytes(data), setting.adapter)
+        received_slot(bytes(data), there.reader.adapter)
 
 
-def test_smaller_codecs_send_fewer_bytes_and_lose_little(setting_of, questions):
+def test_smaller_codecs_send_fewer_bytes_and_lose_little(at, questions):
     sizes, errors = [], []
-    exact = slots(setting_of(), "latentwire", questions[:1])[0].embeds
+    exact = slots(at(), "latentwire", questions[:1])[0].embeds
     for codec in ("fp16", "int8", "int4"):
-        slot = slots(setting_of(codec=codec), "latentwire", questions[:1])[0]
+        slot = slots(at(codec=codec), "latentwire", questions[:1])[0]
         sizes.append(slot.sent)
         errors.append((slot.embeds - exact).square().mean().item())
     assert sizes[0] > sizes[1] > sizes[2] and errors[0] == 0 < errors[1] < errors[2]
     assert errors[2] < 0.05 * exact.square().mean().item()
 
 
-def test_shuffled_z_comes_from_another_article_and_stays_the_same(setting_of, questions):
-    setting, again, other = setting_of(), setting_of(), setting_of(seed=1)
-    partners = [setting.partner(q) for q in questions[:20]]
-    assert all(p.title != q.title for p, q in zip(partners, questions, strict=False))
-    assert partners == [again.partner(q) for q in questions[:20]] != [other.partner(q) for q in questions[:20]]
-    for slot, p in zip(slots(setting, "shuffled_z", questions[:3]), partners, strict=False):
-        assert torch.equal(slot.embeds, slots(setting, "latentwire", [p])[0].embeds)
+def test_shuffled_z_comes_from_another_article_and_stays_the_same(at, questions):
+    there, again, other = at(), at(), at(seed=1)
+    found = partners(there, questions[:20])
+    assert all(p.title != q.title for p, q in zip(found, questions[:20], strict=True))
+    assert found == partners(again, questions[:20]) != partners(other, questions[:20])
+    for slot, p in zip(slots(there, "shuffled_z", questions[:3]), found, strict=False):
+        assert torch.equal(slot.embeds, slots(there, "latentwire", [p])[0].embeds)
 
 
-def test_shuffled_z_needs_a_second_article(setting_of, questions):
-    setting = setting_of(pool=[q for q in questions if q.title == questions[0].title])
-    with pytest.raises(ValueError, match=r"shuffled_z.*samples"):
-        setting.partner(questions[0])
+def test_shuffled_z_needs_a_second_article():
+    with pytest.raises(ValueError, match="'shuffled_z': needs questions on two articles or more"):
+        parse_conditions("shuffled_z", "prompt", M, ABLE - {"two_articles"})
+    assert "shuffled_z" not in {c.name for c, _ in parse_conditions("", "prompt", M, ABLE - {"two_articles"})}
 
 
 @pytest.mark.parametrize("source", ["prompt", "context"])
 @pytest.mark.parametrize("trained", [False, True])
-def test_the_oracle_sends_the_same_selection_as_text_and_as_latents(setting_of, selecting, questions, source, trained):
-    setting = setting_of(source=source, encoder=selecting if trained else None)
-    z, text = setting.sender.encoder.perfect(questions[0], source, M)
-    assert text_of(setting, slots(setting, "oracle_text", questions[:1])[0]) == text
-    (sent,) = slots(setting, "oracle_wire", questions[:1])
-    torch.testing.assert_close(sent.embeds, setting.adapter(z.half().float()))
+def test_the_oracle_sends_the_same_selection_as_text_and_as_latents(at, selecting, questions, source, trained):
+    there = at(source=source, encoder=selecting if trained else None)
+    z, text = there.shared.sender.encoder.perfect(questions[0], source, M)
+    assert text_of(there, slots(there, "oracle_text", questions[:1])[0]) == text
+    (sent,) = slots(there, "oracle_wire", questions[:1])
+    torch.testing.assert_close(sent.embeds, there.reader.adapter(z.half().float()))
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen"])
-def test_the_selected_text_is_the_encoders_choice_read_as_text(setting_of, selecting, questions, llm):
-    setting = setting_of(llm, encoder=selecting)
-    for q, slot in zip(questions[:3], slots(setting, "selected_text", questions[:3]), strict=True):
+def test_the_selected_text_is_the_encoders_choice_read_as_text(at, selecting, questions, llm):
+    there = at(llm, encoder=selecting)
+    for q, slot in zip(questions[:3], slots(there, "selected_text", questions[:3]), strict=True):
         chosen = selecting.tokenizer.decode(selecting.select(q, "prompt", M))
-        assert text_of(setting, slot) == chosen and slot.sent == len(chosen.encode())
-    sent = slots(setting, "latentwire", questions[:3])
+        assert text_of(there, slot) == chosen and slot.sent == len(chosen.encode())
+    sent = slots(there, "latentwire", questions[:3])
     assert [len(slot.embeds) for slot in sent] == [M] * 3
 
 
-def test_the_encoder_alone_answers_with_text_and_asks_no_llm(setting_of, selecting, questions, monkeypatch):
-    setting = setting_of(encoder=selecting)
-    monkeypatch.setattr(setting.llm, "embed", lambda *a: pytest.fail("an LLM was asked"))
+def test_the_encoder_alone_answers_with_text_and_asks_no_llm(at, selecting, questions, monkeypatch):
+    there = at(encoder=selecting)
+    monkeypatch.setattr(there.reader.llm, "embed", lambda *a: pytest.fail("an LLM was asked"))
     assert not CONDITIONS["encoder_only"].by_llm
-    answers = slots(setting, "encoder_only", questions[:5])
+    answers = slots(there, "encoder_only", questions[:5])
     assert answers == [selecting.read(q) for q in questions[:5]]
     assert all(answer in q.context for answer, q in zip(answers, questions, strict=False))
 
 
-def test_what_only_a_trained_encoder_knows_is_refused_for_another(setting_of, questions):
-    with pytest.raises(ValueError, match=r"encoder_only.*hf"):
-        slots(setting_of(), "encoder_only", questions[:1])
+def test_what_only_a_trained_encoder_knows_is_refused_for_another():
+    able = {what for what in ABLE if getattr(ClosedFormEncoder, what, True)}
+    assert able == ABLE - {"reads_answers"}
+    with pytest.raises(ValueError, match="'encoder_only': needs an encoder that reads answers itself; leave it out"):
+        parse_conditions("encoder_only", "prompt", M, able)
+    with pytest.raises(
+        ValueError, match="'oracle_text': needs an encoder that chooses tokens and answers that are spans"
+    ):
+        parse_conditions("oracle_text", "prompt", M, ())
+
+
+def test_a_group_stands_for_its_conditions_and_leaves_out_what_is_not_served():
+    def names(text, able=ABLE, source="prompt"):
+        return [(c.name, m) for c, m in parse_conditions(text, source, M, able)]
+
+    learned = ["latentwire", "untrained", "shuffled_z", "selected_text", "encoder_only"]
+    assert names("learned") == [(name, M) for name in learned]
+    assert names("learned@8") == [(name, 8) for name in learned]
+    assert names("learned", ABLE - {"reads_answers"}) == [(name, M) for name in learned[:-1]]
+    assert names("learned", {"two_articles"}) == [(name, M) for name in learned[:3]]
+    assert names("learned", ()) == [(name, M) for name in learned[:2]], "one article has no other one's Z"
+    assert names("learned", source="context") == [(name, M) for name in learned[:-1]], "encoder_only needs the question"
+    assert names("oracles", {"chooses_tokens"}) == [], "answers that are no spans have no oracle"
+    baselines = names("baselines")
+    assert ("token_budget", M) in baselines and ("token_budget", 2 * M) in baselines, "what costs as much as two LLMs'"
+    assert not {"latentwire", "oracle_text", "text_tuned"} & {name for name, _ in baselines}
+    assert names("quick,text,token_budget@8") == [*names("quick"), ("token_budget", 8)], "each once"
+    tuned = [condition.name for condition in TUNED]
+    assert names("tuned") == [(name, M) for name in tuned]
+    assert names("tuned", ()) == [(name, M) for name in tuned if name != "selected_text_tuned"]
+
+
+@pytest.mark.parametrize("llm", ["llama", "qwen"])
+def test_a_prompt_beyond_an_llms_positions_is_refused_and_the_question_named(at, questions, llm, monkeypatch):
+    reader = at(llm).reader
+    prompts, q = reader.prompts, max(questions, key=lambda q: len(q.context))
+    text = prompts.plain(prompts.content_text(q.context, q.question))
+    needed = len(prompts.head) + len(text) + len(prompts.tail(q.question)) + 8
+    monkeypatch.setattr(reader.llm, "positions", needed)
+    require_positions(reader, [q], M, whole=True, more=8)
+    monkeypatch.setattr(reader.llm, "positions", needed - 1)
+    with pytest.raises(ValueError, match=rf"question {q.id}: .* {needed} positions, and {llm} .* reads {needed - 1}; "):
+        require_positions(reader, [questions[0], q], M, whole=True, more=8)
+    require_positions(reader, [q], M, whole=False, more=8)
+    with pytest.raises(ValueError, match=questions[0].id):
+        require_positions(reader, [questions[0], q], needed, whole=False, more=8)
+    monkeypatch.setattr(reader.llm, "positions", None)
+    require_positions(reader, [q], needed, whole=True, more=8)
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen"])
 @pytest.mark.parametrize("base", ["text", "token_budget", "selected_text"])
-def test_a_tuned_rival_is_its_soft_prompt_and_then_its_text(setting_of, questions, llm, base):
-    setting = setting_of(llm)
-    soft = setting.soft_prompts[f"{base}_tuned"]
-    pairs = zip(slots(setting, f"{base}_tuned", questions[:3]), slots(setting, base, questions[:3]), strict=True)
+def test_a_tuned_rival_is_its_soft_prompt_and_then_its_text(at, questions, llm, base):
+    there = at(llm)
+    soft = there.shared.soft_prompts[f"{base}_tuned"][llm]
+    pairs = zip(slots(there, f"{base}_tuned", questions[:3]), slots(there, base, questions[:3]), strict=True)
     for tuned, plain in pairs:
         assert torch.equal(tuned.embeds, torch.cat([soft, plain.embeds]))
         assert tuned.sent == plain.sent, "the receiver has the soft prompt already"
 
 
-def test_untrained_is_the_wire_of_stage_0_and_not_the_trained_one(setting_of, selecting, questions):
-    trained = setting_of(encoder=selecting)
-    before = slots(setting_of(), "latentwire", questions[:3])
+def test_untrained_is_the_wire_of_the_closed_form_and_not_the_trained_one(at, selecting, questions):
+    trained = at(encoder=selecting)
+    before = slots(at(), "latentwire", questions[:3])
     for slot, expected, other in zip(
         slots(trained, "untrained", questions[:3]), before, slots(trained, "latentwire", questions[:3]), strict=True
     ):
@@ -245,13 +318,13 @@ def test_untrained_is_the_wire_of_stage_0_and_not_the_trained_one(setting_of, se
 
 
 def test_conditions_are_named_with_an_own_m_if_wanted_and_without_doubles():
-    chosen = parse_conditions("text, token_budget,token_budget@64,token_budget@32", "prompt", 32)
+    chosen = parse_conditions("text, token_budget,token_budget@64,token_budget@32", "prompt", 32, ABLE)
     assert [(c.name, m) for c, m in chosen] == [("text", 32), ("token_budget", 32), ("token_budget", 64)]
 
 
 def test_the_default_is_all_that_fit_the_source_but_the_oracles():
-    for source in ("prompt", "context"):
-        names = [c.name for c, _ in parse_conditions("", source, 32)]
+    for source in SOURCES:
+        names = [c.name for c, _ in parse_conditions("", source, 32, ABLE)]
         assert {"text", "token_budget", "pca", "latentwire", "no_context", "shuffled_z"} <= set(names)
         assert not any(name.startswith("oracle") or name.endswith("_tuned") for name in names)
         assert not {"selected_text", "encoder_only", "untrained"} & set(names)
@@ -260,7 +333,8 @@ def test_the_default_is_all_that_fit_the_source_but_the_oracles():
 @pytest.mark.parametrize(
     ("text", "source", "match"),
     [
-        ("text,magic", "prompt", "'magic'.*token_budget"),
+        ("text,magic", "prompt", "'magic'.*token_budget.*groups.*learned"),
+        ("oracle_text_tuned", "prompt", "'oracle_text_tuned'.*selected_text_tuned"),
         ("token_budget@0", "prompt", "'token_budget@0'.*at least 1"),
         ("token_budget@x", "prompt", "'token_budget@x'"),
         ("encoder_only", "context", "'encoder_only'.*prompt"),
@@ -268,4 +342,4 @@ def test_the_default_is_all_that_fit_the_source_but_the_oracles():
 )
 def test_a_wrong_condition_is_named_with_the_remedy(text, source, match):
     with pytest.raises(ValueError, match=match):
-        parse_conditions(text, source, 32)
+        parse_conditions(text, source, 32, ABLE)

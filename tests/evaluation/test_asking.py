@@ -2,12 +2,12 @@
 
 import pytest
 
-from latentwire.data.squad import load_questions
-from latentwire.evaluation import asking as demo
+from latentwire import demo
+from latentwire.data.squad import load
 from latentwire.evaluation.asking import Demo, converse, read_context
+from latentwire.evaluation.settings import DemoSettings
 from latentwire.models.checkpoint import save_checkpoint
-from latentwire.models.stage0 import closed_form
-from latentwire.utils.settings import DemoConfig
+from latentwire.models.closed_form import closed_form
 
 M, D_Z = 12, 24
 pytestmark = pytest.mark.usefixtures("tiny_models")
@@ -25,7 +25,7 @@ def checkpoint(llms, texts, llm_folders, tmp_path_factory):
 
 @pytest.fixture
 def question():
-    return load_questions("sample", "dev")[1][0]
+    return load("sample", "dev").questions[0]
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def text_file(tmp_path, question):
 
 
 def test_both_llms_answer_from_text_and_wire(checkpoint, question, llms):
-    ready = Demo(DemoConfig(ckpt=checkpoint))
+    ready = Demo(DemoSettings(ckpt=checkpoint))
     lines = ready.answers(question.context, question.question).split("\n")
-    for setting, (as_text, as_wire) in zip(ready.settings, (lines[:2], lines[2:4]), strict=True):
-        name, prompts = setting.llm.name, setting.prompts
-        assert f"{name} from text" in as_text and f"{name} from wire" in as_wire
-        ids = prompts.ids(prompts.content_text(question.context, question.question))
-        slot, tail = setting.llm.embed(ids), prompts.tail(question.question)
-        (answer,) = setting.llm.generate_with_prefix(prompts.head, [slot], [tail], 12)
+    for reader, (as_text, as_wire) in zip(ready.readers, (lines[:2], lines[2:4]), strict=True):
+        llm, prompts = reader.llm, reader.prompts
+        assert f"{llm.name} from text" in as_text and f"{llm.name} from wire" in as_wire
+        ids = prompts.plain(prompts.content_text(question.context, question.question))
+        slot, tail = llm.embed(ids), prompts.tail(question.question)
+        (answer,) = llm.generate_with_prefix(prompts.head, [slot], [tail], 12)
         assert f"{len(ids)} positions" in as_text and as_text.endswith(answer or "(nothing)")
         assert f"{M} positions" in as_wire and f"{M * D_Z * 2 + 18} bytes" in as_wire  # header and checksum
     words = lines[4].removeprefix("latents: ").split("|")
@@ -55,13 +55,13 @@ def test_the_command_line_prints_the_same(checkpoint, question, text_file, monke
     monkeypatch.setattr("sys.argv", argv)
     demo.main()
     said = capsys.readouterr().out.rstrip("\n").split("\n")
-    assert said[-5:] == Demo(DemoConfig(ckpt=checkpoint)).answers(question.context, question.question).split("\n")
+    assert said[-5:] == Demo(DemoSettings(ckpt=checkpoint)).answers(question.context, question.question).split("\n")
 
 
 def test_a_conversation_outlives_mistakes(checkpoint, question, text_file, monkeypatch, capsys):
     typed = iter(["/no/such/file", text_file, question.question, "word " * 3000, question.question, ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
-    converse(Demo(DemoConfig(ckpt=checkpoint)))
+    converse(Demo(DemoSettings(ckpt=checkpoint)))
     said = capsys.readouterr().out
     assert "'/no/such/file'" in said and "reads 2048; shorten it" in said
     assert said.count("from wire") == 4 and next(typed, None) is None
@@ -97,9 +97,9 @@ def test_a_file_without_text_is_refused(tmp_path, content, says):
 )
 def test_wrong_settings_are_named(settings, says):
     with pytest.raises(ValueError, match=says):
-        DemoConfig(**settings)
+        DemoSettings(**settings)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        Demo(DemoConfig(ckpt=str(tmp_path / "none")))
+        Demo(DemoSettings(ckpt=str(tmp_path / "none")))

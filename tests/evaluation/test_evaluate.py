@@ -13,22 +13,25 @@ import pytest
 import torch
 
 from latentwire.conditions.base import CONDITIONS
-from latentwire.data.squad import SAMPLE_DIR, load_questions, split_by_article
+from latentwire.data.question import split_by_article
+from latentwire.data.squad import SAMPLE_DIR, load
+from latentwire.eval import main
 from latentwire.evaluation import answering
-from latentwire.evaluation.evaluate import evaluate, main
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.settings import EvalSettings
 from latentwire.models.backbones import load_backbone
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
-from latentwire.models.encoders.base import SelectingEncoder
+from latentwire.models.encoders.selecting import SelectingEncoder
 from latentwire.reporting.tables import table_markdown
+from latentwire.utils.cli import parse
 from latentwire.utils.runs import RunFolder
-from latentwire.utils.settings import EvalConfig, parse
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
 TIMES = ("seconds", "examples_per_s")
 ROW_KEYS = {
     "condition", "llm", "llm_id", "m", "d_z", "n", "f1", "f1_ci95", "em", "em_ci95", "first_token_acc", "seconds",
     "nll_per_token", "bits_per_answer_byte", "llm_positions", "wire_bytes", "text_bytes", "explained_variance",
-    "examples_per_s",
+    "examples_per_s", "colour", "empty_answers",
 }  # fmt: skip
 TOP_KEYS = {
     "schema", "dataset", "split", "n", "seed", "train_seed", "source", "codec", "git", "results", "comparisons",
@@ -40,7 +43,7 @@ def config(folder, **changes):
         "dataset": "sample", "samples": 9, "batch_size": 4, "latent_len": 16, "d_z": 24, "max_new_tokens": 4,
         "conditions": "text,token_budget,pca,latentwire,no_context", "device": "cpu", "save_dir": str(folder),
     }  # fmt: skip
-    return EvalConfig(**(defaults | changes))
+    return EvalSettings(**(defaults | changes))
 
 
 def timeless(value):
@@ -87,6 +90,7 @@ def test_the_results_keep_the_contract(finished):
     assert len(results["results"]) == 2 * 5
     for row in results["results"]:
         assert row.keys() >= ROW_KEYS
+        assert row["colour"] == CONDITIONS[row["condition"]].colour
         assert 0 <= row["f1_ci95"][0] <= row["f1"] <= row["f1_ci95"][1] <= 1
     m = {row["condition"]: (row["m"], row["d_z"]) for row in results["results"]}
     assert m["text"] == (None, None) and m["token_budget"] == (16, None) and m["latentwire"] == (16, 24)
@@ -108,7 +112,7 @@ def test_the_wires_bytes_are_those_of_its_header_and_payload(finished):
     assert sizes == {14 + 2 * 16 * 24 + 4}  # header, fp16 values, checksum; the same for both LLMs
 
 
-def test_the_interface_report_tells_what_the_codes_carry(finished):
+def test_the_closed_forms_report_tells_what_the_codes_carry(finished):
     for report in finished[1]["interface"].values():
         assert 0 < report["explained_variance"] < 1 and 0 < report["nearest_token_recall"] <= 1
 
@@ -128,7 +132,7 @@ def test_the_same_seed_gives_the_same_files(finished, tmp_path):
 
 
 def test_a_second_call_computes_nothing(run, monkeypatch):
-    monkeypatch.setattr("latentwire.eval.answer", lambda *a: pytest.fail("computed again"))
+    monkeypatch.setattr("latentwire.evaluation.answering.answer", lambda *a: pytest.fail("computed again"))
     before = (run / "predictions.jsonl").read_bytes()
     evaluate(config(run))
     assert (run / "predictions.jsonl").read_bytes() == before
@@ -189,7 +193,7 @@ def test_a_start_that_failed_binds_nobody(tmp_path):
 
 
 def test_other_folders_are_never_taken_for_runs(finished, tmp_path):
-    ckpt = shutil.copytree(finished[0] / "checkpoint_stage0", tmp_path / "ckpt")
+    ckpt = shutil.copytree(finished[0] / "checkpoint_untrained", tmp_path / "ckpt")
     before = (ckpt / "config.json").read_bytes()
     with pytest.raises(ValueError, match="not a run folder"):
         evaluate(config(ckpt, ckpt=str(ckpt), fresh_eval=True))
@@ -205,14 +209,14 @@ def test_the_order_of_the_llms_is_part_of_the_wire(run):
     ("change", "match"),
     [
         ({"wordings": "qwen=loud"}, "qwen=loud.*plain"),
-        ({"samples": 1, "conditions": "text,shuffled_z"}, "shuffled_z.*raise --samples"),
+        ({"samples": 1, "conditions": "text,shuffled_z"}, "shuffled_z.*needs questions on two articles or more"),
         ({"device": "banana"}, "device='banana'"),
         ({"device": "cuda:63"}, "device='cuda:63'"),
         ({"conditions": "text,text_tuned"}, "text_tuned.*tuned_baselines.*--tuned"),
     ],
 )
 def test_what_would_fail_later_is_refused_before_any_model_is_loaded(tmp_path, monkeypatch, change, match):
-    monkeypatch.setattr("latentwire.eval.load_llm", lambda *a: pytest.fail("loaded a model"))
+    monkeypatch.setattr("latentwire.conditions.base.load_llm", lambda *a: pytest.fail("loaded a model"))
     with pytest.raises(ValueError, match=match):
         evaluate(config(tmp_path / "r", **change))
 
@@ -242,19 +246,19 @@ def test_the_context_source_asks_the_question_as_text(tmp_path):
     assert rows["text"]["text_bytes"] < rows["text"]["wire_bytes"] + 2  # the context alone, and a space before it
 
 
-def test_stage_0_is_a_checkpoint_that_evaluates_to_the_same_scores(finished, tmp_path):
+def test_the_closed_form_is_a_checkpoint_that_evaluates_to_the_same_scores(finished, tmp_path):
     folder, untrained = finished
-    loaded = evaluate(config(tmp_path / "r", ckpt=str(folder / "checkpoint_stage0")))
+    loaded = evaluate(config(tmp_path / "r", ckpt=str(folder / "checkpoint_untrained")))
     assert timeless(loaded["results"]) == timeless(untrained["results"])
-    assert loaded["checkpoint"].endswith("checkpoint_stage0") and untrained["checkpoint"] == "untrained"
+    assert loaded["checkpoint"].endswith("checkpoint_untrained") and untrained["checkpoint"] == "untrained"
 
 
 def test_a_checkpoint_of_other_llms_or_another_width_is_refused(finished, tmp_path, monkeypatch):
-    ckpt = str(finished[0] / "checkpoint_stage0")
+    ckpt = str(finished[0] / "checkpoint_untrained")
     with pytest.raises(ValueError, match=r"d_z=32.*d_z=24"):
         evaluate(config(tmp_path / "a", ckpt=ckpt, d_z=32))
     assert evaluate(config(tmp_path / "a2", ckpt=ckpt, d_z=None, conditions="no_context"))["results"]
-    made = json.loads((finished[0] / "checkpoint_stage0" / "config.json").read_text())["llms"]
+    made = json.loads((finished[0] / "checkpoint_untrained" / "config.json").read_text())["llms"]
     monkeypatch.setenv("QWEN_ID", made["llama"])
     with pytest.raises(ValueError, match=r"was made for qwen=.*QWEN_ID"):
         evaluate(config(tmp_path / "b", ckpt=ckpt))
@@ -281,11 +285,12 @@ def test_a_wrong_setting_is_refused_by_name_and_value(tmp_path, change, match):
 @pytest.fixture
 def trained(finished, encoder_folder, tmp_path):
     """A checkpoint of type hf, with heads that chance has trained."""
-    ids = json.loads((finished[0] / "checkpoint_stage0" / "config.json").read_text())["llms"]
-    stage0, adapters, made = load_checkpoint(finished[0] / "checkpoint_stage0", ids)
+    ids = json.loads((finished[0] / "checkpoint_untrained" / "config.json").read_text())["llms"]
+    before, adapters, made = load_checkpoint(finished[0] / "checkpoint_untrained", ids)
     torch.manual_seed(0)
-    encoder = SelectingEncoder(stage0.tokenizer, *stage0.codebook.weight.shape, load_backbone(encoder_folder), "select")
-    encoder.codebook.load_state_dict(stage0.codebook.state_dict())
+    vocabulary, d_z = before.codebook.weight.shape
+    encoder = SelectingEncoder(before.tokenizer, d_z, vocabulary, load_backbone(encoder_folder), "select")
+    encoder.codebook.load_state_dict(before.codebook.state_dict())
     torch.nn.init.normal_(encoder.score.weight)
     save_checkpoint(tmp_path / "trained", encoder, adapters, made | {"stage": "joint", "source": "prompt"})
     return tmp_path / "trained"
@@ -308,7 +313,7 @@ def test_the_encoder_alone_has_one_row_without_llm_and_latentwire_meets_it_for_e
 
 
 def test_held_out_questions_are_those_that_no_training_sees(trained, tmp_path):
-    pool, held = split_by_article(load_questions("sample", "train")[1])
+    pool, held = split_by_article(load("sample", "train").questions)
     made = json.loads((trained / "config.json").read_text())
     write = (trained / "config.json").write_text
     for seed in (3, 5):
@@ -338,13 +343,15 @@ def test_what_training_added_is_measured_against_the_wire_before_it(finished, tr
     before = [row for row in finished[1]["results"] if row["condition"] == "latentwire"]
     assert [row["condition"] for row in results["results"]] == ["latentwire", "untrained"] * 2
     for trained_row, row, expected in zip(*(results["results"][i::2] for i in range(2)), before, strict=True):
-        assert timeless(row) == timeless(expected | {"condition": "untrained"})
+        assert timeless(row) == timeless(
+            expected | {"condition": "untrained", "colour": CONDITIONS["untrained"].colour}
+        )
         assert trained_row["nll_per_token"] != row["nll_per_token"]
     assert {(c["llm"], c["b"]) for c in results["comparisons"]} == {("llama", "untrained"), ("qwen", "untrained")}
 
 
 def test_tuned_rivals_are_read_from_their_folder(finished, tmp_path, llms):
-    ids = json.loads((finished[0] / "checkpoint_stage0" / "config.json").read_text())["llms"]
+    ids = json.loads((finished[0] / "checkpoint_untrained" / "config.json").read_text())["llms"]
     for name, size in (("text_tuned", 16), ("token_budget_tuned", 16)):
         soft = {llm: torch.randn(size, llms[llm].width) for llm in ids}
         save_soft_prompts(tmp_path / "tuned" / name / "checkpoint_best", soft, {"llms": ids, "stage": name})
@@ -369,7 +376,7 @@ def test_a_checkpoint_that_was_trained_for_another_source_says_so(trained, tmp_p
 
 
 def test_a_run_is_not_continued_with_other_weights_or_other_questions(finished, tmp_path):
-    ckpt = shutil.copytree(finished[0] / "checkpoint_stage0", tmp_path / "ckpt")
+    ckpt = shutil.copytree(finished[0] / "checkpoint_untrained", tmp_path / "ckpt")
     evaluate(config(tmp_path / "r", ckpt=str(ckpt), conditions="latentwire"))
     made = json.loads((ckpt / "config.json").read_text())
     encoder, adapters, made = load_checkpoint(ckpt, made["llms"])
@@ -387,12 +394,12 @@ def test_a_run_is_not_continued_with_other_weights_or_other_questions(finished, 
 
 
 def test_a_long_evaluation_says_how_long_and_stops_on_a_cpu_unless_asked_for_by_hand(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("latentwire.eval.LONG_ANSWERS", 1)
+    monkeypatch.setattr("latentwire.evaluation.evaluate.LONG_ANSWERS", 1)
     evaluate(config(tmp_path / "a", conditions="text,no_context"))
     assert "estimate: 0 minutes for 36 answers" in capsys.readouterr().out
     evaluate(config(tmp_path / "a", conditions="text,no_context"))
     assert "estimate" not in capsys.readouterr().out
-    monkeypatch.setattr("latentwire.eval.LONGEST_S", 0)
+    monkeypatch.setattr("latentwire.utils.cli.LONGEST_S", 0)
     with pytest.raises(ValueError, match=r"120 questions would take .* hours.*SAMPLES"):
         evaluate(config(tmp_path / "b", samples=None, conditions="no_context", max_new_tokens=1))
     evaluate(config(tmp_path / "b", samples=3, conditions="no_context"))
@@ -400,7 +407,7 @@ def test_a_long_evaluation_says_how_long_and_stops_on_a_cpu_unless_asked_for_by_
 
 def test_a_text_baseline_builds_no_wire(tmp_path):
     results = evaluate(config(tmp_path / "r", conditions="text,pca"))
-    assert results["interface"] is None and not (tmp_path / "r" / "checkpoint_stage0").exists()
+    assert results["interface"] is None and not (tmp_path / "r" / "checkpoint_untrained").exists()
 
 
 def test_any_number_of_llms_read_the_same_wire(tmp_path, llm_folders, monkeypatch):
@@ -443,14 +450,14 @@ def test_help_explains_every_setting_and_every_condition(capsys, monkeypatch):
         main()
     shown = capsys.readouterr().out
     assert stop.value.code == 0
-    assert all(f"--{field.name}" in shown for field in dataclasses.fields(EvalConfig))
+    assert all(f"--{field.name}" in shown for field in dataclasses.fields(EvalSettings))
     assert all(name in shown for name in CONDITIONS) and "(default: )" not in shown and "None" not in shown
 
 
 def test_flags_follow_the_settings(capsys):
-    assert parse(EvalConfig, ["--samples", "7", "--fresh_eval"]) == EvalConfig(samples=7, fresh_eval=True)
+    assert parse(EvalSettings, ["--samples", "7", "--fresh_eval"]) == EvalSettings(samples=7, fresh_eval=True)
     with pytest.raises(SystemExit) as stop:
-        parse(EvalConfig, ["--output_dir", "x"])
+        parse(EvalSettings, ["--output_dir", "x"])
     assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: unrecognized arguments: --output_dir")
 
 
@@ -467,7 +474,7 @@ def test_a_checkpoint_knows_its_llms_where_the_environment_names_none(trained, t
 
 def test_a_run_continued_at_another_commit_names_both(run, monkeypatch):
     before = json.loads((run / "config.json").read_text())["git"]
-    monkeypatch.setattr("latentwire.run.git_sha", lambda: "abc")
+    monkeypatch.setattr("latentwire.utils.runs.git_sha", lambda: "abc")
     for _ in range(2):
         assert evaluate(config(run))["git"] == f"{before}, then abc"
 
@@ -475,7 +482,7 @@ def test_a_run_continued_at_another_commit_names_both(run, monkeypatch):
 def test_what_no_checkpoint_changes_is_taken_from_another_evaluation(finished, trained, tmp_path, monkeypatch):
     folder, before = finished
     asked = []
-    monkeypatch.setattr("latentwire.answering._read", record_calls(asked, answering._read))
+    monkeypatch.setattr("latentwire.evaluation.answering.answer", record_calls(asked, answering.answer))
     results = evaluate(
         config(tmp_path / "r", ckpt=str(trained), conditions="text,token_budget,pca,latentwire", reuse=str(folder))
     )
@@ -495,7 +502,7 @@ def test_what_the_same_checkpoint_answered_is_taken_from_another_evaluation(trai
     conditions = "latentwire,encoder_only"
     before = evaluate(config(tmp_path / "before", ckpt=str(trained), conditions=conditions))
     asked = []
-    monkeypatch.setattr("latentwire.answering._read", record_calls(asked, answering._read))
+    monkeypatch.setattr("latentwire.evaluation.answering.answer", record_calls(asked, answering.answer))
     again = evaluate(
         config(tmp_path / "r", ckpt=str(trained), conditions=f"{conditions},untrained", reuse=str(tmp_path / "before"))
     )
@@ -507,13 +514,13 @@ def test_what_the_same_checkpoint_answered_is_taken_from_another_evaluation(trai
 def test_an_untrained_wire_is_not_taken_from_another_evaluation(finished, tmp_path, monkeypatch):
     """It may be of other LLMs: there is no file that would tell."""
     asked = []
-    monkeypatch.setattr("latentwire.answering._read", record_calls(asked, answering._read))
+    monkeypatch.setattr("latentwire.evaluation.answering.answer", record_calls(asked, answering.answer))
     evaluate(config(tmp_path / "r", conditions="text,latentwire", reuse=str(finished[0])))
     assert {condition.name for condition, *_ in asked} == {"latentwire"}
 
 
 def test_the_answers_of_one_of_two_llms_may_be_taken(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("latentwire.answering._read", lambda *a: pytest.fail("computed again"))
+    monkeypatch.setattr("latentwire.evaluation.answering.answer", lambda *a: pytest.fail("computed again"))
     results = evaluate(config(tmp_path / "r", llms="qwen", conditions="text", reuse=str(finished[0])))
     assert [row["llm"] for row in results["results"]] == ["qwen"]
 
@@ -534,8 +541,43 @@ def test_answers_to_something_else_are_not_taken(finished, tmp_path, change, mat
 
 
 def test_an_estimate_runs_nothing_and_writes_nothing(finished, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("latentwire.eval.LONGEST_S", 0)
+    monkeypatch.setattr("latentwire.utils.cli.LONGEST_S", 0)
     conditions = "text,latentwire,text_tuned,token_budget_tuned"
     done = evaluate(config(tmp_path / "r", conditions=conditions, tuned="not/there/yet", samples=None, estimate=True))
     assert done is None and not (tmp_path / "r").exists()
     assert re.search(r"estimate: \d+ minutes for 960 answers", capsys.readouterr().out)
+
+
+def test_an_estimate_for_programs_is_one_json_object_on_standard_output(tmp_path, capsys):
+    evaluate(config(tmp_path / "r", conditions="no_context,text", estimate=True, json=True))
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert found.keys() == {"answers", "seconds"} and found["answers"] == 2 * 2 * 9 and found["seconds"] > 0
+    assert "estimate: 0 minutes for 36 answers" in shown.err and not (tmp_path / "r").exists()
+
+
+def test_a_group_leaves_out_what_the_encoder_lacks_and_its_name_is_refused(tmp_path, trained, monkeypatch):
+    with pytest.raises(ValueError, match="conditions='encoder_only': needs an encoder that reads answers itself"):
+        evaluate(config(tmp_path / "r", conditions="text,encoder_only"))
+    results = evaluate(config(tmp_path / "r", conditions="learned", samples=6, max_new_tokens=1))
+    learned = ["latentwire", "untrained", "shuffled_z", "selected_text"]
+    assert [row["condition"] for row in results["results"]] == learned * 2
+    results = evaluate(
+        config(tmp_path / "t", ckpt=str(trained), conditions="learned", samples=6, max_new_tokens=1, llms="llama")
+    )
+    assert [row["condition"] for row in results["results"]] == [*learned, "encoder_only"]
+
+
+@pytest.mark.parametrize("conditions", ["no_context,text", "no_context,pca_rank", "no_context,token_budget@2048"])
+def test_a_prompt_beyond_an_llms_positions_is_refused_before_anything_is_answered(tmp_path, monkeypatch, conditions):
+    monkeypatch.setattr("latentwire.evaluation.answering.answer", lambda *a: pytest.fail("answered"))
+    data = json.loads((SAMPLE_DIR / "dev.json").read_text())
+    first = data["data"][0]["paragraphs"][0]
+    if "2048" not in conditions:
+        first["context"] += " word" * 3000
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"question \S+: its prompt takes \d+ positions, and llama .* reads 2048") as e:
+        evaluate(config(tmp_path / "r", dataset=str(tmp_path / "data.json"), samples=99, conditions=conditions))
+    if "2048" not in conditions:
+        assert str(e.value).split()[1].removesuffix(":") in {qa["id"] for qa in first["qas"]}
+    assert not (tmp_path / "r" / "predictions.jsonl").exists()

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_llm import prompts_of, reference_answers
+from llms.test_frozen import prompts_of, reference_answers
 
-from latentwire.data.squad import load_questions
+from latentwire.data.squad import load
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.llms.frozen import load_llm
-from latentwire.utils.settings import DEFAULT_LLMS, EvalConfig
+from latentwire.evaluation.settings import EvalSettings
+from latentwire.llms.known import DEFAULT_LLMS
+from latentwire.llms.loading import load_llm
 
 SMOL = DEFAULT_LLMS["llama"]
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "latentwire_m32"
@@ -21,7 +22,7 @@ def smol():
 
 
 def test_real_embeddings_through_the_latent_path_give_its_text_answers(smol):
-    questions = load_questions("sample", "dev")[1][:40:10]
+    questions = load("sample", "dev").questions[:40:10]
     head, slots, tails, _ = prompts_of(smol, questions)
     ours = smol.generate_with_prefix(head, [smol.embed(s) for s in slots], tails, 8)
     assert ours == reference_answers(smol, head, slots, tails, 8)
@@ -30,7 +31,7 @@ def test_real_embeddings_through_the_latent_path_give_its_text_answers(smol):
 
 def test_one_gradient_step_through_it_changes_a_latent_and_no_weight(smol):
     before = {key: value.clone() for key, value in smol.model.state_dict().items()}
-    head, _, tails, answers = prompts_of(smol, load_questions("sample", "train")[1][:2])
+    head, _, tails, answers = prompts_of(smol, load("sample", "train").questions[:2])
     slots = torch.randn(2, 4, smol.width, requires_grad=True)
     loss = smol.loss_with_prefix(head, list(slots), tails, answers)
     (loss.nll.sum() / loss.mask.sum()).backward()
@@ -41,7 +42,7 @@ def test_one_gradient_step_through_it_changes_a_latent_and_no_weight(smol):
 def test_it_answers_from_text_and_from_the_untrained_wire_but_not_from_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_ID", SMOL)
     results = evaluate(
-        EvalConfig(
+        EvalSettings(
             dataset="sample",
             source="context",
             samples=24,
@@ -59,7 +60,7 @@ def test_it_answers_from_text_and_from_the_untrained_wire_but_not_from_nothing(t
 def test_the_shipped_checkpoint_answers_passages_that_it_has_never_seen(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_ID", SMOL)
     results = evaluate(
-        EvalConfig(
+        EvalSettings(
             ckpt=str(SHIPPED),
             dataset="sample",
             samples=24,

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.models.backbones import ByteBackbone
 from latentwire.models.checkpoint import save_checkpoint
-from latentwire.models.encoders.base import ResamplingEncoder
-from latentwire.models.stage0 import closed_form
+from latentwire.models.closed_form import closed_form
+from latentwire.models.encoders.queries import ByteEncoder
 from latentwire.studies.embeddings import diagnose
 from latentwire.studies.findings import findings_markdown
 from latentwire.studies.geometry import INTERVENTIONS
-from latentwire.utils.settings import DiagnosticsConfig
+from latentwire.studies.settings import DiagnosticsSettings
 
 M, D_Z = 12, 24
 
@@ -42,8 +41,14 @@ def saved(parts, llm_folders, tmp_path_factory):
 def config(saved, parts, tmp_path_factory):
     def make(**changes):
         folder = tmp_path_factory.mktemp("runs") / "out"
-        defaults = {"dataset": "sample", "samples": 5, "max_new_tokens": 3, "device": "cpu", "save_dir": str(folder)}
-        return DiagnosticsConfig(**({"ckpt": str(saved(parts[0]))} | defaults | changes))
+        defaults = {
+            "dataset": "sample",
+            "eval_samples": 5,
+            "max_new_tokens": 3,
+            "device": "cpu",
+            "save_dir": str(folder),
+        }
+        return DiagnosticsSettings(**({"ckpt": str(saved(parts[0]))} | defaults | changes))
 
     return make
 
@@ -90,9 +95,9 @@ def test_the_figures_of_text_are_those_of_the_vocabulary(finished, llms):
         assert found["magnitudes"]["a vector after a LayerNorm (RMS 1)"] == pytest.approx(
             1 / float(vocabulary), rel=1e-5
         )
-        assert found["gradient_norms"]["codebook"] > 0 and found["gradient_norms"][f"adapter_{name}"] > 0
+        assert found["gradient_norms"]["codebook"] > 0 and found["gradient_norms"][f"adapter {name}"] > 0
         others = set(llms) - {name}
-        assert not any(f"adapter_{other}" in found["gradient_norms"] for other in others)
+        assert not any(f"adapter {other}" in found["gradient_norms"] for other in others)
 
 
 def test_every_intervention_is_scored_for_both_kinds_and_none_is_the_evaluations_answer(finished):
@@ -136,7 +141,7 @@ def test_bytes_and_positions_add_up(finished, llms):
 
 def test_a_second_run_answers_nothing_again(finished, monkeypatch):
     settings, results = finished
-    monkeypatch.setattr("latentwire.answering.answer", lambda *a: pytest.fail("answered again"))
+    monkeypatch.setattr("latentwire.evaluation.answering.answer", lambda *a: pytest.fail("answered again"))
     again = diagnose(settings)
     assert again == results
 
@@ -151,17 +156,18 @@ def test_another_checkpoint_in_the_same_folder_is_refused(finished, config, save
 
 def test_free_queries_have_no_words_but_all_other_figures(config, saved, parts, environment):
     torch.manual_seed(0)
-    encoder = ResamplingEncoder(parts[0].tokenizer, D_Z, ByteBackbone(), M)
-    results = diagnose(config(ckpt=str(saved(encoder)), samples=2, llms="qwen"))
+    encoder = ByteEncoder.begin(parts[0], ByteEncoder.Settings(), M)
+    results = diagnose(config(ckpt=str(saved(encoder)), eval_samples=2, llms="qwen"))
     assert results["latents"] == [] and len(results["interventions"]) == 2 * len(INTERVENTIONS)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"), [({"ckpt": ""}, "ckpt"), ({"samples": 0}, "samples=0"), ({"dtype": "int8"}, "dtype='int8'")]
+    ("changes", "says"),
+    [({"ckpt": ""}, "ckpt"), ({"eval_samples": 0}, "samples=0"), ({"dtype": "int8"}, "dtype='int8'")],
 )
 def test_wrong_settings_are_named(changes, says):
     with pytest.raises(ValueError, match=says):
-        DiagnosticsConfig(**({"ckpt": "x"} | changes))
+        DiagnosticsSettings(**({"ckpt": "x"} | changes))
 
 
 def scored(results, changes):

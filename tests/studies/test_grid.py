@@ -1,8 +1,10 @@
 """The sweep: its grid, its trials on Ray with stand-ins for the programs, its ranking, and that no kill changes it."""
 
 import csv
+import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,12 +16,15 @@ import numpy as np
 import psutil
 import pytest
 
-from latentwire.data.squad import Question, load_questions, split_by_article
+from latentwire.data.question import Question, split_by_article
+from latentwire.data.squad import load
 from latentwire.evaluation.scores import mean_ci
-from latentwire.studies.grid import Program, _resources, _run, sweep
+from latentwire.studies.grid import _programs, _resolved, _resources, sweep
+from latentwire.studies.programs import Program, run_kept
 from latentwire.studies.ranking import Ranking, is_finished
+from latentwire.studies.settings import SweepSettings
+from latentwire.utils.cli import parse
 from latentwire.utils.runs import RunFolder
-from latentwire.utils.settings import SweepConfig, parse
 
 ROOT = Path(__file__).parents[2]
 LLMS = ("llama", "qwen")
@@ -28,18 +33,27 @@ FLAGS = {
     "latent_lens": "16,32", "d_zs": "24", "ftce_weights": "0.5,1.0", "ks": "4", "samples": "9", "eval_samples": "5",
     "dataset": "sample",
 }  # fmt: skip
-# Stands for Python: notes the call; trains and evaluates in no time, fails in FAILING and hangs in SLOW.
+# Stands for Python: notes the call; trains and evaluates in no time, fails in FAILING and hangs in SLOW. Other programs
+# are what they are.
 STUB = """#!{python}
 import json, os, pathlib, random, sys, time
 
 argv = sys.argv[1:]
 call = " ".join(argv)
-if "latentwire/sweep.py" in call:
+if "latentwire/train.py" not in call and "latentwire/eval.py" not in call:
     os.execv({python!r}, [{python!r}, *argv])
+names = "OUTPUT_DIR LATENT_LEN D_Z K FIRST_TOKEN_CE_WEIGHT LR SAMPLES EPOCHS CKPT SEED DATASET".split()
 with open(os.environ["CALLS"], "a") as calls:
-    calls.write(call + "\\n")
+    calls.write(call + " | " + " ".join(f"{{name}}={{os.environ.get(name)}}" for name in names) + "\\n")
 flags = dict(zip(argv, argv[1:]))
-folder = pathlib.Path(flags["--save_dir"])
+if "--estimate" in argv:
+    if os.environ["LATENT_LEN"] == os.environ.get("FAILING"):
+        sys.exit("error: no luck today")
+    stages = {{name: {{"teacher_seconds": s}} for name, s in (("scores", 0), ("adapters", 600), ("joint", 600))}}
+    print("words", file=sys.stderr)
+    print(json.dumps({{"seconds": 3600 * int(os.environ["EPOCHS"]), "teacher_seconds": 1200, "stages": stages}}))
+    sys.exit()
+folder = pathlib.Path(flags.get("--save_dir") or os.environ["OUTPUT_DIR"])
 name = folder.parent.name if "eval.py" in call else folder.name
 if name == os.environ.get("FAILING"):
     print("error: no luck today")
@@ -49,14 +63,12 @@ if name == os.environ.get("SLOW"):
     pathlib.Path(os.environ["CALLS"] + ".pid").write_text(str(os.getpid()))
     time.sleep(600)
 folder.mkdir(parents=True, exist_ok=True)
-if "--estimate" in argv:
-    print("estimate: 70 minutes for 9 steps (10 of them for the teacher, unless its cache holds them), and so on")
-elif "eval.py" in call:
+if "eval.py" in call:
     rows, lines = [], []
     for condition in flags["--conditions"].split(","):
         condition, _, m = condition.partition("@")
         m = int(name[1:3]) if condition == "latentwire" else int(m) if m else None
-        for llm in flags["--llms"].split(","):
+        for llm in os.environ["LLMS"].split(","):
             label = {{"condition": condition, "m": m, "llm": llm}}
             draw = random.Random(f"{{name}} {{label}}").random
             found = [label | {{"id": id, "f1": draw()}} for id in json.loads(os.environ["IDS"])]
@@ -78,7 +90,7 @@ def environment(tmp_path_factory):
     stub.write_text(STUB.format(python=sys.executable))
     stub.chmod(0o755)
     left_out = ("SQUAD_DIR", "MODELS_DIR", "RAY_ADDRESS", "OUTPUT_DIR")
-    ids = [q.id for q in split_by_article(load_questions("sample", "train")[1])[1]]
+    ids = [q.id for q in split_by_article(load("sample", "train").questions)[1]]
     return {k: v for k, v in os.environ.items() if k not in left_out} | {
         "PYTHON": str(stub), "PYTHONPATH": str(ROOT), "CALLS": str(folder / "calls"), "IDS": json.dumps(ids),
     }  # fmt: skip
@@ -95,9 +107,10 @@ def stub(environment, tmp_path, monkeypatch):
     return tmp_path / "calls"
 
 
-def config(folder, **changes):
+def config(folder, *flags, **changes):
     """Settings as FLAGS has them."""
-    return parse(SweepConfig, [f"--{k}={v}" for k, v in (FLAGS | {"save_dir": str(folder)} | changes).items()])
+    given = [f"--{k}={v}" for k, v in (FLAGS | {"save_dir": str(folder)} | changes).items()]
+    return parse(SweepSettings, [*given, *flags])
 
 
 def command(folder):
@@ -144,11 +157,15 @@ def flag(call, name):
     return call.split(f"--{name} ")[1].split()[0]
 
 
+def variable(call, name):
+    return call.split(f" {name}=")[1].split()[0]
+
+
 def test_the_default_grid_has_the_24_configurations_of_the_contract():
-    names = [configuration.name for configuration in SweepConfig().grid]
+    names = [configuration.name for configuration in SweepSettings().grid]
     assert len(set(names)) == 24 and names[0] == "M32_dz256_ftce0.5_K4" and names[-1] == "M64_dz512_ftce1.0_K8"
-    assert SweepConfig().samples is None and SweepConfig().epochs == 1
-    assert SweepConfig(latent_lens="8 16", ks="2").grid[-1].name == "M16_dz512_ftce1.0_K2"
+    assert SweepSettings().samples is None and SweepSettings().epochs == 1
+    assert SweepSettings(latent_lens="8 16", ks="2").grid[-1].name == "M16_dz512_ftce1.0_K2"
 
 
 @pytest.mark.parametrize(
@@ -162,14 +179,14 @@ def test_the_default_grid_has_the_24_configurations_of_the_contract():
         ({"ftce_weights": "-1"}, "ftce_weights='-1': list numbers of at least 0"),
         ({"ftce_weights": "1,nan"}, "ftce_weights='1,nan'"),
         ({"samples": 0}, "samples=0"),
-        ({"concurrent": 0}, "concurrent=0"),
+        ({"concurrent": -1}, "concurrent=-1"),
         ({"gpus_per_trial": -1}, "gpus_per_trial=-1"),
         ({"llms": ","}, "llms=','"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name_and_value(change, match):
     with pytest.raises(ValueError, match=match):
-        SweepConfig(**change)
+        SweepSettings(**change)
 
 
 def test_a_wrong_list_ends_the_script_with_one_line(environment, tmp_path):
@@ -179,71 +196,70 @@ def test_a_wrong_list_ends_the_script_with_one_line(environment, tmp_path):
 
 
 def test_the_launcher_hands_on_its_settings(environment, tmp_path):
-    notes = tmp_path / "python"
-    notes.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\necho "LR is $LR, KD_WEIGHT is $KD_WEIGHT" >> "$CALLS"\n')
-    notes.chmod(0o755)
     calls = tmp_path / "calls"
-    settings = {"PYTHON": str(notes), "CALLS": str(calls), "CONCURRENT": "3", "GPUS_PER_TRIAL": "2"}
-    done = launch(environment, tmp_path / "out", "--dry-run", **settings, KD_WEIGHT="0.25")
+    settings = {"CALLS": str(calls), "GPUS_PER_TRIAL": "2", "SAMPLES": "7", "EPOCHS": "2", "SEED": "3", "NPROC": "9"}
+    done = launch(environment, tmp_path / "out", "--dry-run", **settings)
     assert done.returncode == 0, done.stderr
-    call, environ = calls.read_text().splitlines()
-    for name, value in {**FLAGS, "epochs": "1", "concurrent": "3", "gpus_per_trial": "2", "seed": "0"}.items():
-        assert flag(call, name) == value
-    assert call.endswith("--dry-run") and environ == "LR is 3e-4, KD_WEIGHT is 0.25"
-    assert "LATENT_LENS     16,32" in done.stdout and list((tmp_path / "out").glob("20*.log"))
-
-
-def test_the_launchers_default_folder_and_lists(environment, tmp_path):
-    copy = shutil.copytree(ROOT / "scripts", tmp_path / "copy" / "scripts").parent
-    notes = tmp_path / "python"
-    notes.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\n')
-    notes.chmod(0o755)
-    clean = {k: v for k, v in environment.items() if k not in ("SAMPLES", "EPOCHS")}
-    calls = tmp_path / "calls"
-    subprocess.run(
-        ["bash", str(copy / "scripts/experiments/sweep_hyperparams.sh")],
-        env=clean | {"PYTHON": str(notes), "CALLS": str(calls)}, check=True, capture_output=True,
-    )  # fmt: skip
-    call = calls.read_text()
-    expected = {"latent_lens": "32,48,64", "d_zs": "256,512", "ftce_weights": "0.5,1.0", "ks": "4,8"}
-    expected |= {"epochs": "1", "save_dir": "runs/sweeps/hyperparam"}
-    assert "--samples" not in call
-    assert {name: flag(call, name) for name in expected} == expected
+    first, second = calls.read_text().splitlines()
+    assert "--nproc_per_node=2" in first and [variable(call, "LATENT_LEN") for call in (first, second)] == ["16", "32"]
+    for name, value in {"SAMPLES": "7", "EPOCHS": "2", "SEED": "3", "DATASET": "sample", "LR": "3e-4"}.items():
+        assert variable(first, name) == value
+    assert re.search("LATENT_LENS +16,32", done.stdout) and list((tmp_path / "out").glob("20*.log"))
 
 
 def test_a_dry_run_names_all_and_says_how_long_and_trains_nothing(stub, tmp_path, capsys):
-    lists = {"latent_lens": "32,48,64", "d_zs": "256,512", "ks": "4,8", "epochs": "2"}
-    settings = config(tmp_path / "out", **lists)
-    settings.dry_run = True
+    settings = config(tmp_path / "out", "--dry-run", latent_lens="32,48,64", d_zs="256,512", ks="4,8", epochs="2")
     assert sweep(settings) == 0
     said = capsys.readouterr().out
     assert all(configuration.name in said.splitlines() for configuration in settings.grid)
     assert len(settings.grid) == 24 and not (tmp_path / "out").exists()
-    # 24 configurations of two passes, each an hour without the teacher; the teacher's 10 minutes for each K.
+    # 24 configurations of two hours, and ten minutes of the teacher for each K.
     assert "about 48.3 hours for 24 configurations of which 0 are finished" in said
     calls = stub.read_text().splitlines()
-    assert [flag(call, "stage") for call in calls] == ["codebook", "joint", "joint", "joint"]
-    assert flag(calls[0], "d_z") == "256" and [flag(c, "latent_len") for c in calls[1:]] == ["32", "48", "64"]
-    assert all("--estimate" in call and flag(call, "epochs") == "1" for call in calls[1:])
+    assert all("--stage all --estimate --json" in call for call in calls)
+    assert [variable(call, "LATENT_LEN") for call in calls] == ["32", "48", "64"]
+    assert {(variable(call, "D_Z"), variable(call, "K"), variable(call, "EPOCHS")) for call in calls} == {
+        ("256", "8", "2")
+    }
 
 
-def test_a_size_that_nobody_chose_is_refused_where_it_takes_too_long(stub, tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    settings = config(tmp_path / "out", gpus_per_trial=0)
-    settings.samples = None
-    # Four configurations, each an hour without the teacher, and the teacher's 10 minutes.
+def test_a_dry_run_for_programs_prints_one_object(stub, tmp_path, capsys):
+    (tmp_path / "out" / NAMES[0] / "eval").mkdir(parents=True)
+    (tmp_path / "out" / NAMES[0] / "eval" / "results.json").write_text("{}")
+    assert sweep(config(tmp_path / "out", "--dry-run", "--json")) == 0
+    out, err = capsys.readouterr()
+    seconds = 3 * 3600 + 600
+    assert json.loads(out) == {"configurations": NAMES, "finished": NAMES[:1], "seconds": seconds}
+    assert f"{NAMES[0]}  finished" in err and "about 3.2 hours" in err
+
+
+def test_what_a_sweep_neither_names_nor_varies_is_inherited(stub, tmp_path, monkeypatch):
+    inherited = {"LR": "3e-4", "ENCODER_TYPE": "byte", "POOLING": "cif", "BATCH_SIZE": "5", "SQUAD_DIR": "/squad"}
+    others = {"LATENT_LEN": "99", "SAMPLES": "1", "CKPT": "other", "REUSE": "other", "CODEC": "int4", "RESUME": "0"}
+    for name, value in (inherited | others).items():
+        monkeypatch.setenv(name, value)
+    settings = _resolved(config(tmp_path, device="cpu"))
+    training, evaluation = _programs(settings, settings.grid[1], tmp_path / "x")
+    expected = {"LATENT_LEN": "16", "D_Z": "24", "FIRST_TOKEN_CE_WEIGHT": "1.0", "K": "4", "SAMPLES": "9"}
+    expected |= {"EPOCHS": "1", "DEVICE": "cpu", "DATASET": "sample", "RESUME": "", "OUTPUT_DIR": str(tmp_path / "x")}
+    assert (inherited | expected).items() <= training.environment.items()
+    own = {"BATCH_SIZE": "5", "CKPT": "", "REUSE": "", "CODEC": "", "LATENT_LEN": "", "DEVICE": "cpu", "SEED": "0"}
+    assert own.items() <= evaluation.environment.items()
+
+
+def test_a_size_that_nobody_chose_is_refused_where_it_takes_too_long(stub, tmp_path):
+    settings = dataclasses.replace(config(tmp_path / "out", gpus_per_trial=0), samples=None)
+    # Four configurations, each of an hour, and the teacher's 10 minutes.
     with pytest.raises(ValueError, match=r"samples: 4 configurations of 10000 questions would take about 4\.2 hours"):
         sweep(settings)
-    assert all("--estimate" in call or flag(call, "stage") == "codebook" for call in stub.read_text().splitlines())
+    assert all("--estimate" in call for call in stub.read_text().splitlines())
     assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_that_cannot_time_says_why(stub, tmp_path, monkeypatch):
-    monkeypatch.setenv("FAILING", "M32")
-    settings = config(tmp_path / "out")
-    settings.dry_run = True
-    with pytest.raises(ValueError, match="the timing ended with status 3: no luck today"):
-        sweep(settings)
+    monkeypatch.setenv("FAILING", "32")
+    with pytest.raises(ValueError, match="the timing of M=32 ended with status 1: no luck today"):
+        sweep(config(tmp_path / "out", "--dry-run"))
 
 
 def test_a_failing_configuration_is_recorded_and_the_others_go_on(failed):
@@ -273,13 +289,15 @@ def test_a_failing_configuration_is_recorded_and_the_others_go_on(failed):
 def test_a_trial_runs_the_ordinary_programs_with_its_settings(failed):
     _, folder, calls = failed
     name = NAMES[2]
-    own = [call for call in calls if f"/{name}" in call]
-    assert [flag(call, "stage") for call in own[:-1]] == ["codebook", "scores", "joint"]
-    for key, value in {"latent_len": "32", "d_z": "24", "first_token_ce_weight": "0.5", "k": "4", "lr": "3e-4"}.items():
-        assert flag(own[2], key) == value
-    assert flag(own[2], "samples") == "9" and flag(own[2], "epochs") == "1" and "--resume" in own[2]
-    assert flag(own[3], "ckpt") == str(folder / name / "checkpoint_best") and flag(own[3], "split") == "held_out"
-    assert flag(own[3], "samples") == "5" and flag(own[3], "conditions") == "latentwire"
+    training, evaluation = [call for call in calls if f"/{name}" in call]
+    assert "train.py --stage all |" in training and variable(training, "OUTPUT_DIR") == str(folder / name)
+    assert "torch.distributed.run --standalone --nproc_per_node=1 " in training
+    expected = {"LATENT_LEN": "32", "D_Z": "24", "FIRST_TOKEN_CE_WEIGHT": "0.5", "K": "4", "LR": "3e-4", "SAMPLES": "9"}
+    for key, value in (expected | {"EPOCHS": "1"}).items():
+        assert variable(training, key) == value
+    assert flag(evaluation, "ckpt") == str(folder / name / "checkpoint_best")
+    assert flag(evaluation, "samples") == "5" and flag(evaluation, "conditions") == "latentwire"
+    assert flag(evaluation, "split") == "held_out"
     assert "== train_latentwire.sh" in (folder / name / "trial.log").read_text()
 
 
@@ -302,8 +320,7 @@ def test_a_finished_sweep_starts_nothing(environment, complete, tmp_path):
 
 
 def test_longer_lists_extend_a_sweep_and_other_settings_are_refused(complete, stub, capsys):
-    longer = config(complete, ks="4,8")
-    longer.dry_run = True
+    longer = config(complete, "--dry-run", ks="4,8")
     assert sweep(longer) == 0
     said = capsys.readouterr().out.splitlines()
     assert [name for name in NAMES if f"{name}  finished" in said] == NAMES and "M16_dz24_ftce0.5_K8" in said
@@ -372,10 +389,10 @@ def test_without_ray_it_says_what_to_install(stub, tmp_path, monkeypatch):
 
 def test_a_programs_error_is_its_own_last_word(tmp_path):
     log = tmp_path / "logs" / "log"
-    assert _run(Program("first", ["bash", "-c", "echo error: of an earlier attempt"], {}), log) is None
-    error = _run(Program("second", ["bash", "-c", "echo 12%; echo bad $VALUE; exit 4"], {"VALUE": "value"}), log)
+    assert run_kept(Program("first", ["bash", "-c", "echo error: of an earlier attempt"], {}), log) is None
+    error = run_kept(Program("second", ["bash", "-c", "echo 12%; echo bad $VALUE; exit 4"], {"VALUE": "value"}), log)
     assert error.splitlines() == ["second ended with status 4: bad value", "", "12%", "bad value"]
-    assert _run(Program("third", ["bash", "-c", "kill -9 $$"], {}), log).startswith(
+    assert run_kept(Program("third", ["bash", "-c", "kill -9 $$"], {}), log).startswith(
         "third ended with status -9: it said nothing"
     )
     assert log.read_text().splitlines() == ["error: of an earlier attempt", "12%", "bad value"]
@@ -383,21 +400,21 @@ def test_a_programs_error_is_its_own_last_word(tmp_path):
 
 def test_a_trial_gets_its_gpus_and_their_share_of_the_processors():
     machines = [{"CPU": 32.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 8.0}]
-    assert _resources(machines, 1, None) == {"cpu": 4, "gpu": 1}
-    assert _resources(machines, 4, None) == {"cpu": 16, "gpu": 4}
+    assert _resources(machines, 1, 0) == {"cpu": 4, "gpu": 1}
+    assert _resources(machines, 4, 0) == {"cpu": 16, "gpu": 4}
     assert _resources([{"CPU": 6.0}], 0, 1) == {"cpu": 6, "gpu": 0}
     assert _resources([{"CPU": 6.0}], 0, 2) == {"cpu": 3, "gpu": 0}
     assert _resources([{"CPU": 6.0}, {"CPU": 6.0}], 0, 2) == {"cpu": 6, "gpu": 0}
     assert _resources([{"CPU": 2.0}], 0, 5) == {"cpu": 1, "gpu": 0}
     with pytest.raises(ValueError, match="gpus_per_trial=8: no machine has so many, the largest has 4"):
-        _resources(machines, 8, None)
+        _resources(machines, 8, 0)
 
 
 @pytest.fixture
 def ranking(tmp_path):
     """Four configurations with known F1s on six questions of three paragraphs; the third failed, the fourth is open."""
     questions = [Question(f"q{i}", "title", f"p{i % 3}", "text", "what?", ("text",), (0,)) for i in range(6)]
-    grid = SweepConfig(latent_lens="8,16", d_zs="4", ftce_weights="0.5,1.0", ks="2").grid
+    grid = SweepSettings(latent_lens="8,16", d_zs="4", ftce_weights="0.5,1.0", ks="2").grid
     scores = {grid[0]: ([0, 0, 1, 0, 0, 1], [0, 0.5, 1, 0, 0, 0]), grid[1]: ([1, 1, 1, 0, 0, 1], [0, 0.5, 1, 0, 0, 1])}
     for configuration, by_llm in scores.items():
         folder = tmp_path / configuration.name / "eval"

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_llm import NAMES, prompts_of
 
-from latentwire.conditions.base import Setting
+from latentwire.conditions.base import Reader
 from latentwire.llms.prompts import PromptBuilder
+from latentwire.reporting.tables import speed_markdown
 from latentwire.studies import speed as room
 from latentwire.studies.plain import PlainLLM, answer_batched, answer_one_by_one, teach_now
-from latentwire.studies.speed import benchmark, ratios, table_markdown
+from latentwire.studies.settings import PARTS, BenchmarkSettings
+from latentwire.studies.speed import benchmark, ratios
 from latentwire.training.losses import answer_sums, distillation_sum
 from latentwire.training.teacher import teach
-from latentwire.utils.settings import BenchmarkConfig
 
 ROOT = Path(__file__).parents[2]
+NAMES = ["llama", "qwen"]
 RATIOS = ("train_step_vs_plain", "text_eval_vs_loop", "text_eval_vs_batched", "prefill_text_vs_z_40",
           "mfu_share_of_ceiling")  # fmt: skip
 
@@ -26,12 +27,12 @@ def test_the_plain_way_gives_the_same_loss_and_gradients(llms, questions, name, 
     llm = llms[name]
     some = questions[:9:2]
     prompts = PromptBuilder(llm.tokenizer, "prompt", "chat")
-    setting = Setting(PlainLLM(llm), prompts, None, None, "fp16", 24, (), some, 0)
+    plainly = Reader(PlainLLM(llm), prompts)
     torch.manual_seed(0)
     slots = torch.randn(len(some), 6, llm.width)
     labels, tails = [prompts.label_ids(q.answers[0], 3) for q in some], [prompts.tail(q.question) for q in some]
     found = []
-    for way, lines in ((llm, teach(llm, "w", prompts, some, 3, tmp_path)), (setting.llm, teach_now(setting, some, 3))):
+    for way, lines in ((llm, teach(llm, "w", prompts, some, 3, tmp_path)), (plainly.llm, teach_now(plainly, some, 3))):
         rows = slots.clone().requires_grad_()
         scored = way.loss_with_prefix(prompts.head, list(rows), tails, labels)
         sums = answer_sums(scored)
@@ -45,7 +46,9 @@ def test_the_plain_way_gives_the_same_loss_and_gradients(llms, questions, name, 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_plain_ways_give_the_same_answers(llms, questions, name):
     llm = llms[name]
-    head, slots, tails, _ = prompts_of(llm, questions[:40:9])
+    prompts, some = PromptBuilder(llm.tokenizer, "prompt", "zero_shot"), questions[:40:9]
+    head, tails = prompts.head, [prompts.tail(q.question) for q in some]
+    slots = [prompts.plain(prompts.content_text(q.context, q.question)) for q in some]
     ours = llm.generate_with_prefix(head, [llm.embed(s) for s in slots], tails, 6)
     whole = [[*head, *slot, *tail] for slot, tail in zip(slots, tails, strict=True)]
     assert ours == answer_one_by_one(llm, whole, 6) == answer_batched(llm, whole, 6)
@@ -54,7 +57,7 @@ def test_the_plain_ways_give_the_same_answers(llms, questions, name):
 def config(folder, encoder_folder, **changes):
     small = {"dataset": "sample", "batch_size": 2, "steps": 2, "repeats": 2, "latent_len": 8, "d_z": 24, "k": 2,
              "max_new_tokens": 2, "device": "cpu", "encoder_id": encoder_folder, "save_dir": str(folder)}  # fmt: skip
-    return BenchmarkConfig(**(small | changes))
+    return BenchmarkSettings(**(small | changes))
 
 
 @pytest.fixture
@@ -99,18 +102,22 @@ def test_an_encoder_that_never_pays_is_said_so():
     seconds = {"encode": 1.0, "prefill_z": 0.5, "prefill_text": 0.4, "decode_z": 0.1, "decode_text": 0.2}
     line = {"part": "serving", "name": "ttft", "llm": "a", "text_positions": 40, "kv_bytes_z": 1, "kv_bytes_text": 5}
     hardware = {"gpus": [], "processor": "P", "threads": 2, "torch": "2", "transformers": "5"}
-    table = table_markdown({"hardware": hardware, "raw": [line | {"seconds": seconds}]})
+    table = speed_markdown({"hardware": hardware, "raw": [line | {"seconds": seconds}]})
     assert table.splitlines()[-1].endswith("| never |")
     assert "| 1.500 s | 0.400 s | 0.100 s | 0.200 s |" in table
-    table = table_markdown({"hardware": hardware, "raw": [line | {"seconds": seconds | {"prefill_text": 0.9}}]})
+    table = speed_markdown({"hardware": hardware, "raw": [line | {"seconds": seconds | {"prefill_text": 0.9}}]})
     assert table.splitlines()[-1].endswith("| 2.5 |")
 
 
-def test_the_readme_states_what_was_measured():
-    record = ROOT / "results" / "benchmark"
+def test_the_document_states_what_was_measured():
+    record = ROOT / "results" / "16_speed"
     table = (record / "table.md").read_text()
-    assert table == table_markdown(json.loads((record / "results.json").read_text()))
-    assert table.partition("| grows |")[0] in (ROOT / "README.md").read_text()
+    assert table == speed_markdown(json.loads((record / "results.json").read_text()))
+    assert table.partition("| grows |")[0] in (ROOT / "docs" / "performance.md").read_text()
+
+
+def test_every_part_is_declared_and_measured():
+    assert tuple(room.PARTS) == PARTS
 
 
 @pytest.mark.parametrize(

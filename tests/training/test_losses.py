@@ -7,7 +7,8 @@ import torch
 from latentwire.llms.frozen import PrefixLoss
 from latentwire.llms.prompts import IGNORE
 from latentwire.models.backbones import load_backbone
-from latentwire.models.encoders.base import SelectingEncoder, overlapping
+from latentwire.models.encoders.base import overlapping
+from latentwire.models.encoders.selecting import SelectingEncoder
 from latentwire.training.losses import answer_sums, distillation_sum, span_sum
 from latentwire.training.teacher import TeacherLine
 
@@ -96,7 +97,7 @@ def test_a_teachers_wrong_labels_teach_nothing(scored):
 def encoder(llms, encoder_folder):
     tokenizer = llms["llama"].tokenizer
     torch.manual_seed(0)
-    return SelectingEncoder(tokenizer, len(tokenizer), 8, load_backbone(encoder_folder), "select").eval()
+    return SelectingEncoder(tokenizer, 8, len(tokenizer), load_backbone(encoder_folder), "select").eval()
 
 
 @pytest.mark.parametrize("source", ["prompt", "context"])

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from latentwire.data.squad import load_questions
-from latentwire.llms.frozen import Shape, shape_of
+from latentwire.data.squad import load
+from latentwire.llms.loading import Shape, shape_of
 from latentwire.training import memory
 from latentwire.training.memory import kept_bytes, require_memory, training_bytes
-from latentwire.utils.settings import TrainConfig
+from latentwire.training.settings import TrainSettings
 
-CONFIG = TrainConfig(stage="joint", init="-", device="cpu", dtype="float32")
+CONFIG = TrainSettings(stage="joint", init="-", device="cpu", dtype="float32", batch_size=32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -66,12 +66,16 @@ def test_more_questions_and_wider_numbers_need_more():
 
 
 def test_an_impossible_plan_is_refused_with_the_numbers_and_what_to_change(tiny_models, monkeypatch):
-    questions = load_questions("sample", "train")[1]
-    assert require_memory(CONFIG, questions).startswith("memory: about 2.0 GB a process")
+    questions = load("sample", "train").questions
+    assert require_memory(CONFIG, questions).startswith("memory: about 2.0 GB per process")
     monkeypatch.setattr(memory, "total_bytes", lambda device: 10**8)
     with pytest.raises(ValueError, match=r"needs about .* GB .*0\.1 GB are there; choose BATCH_SIZE .*DTYPE=bfloat16"):
         require_memory(CONFIG, questions)
     monkeypatch.setattr(memory, "total_bytes", lambda device: 10**7)
     smallest = dataclasses.replace(CONFIG, batch_size=1, llms="llama", dtype="bfloat16")
-    with pytest.raises(ValueError, match="choose smaller LLMs, or a larger device"):
+    with pytest.raises(
+        ValueError, match="choose smaller LLMs, or a larger device; --ignore_memory starts it all the same"
+    ):
         require_memory(smallest, questions)
+    said = require_memory(dataclasses.replace(smallest, ignore_memory=True), questions)
+    assert said.startswith("memory: about ") and said.endswith(", of 0.0 GB")

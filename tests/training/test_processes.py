@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentwire.training.log import flat
+
 ROOT = Path(__file__).parents[2]
 # As train.py, but rank 1 ends in step 2 in the way that its first argument names.
 DRIVER = """
 import os, sys
 
-from latentwire.utils.runs import cli
-from latentwire.training.stages import main
+from latentwire.train import main
 from latentwire.training.trainer import Trainer
+from latentwire.utils.cli import run
 
 way, loss = sys.argv.pop(1), Trainer._loss
 
@@ -32,7 +34,7 @@ def dying(self, step):
 
 
 Trainer._loss = dying
-cli(main)
+run(main)
 """
 
 
@@ -54,16 +56,8 @@ def surroundings(llm_folders, encoder_folder, tmp_path_factory):
         "--dataset", "sample", "--device", "cpu", "--d_z", "24", "--latent_len", "16", "--k", "3", "--encoder_id",
         str(encoder), "--samples", "24", "--val_samples", "4", "--max_new_tokens", "2", "--epochs", "1",
     ]  # fmt: skip
-    codebook = [
-        sys.executable,
-        "latentwire/train.py",
-        "--stage",
-        "codebook",
-        "--save_dir",
-        str(folder / "codebook"),
-        *flags,
-    ]
-    subprocess.run(codebook, cwd=ROOT, env=environment, check=True, capture_output=True)
+    command = [sys.executable, "latentwire/train.py", "--stage", "codebook", "--save_dir", str(folder / "codebook")]
+    subprocess.run([*command, *flags], cwd=ROOT, env=environment, check=True, capture_output=True)
     joint = ["--stage", "joint", "--init", str(folder / "codebook" / "checkpoint_best"), "--kd_weight", "0", *flags]
     return environment, joint
 
@@ -100,6 +94,17 @@ def steps(folder):
     return [line for line in lines if "loss" in line]
 
 
+def test_all_stages_run_in_one_launch_and_each_learns_from_all_processes(surroundings, tmp_path):
+    environment, joint = surroundings
+    flags = joint[joint.index("--kd_weight") :]  # without stage and init: those of all stages follow from each other
+    done = run((environment, flags), tmp_path / "r", 2, ["latentwire/train.py"], "--stage", "all", "--batch_size", "4")
+    assert done.returncode == 0, done.stderr[-2000:]
+    stages = {name: tmp_path / "r" / "stages" / name for name in ("codebook", "scores")} | {"joint": tmp_path / "r"}
+    assert all((folder / "checkpoint_best" / "config.json").is_file() for folder in stages.values())
+    assert [len(steps(stages[name])) for name in ("scores", "joint")] == [3 * 3, 3], "24 questions, 8 per step"
+    assert "process group" not in done.stderr
+
+
 def test_two_processes_train_as_one_with_the_same_global_batch(surroundings, tmp_path):
     for processes, batch in ((1, 8), (2, 4)):
         done = run(
@@ -116,7 +121,8 @@ def test_two_processes_train_as_one_with_the_same_global_batch(surroundings, tmp
     }
     for name in ("2", "machines"):
         for one, both in zip(alone, steps(tmp_path / name), strict=True):
-            for key in ("loss", "ce_llama", "ce_qwen", "span", "grad_norm_codebook", "grad_norm_adapter_qwen"):
+            one, both = flat(one), flat(both)
+            for key in ("loss", "ce llama", "ce qwen", "span", "grad_norm codebook", "grad_norm adapter qwen"):
                 assert both[key] == pytest.approx(one[key], rel=2e-3), key
         for key, value in weights["1"].items():
             torch.testing.assert_close(weights[name][key], value, rtol=1e-3, atol=1e-4)
@@ -131,6 +137,16 @@ def test_when_a_worker_dies_the_others_stop_and_what_was_saved_stays(surrounding
     assert done.returncode != 0
     assert says in done.stderr
     assert len(steps(tmp_path / "r")) == 2
-    again = run(surroundings, tmp_path / "r", 2, ["latentwire/train.py"], *more, "--resume")
+    again = run(surroundings, tmp_path / "r", 2, ["latentwire/train.py"], *more)
     assert again.returncode == 0, again.stderr[-2000:]
     assert [line["step"] for line in steps(tmp_path / "r")] == [1, 2, 3]
+
+
+def test_two_processes_estimate_all_stages(surroundings, tmp_path):
+    more = ("--stage", "all", "--init", "", "--epochs", "2", "--scores_epochs", "1", "--batch_size", "4")
+    done = run(surroundings, tmp_path / "r", 2, ["latentwire/train.py"], *more, "--estimate", "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert {name: one["steps"] for name, one in found["stages"].items()} == {"scores": 3, "adapters": 3, "joint": 3}
+    assert done.stderr.count("memory: about") == 3, "said once, not by each process"
+    assert not (tmp_path / "r").exists()

@@ -52,7 +52,7 @@ def test_the_lines_are_the_llms_own_likeliest_tokens_after_the_whole_text(llms, 
     assert lines.keys() == {q.id for q in some}
     for q in some:
         labels, line = prompts.label_ids(q.answers[0], K), lines[q.id]
-        slot = prompts.ids(prompts.content_text(q.context, q.question))
+        slot = prompts.plain(prompts.content_text(q.context, q.question))
         ids = torch.tensor([[*prompts.head, *slot, *prompts.tail(q.question), *labels]])
         with torch.no_grad():
             logprobs = llms[name].model(ids).logits[0, -len(labels) - 1 : -1].log_softmax(dim=1)

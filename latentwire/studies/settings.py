@@ -1,0 +1,146 @@
+"""Settings of the studies: diagnostics, sweep, benchmark, the whole suite, ablations."""
+
+import itertools
+from dataclasses import dataclass
+
+from latentwire.data.settings import DataSettings
+from latentwire.llms.known import DEFAULT_LLMS, LLMSettings
+from latentwire.utils.cli import Settings, option, require
+
+PARTS = ("train", "text_eval", "serving", "mfu", "growth", "processes")
+SWEEP_SAMPLES = 10_000
+_LISTS = {"latent_lens": int, "d_zs": int, "ftce_weights": float, "ks": int}
+
+
+@dataclass(kw_only=True)
+class DiagnosticsSettings(LLMSettings, DataSettings):
+    """What a checkpoint's embeddings look like to each LLM, beside those of text, and what changing them does."""
+
+    ckpt: str = option("", "checkpoint folder (needed)")
+    eval_samples: int = option(100, "dev questions; more than exist means all", least=1)
+    train_samples: int = option(1000, "for the script: train questions of the checkpoint that it makes", least=1)
+    batch_size: int = option(16, "questions per batch", least=1)
+    save_dir: str = option("runs/embed_diagnostics", "output folder", env="OUTPUT_DIR")
+
+    def check(self) -> None:
+        super().check()
+        require(bool(self.ckpt), "ckpt", self.ckpt, "name a checkpoint folder")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One combination of a sweep's lists."""
+
+    latent_len: int
+    d_z: int
+    first_token_ce_weight: float
+    k: int
+
+    @property
+    def name(self) -> str:
+        return f"M{self.latent_len}_dz{self.d_z}_ftce{self.first_token_ce_weight}_K{self.k}"
+
+
+@dataclass(kw_only=True)
+class SweepSettings(LLMSettings, DataSettings):
+    """Train and evaluate every combination of four lists. All other settings of training (LR, KD_WEIGHT, ...) are read
+    from the environment and are the same for all."""
+
+    latent_lens: str = option("32,48,64", "list of M, latents per question")
+    d_zs: str = option("256,512", "list of widths of a latent")
+    ftce_weights: str = option("0.5,1.0", "list of extra weights of the first answer token's cross-entropy")
+    ks: str = option("4,8", "list of numbers of answer tokens to learn")
+    samples: int | None = option(
+        None,
+        "train questions of a configuration; more than exist means all; default: 10000",
+        least=1,
+        fallback=SWEEP_SAMPLES,
+    )
+    epochs: int = option(1, "passes of a configuration through the LLMs", least=1)
+    eval_samples: int = option(
+        300, "questions, from articles that are not trained on, that rank the configurations", least=1
+    )
+    gpus_per_trial: int = option(0, "GPUs of a configuration", gpu=1, least=0)
+    concurrent: int = option(0, "configurations at a time; 0: as many as there are GPUs for, 1 without GPUs", least=0)
+    save_dir: str = option("runs/sweeps/hyperparam", "output folder", env="OUTPUT_DIR")
+    dry_run: bool = option(False, "print the configurations and the estimated time, and stop", env="")
+    json: bool = option(False, "with --dry-run: one JSON object on standard output", env="")
+
+    def check(self) -> None:
+        super().check()
+        for name in _LISTS:
+            self.numbers(name)
+
+    @property
+    def grid(self) -> list[Configuration]:
+        """Every combination, in the order of the lists."""
+        return [Configuration(*values) for values in itertools.product(*map(self.numbers, _LISTS))]
+
+    def numbers(self, name: str) -> list[int] | list[float]:
+        """The numbers of one list, in its order; ValueError if one is wrong or stands there twice."""
+        kind, text = _LISTS[name], getattr(self, name)
+        least = 1 if kind is int else 0
+        try:
+            found = [kind(part) for part in text.replace(",", " ").split()]
+        except ValueError:
+            found = []
+        holds = bool(found) and len(set(found)) == len(found) and all(number >= least for number in found)
+        what = "whole numbers" if kind is int else "numbers"
+        require(holds, name, text, f"list {what} of at least {least}, each once, separated by commas")
+        return found
+
+
+@dataclass(kw_only=True)
+class BenchmarkSettings(LLMSettings):
+    """Ratios of speed, ours beside the obvious way, measured in one run."""
+
+    parts: str = option(",".join(PARTS), "comma-separated; those in save_dir are not repeated")
+    random_weights: bool = option(
+        False, "Llama-3.1-8B's and Qwen2.5-7B's shapes with random weights, made on the device"
+    )
+    dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path")
+    # The plain step keeps logits at every position: 16 questions of it take more than 24 GB of a CPU's memory.
+    batch_size: int = option(4, "questions per step, and per batch of an evaluation", gpu=32, least=1)
+    steps: int = option(4, "steps (or batches) that a repeat takes", least=1)
+    repeats: int = option(3, "how often everything is measured, after one round that is not counted", least=1)
+    latent_len: int = option(32, "M, latents per question", least=1)
+    d_z: int = option(256, "width of a latent", least=1)
+    k: int = option(4, "answer tokens to learn, the end of the answer among them", least=1)
+    encoder_id: str = option("", "pretrained encoder: offline:..., a folder, or a hub id; default: that of training")
+    save_dir: str = option("runs/benchmark", "output folder", env="OUTPUT_DIR")
+
+    def check(self) -> None:
+        super().check()
+        for part in self.part_names:
+            require(part in PARTS, "parts", part, f"choose among {', '.join(PARTS)}")
+        require(self.dtype != "float16", "dtype", self.dtype, "training takes float32 or bfloat16")
+
+    @property
+    def part_names(self) -> list[str]:
+        return [part.strip() for part in self.parts.split(",") if part.strip()]
+
+
+@dataclass(kw_only=True)
+class SuiteSettings(Settings):
+    """Everything: baselines, rivals, training, evaluation, page, critical tests. Each step reads its own settings
+    (SAMPLES, EPOCHS, LATENT_LEN, ...) from the environment."""
+
+    eval_samples: int = option(1000, "questions of each evaluation; more than exist means all", least=1)
+    trained_rivals: bool = option(True, "train the rivals' soft prompts, too")
+    save_dir: str = option("runs/all", "output folder", env="OUTPUT_DIR")
+    dry_run: bool = option(False, "print the plan and the estimated time, and stop", env="")
+    json: bool = option(False, "with --dry-run: one JSON object on standard output", env="")
+
+
+@dataclass(kw_only=True)
+class AblationSettings(LLMSettings):
+    """What each part is worth: one short training per row (scripts/experiments/ablations.sh)."""
+
+    rows: str = option("queries byte random_codes cif kd no_span M8 M16 M64", "which rows, separated by spaces")
+    llms: str = option(next(iter(DEFAULT_LLMS)), "names of the LLMs; the model of x is read from X_ID")
+    samples: int = option(2000, "train questions of a row", least=1)
+    epochs: int = option(1, "passes of a row through the LLMs", least=1)
+    scores_epochs: int = option(1, "passes of its stage scores", least=1)
+    kd_weight: float = option(0.0, "weight of the teacher in every row but kd", least=0)
+    eval_samples: int = option(300, "questions, from articles that are not trained on, that judge a row", least=1)
+    save_dir: str = option("runs/ablations", "output folder", env="OUTPUT_DIR")
