@@ -47,6 +47,21 @@ def make_tokenizer(size, texts, chat=True):
     return fast
 
 
+def make_sentencepiece(size, texts):
+    """BPE with word-start signs and byte fallback, as the Llama-2 family has it, trained on the texts."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    bytes_ = [f"<0x{n:02X}>" for n in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False
+    )
+    tokenizer.train_from_iterator([text.replace("\n", " ") for text in texts], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 def make_llm(name, texts):
     """A random frozen LLM of the family and shape that SHAPES gives to `name`."""
     config_class, model_class, vocabulary, width = SHAPES[name]

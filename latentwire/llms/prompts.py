@@ -9,6 +9,7 @@ whole content, question included, into the slot; source "context" puts only the 
 text, into the tail.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +22,8 @@ ANCHOR = "Answer:"
 IGNORE = -100  # label of every position that is not an answer token
 AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True}  # how a tokenizer reads users' text
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
-_TODAY = datetime(2024, 7, 26)  # for templates that print a date: a prompt must not change from day to day
+_TODAY = datetime(2024, 7, 26)  # for every run
+_DATES = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _MARK = "\u241f"  # stands for the slot while the chat template is rendered
 
 
@@ -136,8 +138,9 @@ class PromptBuilder:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         messages.append({"role": "user", "content": slot})
         messages[0]["content"] = f"{wording.instruction}\n\n{messages[0]['content']}"
+        # A template that prints today's date would make another prompt of the same run on the next day.
+        dated = _DATES.sub(lambda m: repr(_TODAY.strftime(m[2])), self.tokenizer.get_chat_template())
         rendered = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True,
-            date_string=_TODAY.strftime("%d %b %Y"), strftime_now=_TODAY.strftime,
-        )  # fmt: skip
+            messages, chat_template=dated, tokenize=False, add_generation_prompt=True
+        )
         return rendered + ANCHOR

@@ -130,7 +130,7 @@ def _seconds(step: Step) -> float:
 
 
 def _refuse_long(table: Sequence[Step], seconds: dict[str, float]) -> None:
-    """Refuse now what a training would refuse when its turn comes."""
+    """Refuse at once a training that takes too long, instead of when its turn comes."""
     fields = {field.name: field for field in dataclasses.fields(TrainSettings)}
     device = value_of(fields["device"]) or ("cuda" if has_gpu() else "cpu")
     by_hand = value_of(fields["samples"]) is not None

@@ -29,7 +29,7 @@ from latentwire.training.settings import TrainSettings
 from latentwire.training.soft_prompts import SoftPrompts
 from latentwire.training.stages import STAGES
 from latentwire.training.teacher import TeacherLine
-from latentwire.utils.cli import reason
+from latentwire.utils.cli import reason, require
 
 TERMINATED = 143  # exit status after SIGTERM, as shells have it: 128 + 15
 _POOL = 50  # batches that are sorted by length together
@@ -103,6 +103,8 @@ class Trainer:
         require_complete(job.model, everything)
         kinds = self.stage.trains
         self.components = [found for found in everything if kinds is None or found.kind in kinds]
+        there = ", ".join(dict.fromkeys(found.kind for found in everything))
+        require(bool(self.components), "stage", config.stage, f"trains {kinds}, and the parts here are {there}")
         job.model.requires_grad_(False)
         for param in (param for found in self.components for param in found.parameters):
             param.requires_grad_(True)

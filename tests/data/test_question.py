@@ -1,6 +1,7 @@
 """Choices among questions: repeatable, nested, and never the same article to train and to judge."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
@@ -74,3 +75,15 @@ def test_one_article_cannot_be_split(questions):
     one = [q for q in questions if q.title == questions[0].title]
     with pytest.raises(ValueError, match=r"dataset.*two articles"):
         split_by_article(one)
+
+
+def test_no_context_of_the_held_out_questions_is_trained_on():
+    """Articles may share a paragraph."""
+    made = [
+        Question(f"{t}{n}", f"title {t}", "p", f"context {t} {n}", "?", ("a",), (0,)) for t in range(8) for n in (0, 1)
+    ]
+    shared = [replace(q, id=f"again {q.id}", title="title of another") for q in made]
+    train, held = split_by_article([*made, *shared])
+    assert held and train
+    assert not {q.context for q in train} & {q.context for q in held}
+    assert not {q.title for q in train} & {q.title for q in held}

@@ -1,5 +1,7 @@
 """Answer scores worked out by hand."""
 
+import unicodedata
+
 import pytest
 
 from latentwire.data.scoring import exact_match, f1_score, normalize_answer, squad_scores
@@ -77,3 +79,10 @@ def test_f1_is_not_pooled_over_references():
 def test_both_scores_of_an_answer_are_fractions_of_1_by_their_names():
     assert squad_scores("The Paris.", ["Rome", "paris"]) == {"f1": 1.0, "em": 1.0}
     assert squad_scores("paris london", ["paris", "london"]) == {"f1": pytest.approx(2 / 3), "em": 0.0}
+
+
+def test_the_same_signs_are_the_same_however_they_are_composed():
+    for whole in ("café", "한솔", "Ångström"):
+        assert squad_scores(unicodedata.normalize("NFD", whole), [whole]) == {"f1": 1.0, "em": 1.0}
+        assert squad_scores(whole, [unicodedata.normalize("NFD", whole)]) == {"f1": 1.0, "em": 1.0}
+    assert squad_scores("cafe", ["café"])["em"] == 0.0, "an accent still counts"

@@ -447,3 +447,30 @@ def test_a_data_set_is_added_by_one_decorated_function(monkeypatch):
     assert load("fallback", "dev").name == "something else" and load("fallback", "dev").score is squad_scores
     with pytest.raises(FileNotFoundError, match="neither squad, sample, mine, fallback nor an existing file"):
         load("yours", "dev")
+
+
+def test_a_paragraph_that_a_file_repeats_is_one_paragraph(tmp_path):
+    """One entry per question, as some tools write: intervals must not take questions on one text for independent."""
+    nested, flat = [], []
+    for n in range(4):
+        context = f"Hall {n} was built in 1{n}20, and nobody lives there."
+        qas = [qa(f"q{n}-{k}", answer=f"1{n}20", start=context.index(f"1{n}20")) for k in range(3)]
+        nested.append({"context": context, "qas": qas})
+        flat += [{"context": context, "qas": [one]} for one in qas]
+    found = {}
+    for name, paragraphs in (("nested", nested), ("flat", flat)):
+        path = tmp_path / f"{name}.json"
+        path.write_bytes(encoded({"data": [{"title": "Halls", "paragraphs": paragraphs}]}))
+        groups = {}
+        for question in read_squad_file(path):
+            groups.setdefault(question.paragraph, set()).add(question.id)
+        found[name] = sorted(map(sorted, groups.values()))
+    assert found["flat"] == found["nested"] and len(found["flat"]) == 4
+
+
+@pytest.mark.parametrize("context", ["\u200b\u200b", " \u2060\ufeff\n"])
+def test_a_context_that_nobody_sees_is_empty(tmp_path, context):
+    path = tmp_path / "dev.json"
+    path.write_bytes(encoded(squad(qa(answer="\u200b", start=0), context=context)))
+    with pytest.raises(ValueError, match="question q1: its context is empty"):
+        read_squad_file(path)

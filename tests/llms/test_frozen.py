@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 from accelerate import dispatch_model
+from conftest import make_tokenizer
 from torch import nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2ForCausalLM
 
 from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.prompts import IGNORE, PromptBuilder
@@ -186,3 +187,16 @@ def test_an_llm_spread_over_devices_answers_and_teaches_the_same(llms, questions
         found.append((loss, [slot.grad for slot in slots], llm.generate_with_prefix(head, slots, tails, 6)))
     assert torch.equal(found[0][0], found[1][0]) and found[0][2] == found[1][2]
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_the_size_of_embeddings_is_that_of_what_the_model_reads(texts):
+    """Gemma multiplies its embeddings by the root of their width."""
+    tokenizer = make_tokenizer(700, texts)
+    config = Gemma3TextConfig(
+        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=12, sliding_window=4096, max_position_embeddings=2048,
+    )  # fmt: skip
+    llm = FrozenLLM("gemma", Gemma3ForCausalLM(config), tokenizer)
+    read = llm.embed(range(len(tokenizer))).square().mean().sqrt()
+    torch.testing.assert_close(llm.embedding_rms(), read)
+    assert llm.embedding_rms() > 6 * llm.embedding.weight.square().mean().sqrt()

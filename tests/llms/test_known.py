@@ -79,3 +79,14 @@ def test_the_large_models_have_shapes_for_times_without_their_weights():
 def test_a_wrong_setting_is_refused(wrong, match):
     with pytest.raises(ValueError, match=match):
         LLMSettings(**wrong)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "./model", "offline:x"])
+def test_a_models_id_is_no_name(name):
+    with pytest.raises(ValueError, match="give it a name, for example x, and set X_ID"):
+        LLMSettings(llms=name)
+
+
+def test_the_variable_of_a_name_can_be_exported_by_every_shell(monkeypatch):
+    monkeypatch.setenv("PHI_3_ID", "some/model")
+    assert LLMSettings(llms="phi-3").llm_ids == {"phi-3": "some/model"}

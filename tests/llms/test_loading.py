@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from latentwire.llms.known import LARGE_SHAPES
 from latentwire.llms.loading import load_llm, random_llm, shape_of
@@ -106,3 +107,12 @@ def test_the_shape_of_a_model_that_is_not_there_is_refused_like_the_model(tmp_pa
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
     with pytest.raises(ValueError, match=r"cannot load.*QWEN_ID"):
         shape_of("qwen", str(tmp_path))
+
+
+def test_a_tokenizer_that_is_larger_than_its_model_is_refused_at_loading(llm_folders, tmp_path):
+    folder = shutil.copytree(llm_folders["LLAMA_ID"], tmp_path / "larger")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<one more>", "<and more>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"has \d+ embeddings, and its tokenizer tokens up to \d+"):
+        load_llm("llama", str(folder), "cpu", "float32")

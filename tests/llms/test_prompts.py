@@ -1,7 +1,9 @@
 """One module builds every prompt, and only the slot differs between conditions."""
 
+import copy
+
 import pytest
-from conftest import make_tokenizer
+from conftest import make_sentencepiece, make_tokenizer
 
 from latentwire.data.content import content
 from latentwire.llms.prompts import ANCHOR, WORDINGS, PromptBuilder
@@ -124,3 +126,17 @@ def test_an_ordinary_question_is_read_together_with_what_follows_it(llms, questi
     for q in questions[:20]:
         after = builder.tokenizer.decode(PromptBuilder(builder.tokenizer, "prompt", "plain").tail(q.question))
         assert builder.tail(q.question) == builder.ids(f"\nQuestion: {q.question}{after}")
+
+
+def test_a_date_in_a_template_is_the_same_on_every_day(llms, monkeypatch):
+    tokenizer = copy.deepcopy(llms["llama"].tokenizer)
+    tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}, {{ strftime_now(\"%Y\") }}\n" + tokenizer.chat_template
+    head = tokenizer.decode(PromptBuilder(tokenizer, "prompt", "chat").head)
+    assert head.startswith("26 July 2024, 2024\n")
+
+
+def test_what_ends_an_answer_is_a_token_that_generation_stops_at(texts):
+    tokenizer = make_sentencepiece(600, texts)
+    builder = PromptBuilder(tokenizer, "prompt", "plain")
+    assert tokenizer.convert_ids_to_tokens(builder.end_id) == "<0x0A>"
+    assert builder.label_ids("nine herons", 50)[-1] == builder.end_id

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import BertWordPieceTokenizer
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertTokenizerFast, RobertaConfig, RobertaModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from latentwire.data.content import SOURCES, content
@@ -188,3 +189,20 @@ def test_a_shape_that_cannot_be_read_is_named(tmp_path):
 def test_sentence_vectors_are_left_out(backbone):
     assert not [name for name, _ in backbone.named_parameters() if "pooler" in name]
     assert AutoTokenizer.from_pretrained(backbone.tokenizer.name_or_path).model_max_length == backbone.window == 96
+
+
+def test_the_roberta_family_reads_no_more_than_its_positions_allow(texts, tmp_path, questions):
+    """It counts positions behind padding's, and its tokenizer may state no limit."""
+    words = BertWordPieceTokenizer(lowercase=True)
+    words.train_from_iterator(texts, vocab_size=600, show_progress=False)
+    tokenizer = BertTokenizerFast(tokenizer_object=words._tokenizer)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=98, type_vocab_size=2, pad_token_id=1,
+    )  # fmt: skip
+    RobertaModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path))
+    assert backbone.window == 96
+    longest = max(questions, key=lambda q: len(q.context))
+    assert len(backbone([longest], "context").spans[0]) > 96

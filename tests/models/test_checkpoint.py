@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from latentwire.models.checkpoint import (
     load_checkpoint,
     load_soft_prompts,
     load_training,
+    read_config,
     save_checkpoint,
     save_soft_prompts,
     weights_bytes,
@@ -460,3 +462,9 @@ def test_one_hash_stands_for_weights_config_and_tokenizer(folder):
     assert len(hashes) == 5 and checkpoint_sha256(folder) in hashes
     with pytest.raises(FileNotFoundError, match="nowhere"):
         checkpoint_sha256(folder / "nowhere")
+
+
+def test_a_checkpoint_may_be_the_folder_that_one_stands_in(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text('{"stage": "joint"}')
+    monkeypatch.chdir(tmp_path)
+    assert read_config(Path(".")) == {"stage": "joint"}

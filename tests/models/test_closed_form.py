@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import make_sentencepiece, make_tokenizer
 
 from latentwire.data.squad import load
 from latentwire.models.adapters import ResidualAdapter
@@ -176,3 +177,25 @@ def test_what_is_fitted_reads_train_and_each_context_once():
     assert len(train) < FIT_QUESTIONS
     assert sorted(found) == sorted([*{q.context for q in train}, *(q.question for q in train)])
     assert not {q.context for q in load("sample", "dev").questions} & set(found)
+
+
+def test_a_word_of_a_sentencepiece_wire_keeps_its_space(llms, texts):
+    wire, llm = make_sentencepiece(600, texts), llms["llama"]
+    table, found = wire_table(llm, wire), 0
+    for token, i in wire.get_vocab().items():
+        if token.startswith("\u2581") and len(token) > 3:
+            pieces = llm.tokenizer(token.replace("\u2581", " "), add_special_tokens=False)["input_ids"]
+            torch.testing.assert_close(table[i], llm.embedding_table()[pieces].mean(dim=0))
+            found += 1
+    assert found > 20
+
+
+def test_a_vocabulary_may_have_holes(llms, texts):
+    wire = make_tokenizer(400, texts)
+    wire.add_tokens(["<far away>"])
+    holed = copy.deepcopy(wire)
+    monkeyed = {token: i + (7 if token == "<far away>" else 0) for token, i in wire.get_vocab().items()}
+    holed.get_vocab = lambda: monkeyed
+    table = wire_table(llms["llama"], holed)
+    assert len(table) == len(wire) + 7 and torch.isfinite(table).all()
+    assert len(token_counts(holed, texts[:3])) == len(table)

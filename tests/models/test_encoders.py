@@ -1,11 +1,13 @@
 """Which tokens get the M places, before and after training, and what the encoder reads by itself."""
 
 import dataclasses
+import unicodedata
 
 import pytest
 import torch
 from torch import nn
 
+from latentwire.data.question import Question
 from latentwire.models.backbones import BackboneSettings, ByteBackbone, States, load_backbone
 from latentwire.models.encoders.base import ENCODERS, Encoded, Encoder, answer_edges, overlapping
 from latentwire.models.encoders.codebook import ClosedFormEncoder
@@ -414,3 +416,31 @@ def test_the_answers_edges_are_its_first_and_last_wire_token(selecting, question
             if last > first:
                 inner = selecting.tokenizer.decode(tokens.ids[row, first + 1 : last])
                 assert some[row].answers[0] not in inner
+
+
+@pytest.mark.parametrize("whole", ["café", "한솔"])
+def test_the_encoders_own_answer_keeps_all_parts_of_a_composed_sign(selecting, whole, monkeypatch):
+    """A tokenizer that composes signs counts only the first part of the last one."""
+    parts = unicodedata.normalize("NFD", whole)
+    context = f"They met at {parts} in June."
+    q = Question("q", "t", "p", context, "Where?", (parts,), (context.index(parts),))
+    encoder = selecting
+    (encoded,) = encoder.encoded([q], "prompt", 1)
+    begin = encoded.tokens.contents[0].context_at + q.starts[0]
+    first = next(i for i, (a, b) in enumerate(encoded.tokens.spans[0]) if b > begin)
+    encoded.tokens.spans[0][first] = (begin, begin + len(parts) - (1 if whole == "café" else 2))
+    encoded.span = torch.full_like(encoded.span, -torch.inf)
+    encoded.span[0, first] = 0.0
+    monkeypatch.setattr(encoder, "encoded", lambda *_, **__: [encoded])
+    assert encoder.read(q) == parts
+
+
+def test_the_encoders_own_answer_takes_memory_in_proportion_to_the_text(selecting, questions, monkeypatch):
+    encoder, n = selecting, 200_000  # all pairs of so many tokens would take 160 GB
+    (encoded,) = encoder.encoded([questions[0]], "prompt", 1)
+    encoded.span = torch.full((1, n, 2), -1.0)
+    encoded.span[0, 5, 0], encoded.span[0, 6, 1] = 1.0, 1.0
+    monkeypatch.setattr(encoder, "encoded", lambda *_, **__: [encoded])
+    spans = encoded.tokens.spans[0]
+    text = encoded.tokens.contents[0]
+    assert encoder.read(questions[0]) == text.text[max(spans[5][0], text.context_at) : spans[6][1]].strip()

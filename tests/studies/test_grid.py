@@ -165,6 +165,7 @@ def test_the_default_grid_has_the_24_configurations_of_the_contract():
     names = [configuration.name for configuration in SweepSettings().grid]
     assert len(set(names)) == 24 and names[0] == "M32_dz256_ftce0.5_K4" and names[-1] == "M64_dz512_ftce1.0_K8"
     assert SweepSettings().samples is None and SweepSettings().epochs == 1
+    assert SweepSettings().save_dir == "runs/sweeps/hyperparam"
     assert SweepSettings(latent_lens="8 16", ks="2").grid[-1].name == "M16_dz512_ftce1.0_K2"
 
 

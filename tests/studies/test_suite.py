@@ -210,6 +210,17 @@ def test_a_step_that_cannot_be_timed_ends_it_before_anything_is_started(config, 
     assert not programs[1]
 
 
+def test_a_training_of_a_size_that_nobody_chose_is_refused_before_anything_is_started(config, programs, monkeypatch):
+    monkeypatch.setattr(room, "asked", lambda program: {"seconds": 3.0 * 3600, "stages": {}})
+    monkeypatch.setenv("DEVICE", "cpu")
+    with pytest.raises(ValueError, match=r"samples: tuned/text_tuned on all questions would take about 3\.0 hours"):
+        suite(config())
+    assert not programs[1]
+    monkeypatch.setenv("SAMPLES", "1000")
+    suite(config())
+    assert len(programs[1]) == 7
+
+
 def test_output_goes_to_the_screen_and_into_a_log(tmp_path, capfdbinary):
     code = "import sys; print('out', flush=True); print('err', file=sys.stderr); sys.exit(4)"
     assert logged([sys.executable, "-c", code], tmp_path / "a" / "b") == 4

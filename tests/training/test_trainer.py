@@ -15,6 +15,7 @@ from latentwire.models.checkpoint import read_config
 from latentwire.models.components import component
 from latentwire.models.encoders.selecting import SelectingEncoder
 from latentwire.training.running import train
+from latentwire.training.stages import STAGES, Stage
 from latentwire.training.trainer import Batches, Terminated, Trainer, rate_share, steps_of
 
 pytestmark = pytest.mark.usefixtures("surroundings")
@@ -180,6 +181,13 @@ def test_a_parameter_that_no_component_holds_is_named_and_nothing_is_trained(joi
     with pytest.raises(ValueError, match=r"LatentWire: the parameters encoder.score.weight, encoder.score.bias belong"):
         train(joint_config(tmp_path / "r", kd_weight=0.0))
     assert not list((tmp_path / "r").glob("checkpoint*")) and not (tmp_path / "r" / "metrics.jsonl").exists()
+
+
+def test_a_stage_that_finds_nothing_to_train_says_what_there_is(short, codebook, tmp_path, monkeypatch):
+    monkeypatch.setitem(STAGES, "mine", Stage("mine", trains=("residual",), losses=("answers",)))
+    settings = {"stage": "mine", "encoder_type": "queries", "init": str(codebook)}
+    with pytest.raises(ValueError, match=r"stage='mine': trains \('residual',\), .* backbone, resampler, adapter"):
+        train(short(tmp_path / "r", **settings))
 
 
 def test_the_figures_of_each_line_go_to_the_tracker_too(short, scores, tmp_path, monkeypatch):
