@@ -27,7 +27,8 @@ def main() -> None:
     runs = [[Path(folder) for folder in run.split(",")] for run in args.runs]
     if len(runs) == len(runs[0]) == 1:
         require(not args.save_dir, "save_dir", str(args.save_dir), "one RUN is only recomputed; name two or more")
-        print(table_markdown(recompute(runs[0][0])), "equal to results.json", sep="\n")
+        again = recompute(runs[0][0])
+        print(table_markdown(again), *again["not_kept"], "equal to results.json", sep="\n")
         return
     compared = compare(runs, args.condition)
     print(comparison_markdown(compared), end="")

@@ -25,7 +25,8 @@ def main() -> None:
     if int(os.environ.get("RANK", "0")) > 0:
         return
     if config.estimate:
-        print(estimate_json(found) if config.json else "")
+        if config.json:
+            print(estimate_json(found))
         return
     for log in sorted(Path(config.save_dir).rglob("metrics.jsonl")):
         for path in draw_curves(log.parent):

@@ -21,14 +21,17 @@ _NO_FIGURE = ("seconds", "examples_per_s", "taken_from")  # of a row: times, whi
 
 
 def recompute(folder: Path) -> dict:
-    """results.json of an evaluation, made again from its predictions, each answer scored anew.
+    """results.json of an evaluation, made again from its predictions, each answer scored anew; `not_kept`: a line per
+    row of which no predictions were kept.
 
-    Raises FileNotFoundError where predictions are missing, ValueError naming what differs from results.json.
+    Raises FileNotFoundError without any predictions, ValueError naming what differs from results.json.
     """
     before, predicted = _results(folder), _lines(folder)
     questions, score = _questions(folder, before)
+    kept = {row_key(line) for line in predicted}
+    recorded = [row for row in before["results"] if row_key(row) in kept]
     rows, scores = [], {}
-    for row in before["results"]:
+    for row in recorded:
         lines = {line["id"]: line for line in predicted if row_key(line) == row_key(row)}
         lacking = [q.id for q in questions if q.id not in lines]
         require(
@@ -40,15 +43,23 @@ def recompute(folder: Path) -> dict:
     pairs = made.compare(rows, scores, [q.paragraph for q in questions], before["seed"])
     differing = [
         f"{' '.join(map(str, row_key(old)))}: {key}"
-        for old, new in zip(before["results"], rows, strict=True)
+        for old, new in zip(recorded, rows, strict=True)
         for key in sorted(old.keys() - set(_NO_FIGURE))
         if not _equal(old[key], new[key])
     ]
-    differing += [] if _equal(before["comparisons"], pairs) else ["comparisons"]
+    differing += [] if _equal(_among(recorded, before["comparisons"]), pairs) else ["comparisons"]
     require(
         not differing, "run", str(folder), f"results.json says otherwise than its predictions: {', '.join(differing)}"
     )
-    return before | {"results": rows, "comparisons": pairs}
+    left = [row for row in before["results"] if row not in recorded]
+    not_kept = [f"no predictions were kept: {row['llm'] or 'no LLM'} {row['condition']}" for row in left]
+    return before | {"results": rows, "comparisons": pairs, "not_kept": not_kept}
+
+
+def _among(rows: Sequence[Mapping], comparisons: Sequence[Mapping]) -> list[Mapping]:
+    """The comparisons of which both sides are among the rows."""
+    there = {(row["condition"], row["llm"]) for row in rows}
+    return [c for c in comparisons if all({(c[side], c["llm"]), (c[side], None)} & there for side in ("a", "b"))]
 
 
 def _equal(a: object, b: object) -> bool:

@@ -162,6 +162,20 @@ def test_a_record_that_its_predictions_do_not_bear_is_refused(whole):
         recompute(whole)
 
 
+def test_a_row_whose_predictions_were_not_kept_is_named_and_the_others_are_recomputed(whole):
+    packed = whole / "predictions.jsonl.gz"
+    lines = gzip.decompress(packed.read_bytes()).decode().splitlines(keepends=True)
+    packed.write_bytes(gzip.compress("".join(line for line in lines if '"latentwire"' in line).encode()))
+    again = recompute(whole)
+    assert again["not_kept"] == ["no predictions were kept: llama text"] and [
+        row["condition"] for row in again["results"]
+    ] == ["latentwire"]
+    packed.write_bytes(gzip.compress("".join(lines[:-1]).encode()))
+    recompute.__globals__["_lines"].cache_clear()
+    with pytest.raises(ValueError, match=r"lacks the predictions of .*'text'.* for 1 questions"):
+        recompute(whole)
+
+
 def test_answers_are_scored_anew(whole):
     """A score that was written into a prediction line is not believed."""
     packed = whole / "predictions.jsonl.gz"
@@ -196,7 +210,9 @@ def test_kept_predictions_bear_their_record(folder):
     rows = json.loads((folder / "results.json").read_text())["results"]
     lines = read_lines(folder / "predictions.jsonl")
     ids = set(json.loads((folder / "manifest.json").read_text())["ids"])
-    for row in rows:
+    kept = [row for row in rows if row_key(row) in {row_key(line) for line in lines}]
+    assert kept
+    for row in kept:
         mine = [line for line in lines if row_key(line) == row_key(row)]
         assert {line["id"] for line in mine} == ids and len(mine) == row["n"]
         for key in ("f1", "em"):
