@@ -29,12 +29,10 @@ def main() -> None:
         require(not args.save_dir, "save_dir", str(args.save_dir), "one RUN is only recomputed; name two or more")
         again = recompute(runs[0][0])
         print(table_markdown(again), *again["not_kept"], "equal to results.json", sep="\n")
-        return
-    compared = compare(runs, args.condition)
-    print(comparison_markdown(compared), end="")
-    if args.save_dir:
+    else:
+        compared = compare(runs, args.condition)
+        print(comparison_markdown(compared), end="")
         write(compared, args.save_dir)
-        print(f"wrote {args.save_dir / 'comparison.md'}, comparison.json and comparison.png")
 
 
 if __name__ == "__main__":

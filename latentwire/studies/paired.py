@@ -71,12 +71,15 @@ def _equal(a: object, b: object) -> bool:
     return bool(np.isclose(a, b, rtol=1e-9, atol=1e-12)) if isinstance(a, float) and isinstance(b, float) else a == b
 
 
-def write(compared: Mapping, folder: Path) -> None:
-    """comparison.json, comparison.md and comparison.png."""
+def write(compared: Mapping, folder: Path | None) -> None:
+    """comparison.json, comparison.md and comparison.png, if there is a folder for them."""
+    if folder is None:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "comparison.json", compared)
     write_text(folder / "comparison.md", comparison_markdown(compared))
     comparison(compared).savefig(folder / "comparison.png", dpi=130)
+    print(f"wrote {folder / 'comparison.md'}, comparison.json and comparison.png")
 
 
 def compare(runs: Sequence[Sequence[Path]], condition: str) -> dict:
