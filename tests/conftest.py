@@ -136,6 +136,7 @@ def small_world(variables):
         for name, value in variables.items():
             patch.setenv(name, value)
         patch.delenv("SQUAD_DIR", raising=False)
+        patch.setattr("latentwire.utils.runs.git_sha", lambda: "a commit")  # somebody may commit while these tests run
         yield patch
     signal.signal(signal.SIGTERM, handler)
 
@@ -151,6 +152,33 @@ def surroundings(variables):
     """`small_world` for all tests of a file."""
     with small_world(variables):
         yield
+
+
+@pytest.fixture(scope="session")
+def finished(variables, tmp_path_factory):
+    """(folder, results) of a finished evaluation of the closed form. Who changes the folder copies it first."""
+    from evaluation.evaluations import config
+
+    from latentwire.evaluation.evaluate import evaluate
+
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    with small_world(variables):
+        return folder, evaluate(config(folder))
+
+
+@pytest.fixture
+def trained(finished, encoder_folder, tmp_path):
+    """A checkpoint of type hf, with heads that chance has trained."""
+    from latentwire.models.checkpoint import load_checkpoint, read_config, save_checkpoint
+    from latentwire.models.encoders.selecting import SelectingEncoder
+
+    untrained = finished[0] / "checkpoint_untrained"
+    before, adapters, made = load_checkpoint(untrained, read_config(untrained)["llms"])
+    torch.manual_seed(0)
+    encoder = SelectingEncoder.begin(before, SelectingEncoder.Settings(encoder_id=encoder_folder), made["latent_len"])
+    torch.nn.init.normal_(encoder.score.weight)
+    save_checkpoint(tmp_path / "trained", encoder, adapters, made | {"stage": "joint", "source": "prompt"})
+    return tmp_path / "trained"
 
 
 # Trainings that several files look at, each made once. What a test changes, it copies first.

@@ -11,23 +11,20 @@ import time
 
 import pytest
 import torch
+from evaluation.evaluations import config, predictions, timeless
 
 from latentwire.conditions.base import CONDITIONS
 from latentwire.data.question import split_by_article
 from latentwire.data.squad import SAMPLE_DIR, load
 from latentwire.eval import main
-from latentwire.evaluation import answering
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.settings import EvalSettings
-from latentwire.models.backbones import load_backbone
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
 from latentwire.models.encoders.selecting import SelectingEncoder
-from latentwire.reporting.tables import table_markdown
 from latentwire.utils.cli import parse
 from latentwire.utils.runs import RunFolder
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
-TIMES = ("seconds", "examples_per_s")
 ROW_KEYS = {
     "condition", "llm", "llm_id", "m", "d_z", "n", "f1", "f1_ci95", "em", "em_ci95", "first_token_acc", "seconds",
     "nll_per_token", "bits_per_answer_byte", "llm_positions", "wire_bytes", "text_bytes", "explained_variance",
@@ -38,42 +35,8 @@ TOP_KEYS = {
 }  # fmt: skip
 
 
-def config(folder, **changes):
-    defaults = {
-        "dataset": "sample", "samples": 9, "batch_size": 4, "latent_len": 16, "d_z": 24, "max_new_tokens": 4,
-        "conditions": "text,token_budget,pca,latentwire,no_context", "device": "cpu", "save_dir": str(folder),
-    }  # fmt: skip
-    return EvalSettings(**(defaults | changes))
-
-
-def timeless(value):
-    """The same without times and rates."""
-    if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key not in TIMES}
-    return [timeless(item) for item in value] if isinstance(value, list) else value
-
-
-def predictions(folder):
-    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-
-
 def predictions_bytes(folder):
     return (folder / "predictions.jsonl").read_bytes()
-
-
-def record_calls(calls, function):
-    """The function, which notes its arguments."""
-    return lambda *arguments: (calls.append(arguments), function(*arguments))[1]
-
-
-@pytest.fixture(scope="module")
-def finished(llm_folders, tmp_path_factory):
-    """A finished run and its results."""
-    folder = tmp_path_factory.mktemp("run") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, model in llm_folders.items():
-            patch.setenv(name, model)
-        return folder, evaluate(config(folder))
 
 
 @pytest.fixture
@@ -282,20 +245,6 @@ def test_a_wrong_setting_is_refused_by_name_and_value(tmp_path, change, match):
         config(tmp_path, **change)
 
 
-@pytest.fixture
-def trained(finished, encoder_folder, tmp_path):
-    """A checkpoint of type hf, with heads that chance has trained."""
-    ids = json.loads((finished[0] / "checkpoint_untrained" / "config.json").read_text())["llms"]
-    before, adapters, made = load_checkpoint(finished[0] / "checkpoint_untrained", ids)
-    torch.manual_seed(0)
-    vocabulary, d_z = before.codebook.weight.shape
-    encoder = SelectingEncoder(before.tokenizer, d_z, vocabulary, load_backbone(encoder_folder), "select")
-    encoder.codebook.load_state_dict(before.codebook.state_dict())
-    torch.nn.init.normal_(encoder.score.weight)
-    save_checkpoint(tmp_path / "trained", encoder, adapters, made | {"stage": "joint", "source": "prompt"})
-    return tmp_path / "trained"
-
-
 def test_the_encoder_alone_has_one_row_without_llm_and_latentwire_meets_it_for_each_llm(trained, tmp_path):
     results = evaluate(config(tmp_path / "r", ckpt=str(trained), conditions="latentwire,encoder_only,selected_text"))
     rows = [(row["condition"], row["llm"], row["m"]) for row in results["results"]]
@@ -477,67 +426,6 @@ def test_a_run_continued_at_another_commit_names_both(run, monkeypatch):
     monkeypatch.setattr("latentwire.utils.runs.git_sha", lambda: "abc")
     for _ in range(2):
         assert evaluate(config(run))["git"] == f"{before}, then abc"
-
-
-def test_what_no_checkpoint_changes_is_taken_from_another_evaluation(finished, trained, tmp_path, monkeypatch):
-    folder, before = finished
-    asked = []
-    monkeypatch.setattr("latentwire.evaluation.answering.answer", record_calls(asked, answering.answer))
-    results = evaluate(
-        config(tmp_path / "r", ckpt=str(trained), conditions="text,token_budget,pca,latentwire", reuse=str(folder))
-    )
-    assert {condition.name for condition, *_ in asked} == {"latentwire"}
-    rows = {(row["condition"], row["llm"]): row for row in results["results"]}
-    for row in before["results"]:
-        if row["condition"] in ("text", "token_budget", "pca"):
-            taken = rows[row["condition"], row["llm"]]
-            assert taken | {"taken_from": []} == row
-            assert taken["taken_from"][0].startswith(f"{folder}, commit ")
-    assert rows["latentwire", "llama"]["taken_from"] == []
-    assert any(c["b"] == "text" and c["critical"] == 3 for c in results["comparisons"] if "critical" in c)
-    assert f"- Taken from {folder}" in table_markdown(results)
-
-
-def test_what_the_same_checkpoint_answered_is_taken_from_another_evaluation(trained, tmp_path, monkeypatch):
-    conditions = "latentwire,encoder_only"
-    before = evaluate(config(tmp_path / "before", ckpt=str(trained), conditions=conditions))
-    asked = []
-    monkeypatch.setattr("latentwire.evaluation.answering.answer", record_calls(asked, answering.answer))
-    again = evaluate(
-        config(tmp_path / "r", ckpt=str(trained), conditions=f"{conditions},untrained", reuse=str(tmp_path / "before"))
-    )
-    assert {condition.name for condition, *_ in asked} == {"untrained"}
-    taken = [row | {"taken_from": []} for row in again["results"] if row["condition"] in conditions]
-    assert taken == before["results"]
-
-
-def test_an_untrained_wire_is_not_taken_from_another_evaluation(finished, tmp_path, monkeypatch):
-    """It may be of other LLMs: there is no file that would tell."""
-    asked = []
-    monkeypatch.setattr("latentwire.evaluation.answering.answer", record_calls(asked, answering.answer))
-    evaluate(config(tmp_path / "r", conditions="text,latentwire", reuse=str(finished[0])))
-    assert {condition.name for condition, *_ in asked} == {"latentwire"}
-
-
-def test_the_answers_of_one_of_two_llms_may_be_taken(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("latentwire.evaluation.answering.answer", lambda *a: pytest.fail("computed again"))
-    results = evaluate(config(tmp_path / "r", llms="qwen", conditions="text", reuse=str(finished[0])))
-    assert [row["llm"] for row in results["results"]] == ["qwen"]
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"samples": 8}, "questions_sha256: "),
-        ({"max_new_tokens": 5}, "max_new_tokens: 4 there, 5 now"),
-        ({"d_z": 16}, "d_z: 24 there, 16 now"),
-        ({"reuse": "/no/such/run"}, "/no/such/run"),
-    ],
-)
-def test_answers_to_something_else_are_not_taken(finished, tmp_path, change, match):
-    with pytest.raises((ValueError, FileNotFoundError), match=match):
-        evaluate(config(tmp_path / "r", **({"reuse": str(finished[0]), "conditions": "text"} | change)))
-    assert not (tmp_path / "r").exists()
 
 
 def test_an_estimate_runs_nothing_and_writes_nothing(finished, tmp_path, capsys, monkeypatch):
