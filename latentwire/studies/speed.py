@@ -44,7 +44,7 @@ from latentwire.utils.runs import RunFolder, identity
 _ENCODER = "hf"  # that is trained
 _EPOCHS = 3  # passes that share the cost of the teacher's cache
 _LENGTHS = (150, 1000, 4000)  # tokens of a context
-_BATCHES, _SIZES = (4, 8, 16, 32), (8, 32, 64)  # growth: questions a step, and M
+_BATCHES, _SIZES = (4, 8, 16, 32), (8, 32, 64)  # growth: questions per step, and M
 _CLEAR = "/proc/self/clear_refs"
 _NO_PART = ("save_dir", "parts", "llms")  # of what makes two benchmarks the same one
 _MATRICES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}

@@ -213,7 +213,7 @@ class Trainer:
         config, batch = self.job.config, self.batches[self.step]
         smaller = f"BATCH_SIZE={config.batch_size // 2}" if config.batch_size > 1 else "fewer LLMS, or smaller ones,"
         return (
-            f"out of memory at step {self.step}: {config.batch_size} questions a process, the longest context of "
+            f"out of memory at step {self.step}: {config.batch_size} questions per process, the longest context of "
             f"{max(len(q.context) for q in batch)} characters, {config.latent_len} latents each, "
             f"{', '.join(config.llm_names)} in {config.dtype} ({reason(error)}); try {smaller} in another folder; what "
             "was saved is kept"
