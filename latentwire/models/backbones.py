@@ -19,6 +19,7 @@ from latentwire.data.content import Content, content
 from latentwire.data.question import Question
 from latentwire.llms.offline import OFFLINE_ENCODERS, ensure_offline_model
 from latentwire.llms.prompts import AS_TEXT
+from latentwire.models.components import Component, component
 from latentwire.utils.cli import Settings, option, reason
 from latentwire.utils.machine import hub_answers
 
@@ -194,6 +195,23 @@ def backbone_of_shape(folder: Path) -> PretrainedBackbone:
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} cannot be read ({reason(error)}); restore it or train again") from error
     return PretrainedBackbone(AutoModel.from_config(config, dtype=torch.float32), tokenizer)
+
+
+class OnPretrained:
+    """What encoders on a pretrained backbone, `backbone`, share: how a checkpoint keeps it, and how it is trained."""
+
+    @classmethod
+    def of_shape(cls, tokenizer: PreTrainedTokenizerBase, d_z: int, folder: Path, **shape: object) -> nn.Module:
+        """As `Encoder.of_shape`."""
+        return cls(tokenizer, d_z, backbone=backbone_of_shape(folder / "backbone"), **shape)
+
+    def save_parts(self, folder: Path) -> None:
+        """As `Encoder.save_parts`."""
+        save_backbone_shape(self.backbone, folder / "backbone")
+
+    def backbone_component(self) -> Component:
+        """At a learning rate of its own, with weight decay."""
+        return component("backbone", self.backbone, rate="encoder_lr", weight_decay=WEIGHT_DECAY)
 
 
 def _sinusoids(length: int, width: int) -> Tensor:

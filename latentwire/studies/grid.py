@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from latentwire.data.question import Question, split_by_article, subset
+from latentwire.data.question import Question, subset
 from latentwire.data.squad import load
 from latentwire.evaluation.settings import EvalSettings
 from latentwire.studies.programs import (
@@ -57,10 +57,10 @@ def sweep(config: SweepSettings) -> int:
     if todo and not by_hand and not config.gpus_per_trial:
         what = f"{len(todo)} configurations of {config.samples} questions"
         refuse_long(_seconds(config, todo), "cpu", by_hand, what)
-    train = load(config.dataset, "train")
-    held = subset(split_by_article(train.questions)[1], config.eval_samples, config.seed)
+    judges = load(config.dataset, "held_out")
+    held = subset(judges.questions, config.eval_samples, config.seed)
     baselines = folder / "baselines" / f"dz{max(config.numbers('d_zs'))}"  # PCA's width; the widest is the strongest
-    with RunFolder(folder, _identity(config, train.name, held)):
+    with RunFolder(folder, _identity(config, judges.name, held)):
         ranking = Ranking(folder, grid, held, baselines, config.seed)
         print(f"{len(grid)} configurations, {len(grid) - len(todo)} of them finished; {folder}", flush=True)
         shared = _baselines(config, baselines, ranking)

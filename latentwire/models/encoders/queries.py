@@ -15,10 +15,9 @@ from latentwire.models.backbones import (
     WEIGHT_DECAY,
     BackboneSettings,
     ByteBackbone,
+    OnPretrained,
     PretrainedBackbone,
-    backbone_of_shape,
     load_backbone,
-    save_backbone_shape,
 )
 from latentwire.models.components import Component, component
 from latentwire.models.encoders.base import Encoded, Encoder, encoder
@@ -53,7 +52,7 @@ class Resampler(nn.Module):
 
 
 @encoder("queries")
-class QueryEncoder(Encoder):
+class QueryEncoder(OnPretrained, Encoder):
     """M free queries look at the states of a pretrained backbone. M is fixed by the training."""
 
     Settings = BackboneSettings
@@ -82,16 +81,8 @@ class QueryEncoder(Encoder):
     def shape(self) -> dict:
         return {"m": len(self.resampler.queries)}
 
-    @classmethod
-    def of_shape(cls, tokenizer: PreTrainedTokenizerBase, d_z: int, folder: Path, **shape: object) -> Encoder:
-        return cls(tokenizer, d_z, backbone=backbone_of_shape(folder / "backbone"), **shape)
-
-    def save_parts(self, folder: Path) -> None:
-        save_backbone_shape(self.backbone, folder / "backbone")
-
     def components(self) -> list[Component]:
-        backbone = component("backbone", self.backbone, rate="encoder_lr", weight_decay=WEIGHT_DECAY)
-        return [backbone, component("resampler", self.resampler)]
+        return [self.backbone_component(), component("resampler", self.resampler)]
 
     def forward(self, questions: Sequence[Question], source: str, m: int) -> Encoded:
         """As `Encoder.forward`. Raises ValueError for an M that was not trained."""

@@ -6,7 +6,6 @@ Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's s
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from unicodedata import combining
 
 import numpy as np
@@ -20,13 +19,11 @@ from latentwire.data.content import content
 from latentwire.data.question import Question
 from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.backbones import (
-    WEIGHT_DECAY,
     BackboneSettings,
+    OnPretrained,
     PretrainedBackbone,
     States,
-    backbone_of_shape,
     load_backbone,
-    save_backbone_shape,
 )
 from latentwire.models.components import Component, component
 from latentwire.models.encoders.base import Encoded, Encoder, Tokens, answer_edges, encoder
@@ -41,7 +38,7 @@ _KEPT = 1.0  # score of question and labels at the start: above every token of t
 
 
 @encoder("hf")
-class SelectingEncoder(ClosedFormEncoder):
+class SelectingEncoder(OnPretrained, ClosedFormEncoder):
     """A pretrained encoder reads question and context and scores each wire token; the best M are sent, in reading
     order, each as its code + a contextual residual that starts at zero.
 
@@ -90,17 +87,10 @@ class SelectingEncoder(ClosedFormEncoder):
     def shape(self) -> dict:
         return super().shape() | {"pooling": self.pooling}
 
-    @classmethod
-    def of_shape(cls, tokenizer: PreTrainedTokenizerBase, d_z: int, folder: Path, **shape: object) -> Encoder:
-        return cls(tokenizer, d_z, backbone=backbone_of_shape(folder / "backbone"), **shape)
-
-    def save_parts(self, folder: Path) -> None:
-        save_backbone_shape(self.backbone, folder / "backbone")
-
     def components(self) -> list[Component]:
         return [
             *super().components(),
-            component("backbone", self.backbone, rate="encoder_lr", weight_decay=WEIGHT_DECAY),
+            self.backbone_component(),
             component("score", self.score),
             component("span", self.span, self.outside),
             component("residual", self.residual),
