@@ -169,8 +169,9 @@ def finished(variables, tmp_path_factory):
 @pytest.fixture
 def trained(finished, encoder_folder, tmp_path):
     """A checkpoint of type hf, with heads that chance has trained."""
-    from latentwire.models.checkpoint import load_checkpoint, read_config, save_checkpoint
+    from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
     from latentwire.models.encoders.selecting import SelectingEncoder
+    from latentwire.models.weights import read_config
 
     untrained = finished[0] / "checkpoint_untrained"
     before, adapters, made = load_checkpoint(untrained, read_config(untrained)["llms"])

@@ -27,15 +27,10 @@ from latentwire.evaluation.scores import show_interval
 from latentwire.evaluation.settings import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalSettings
 from latentwire.llms.prompts import WORDINGS
 from latentwire.models.adapters import Adapter
-from latentwire.models.checkpoint import (
-    checkpoint_sha256,
-    load_checkpoint,
-    load_soft_prompts,
-    read_config,
-    save_checkpoint,
-)
+from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
+from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, read_config
 from latentwire.utils.cli import SCHEMA, refuse_long, require
 from latentwire.utils.files import write_json
 from latentwire.utils.machine import on_this_machine, set_seed

@@ -13,17 +13,26 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BatchEncoding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from latentwire.data.content import Content, content
 from latentwire.data.question import Question
 from latentwire.llms.offline import OFFLINE_ENCODERS, ensure_offline_model
 from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.components import Component, component
+from latentwire.models.packing import can_pack, packed_states
 from latentwire.utils.cli import Settings, option, reason
 from latentwire.utils.machine import hub_answers
 
 WEIGHT_DECAY = 0.01  # of backbones; all other parts are trained without
+_PACKED = 16  # texts at once: more take more memory and are no faster
 _OVERLAP = 128  # word pieces that neighbouring windows of a long text share
 # Dropping attention weights rules out the fused kernels: twice the time on a CPU, and far more memory.
 _ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}
@@ -56,6 +65,7 @@ class PretrainedBackbone(nn.Module):
         self.model, self.tokenizer = model, tokenizer
         self.width: int = model.config.hidden_size
         self.window = min(tokenizer.model_max_length, model.config.max_position_embeddings - _first_position(model))
+        self._packs: bool | None = None  # whether texts can be packed; asked once
 
     def forward(self, questions: Sequence[Question], source: str) -> States:
         """States of the question (source "prompt") and the context, word piece by word piece."""
@@ -74,9 +84,40 @@ class PretrainedBackbone(nn.Module):
         mask = torch.arange(padded.shape[1], device=device) < lengths[:, None]
         return States(padded, mask, [spans for spans, *_ in chosen])
 
-    def _tokenize(self, questions: Sequence[Question], source: str):
+    def each(self, questions: Sequence[Question], source: str) -> list[States]:
+        """States of each question in a batch of its own, with the bits that `forward` gives it alone: packed where the
+        model allows it. Only in evaluation mode."""
+        if self._packs is None:
+            self._packs = can_pack(self.model, self.window, _first_position(self.model))
+        if not self._packs:
+            return [self([question], source) for question in questions]
+        groups = [questions[i : i + _PACKED] for i in range(0, len(questions), _PACKED)]
+        return [states for group in groups for states in self._packed(group, source)]
+
+    def fits(self, question: Question, source: str) -> bool:
+        """Whether a text is read in one window."""
+        return len(self._tokenize([question], source)["input_ids"]) == 1
+
+    def _packed(self, questions: Sequence[Question], source: str) -> list[States]:
+        encoded = self._tokenize(questions, source, padding=False, return_tensors=None)
+        device, windows = self.model.device, range(len(encoded["input_ids"]))
+        names = [key for key in self.tokenizer.model_input_names if key in encoded and key != "attention_mask"]
+        texts = [{key: torch.tensor(encoded[key][w], device=device) for key in names} for w in windows]
+        hidden = packed_states(self.model, texts, _first_position(self.model))
+        pieces = [_Pieces(content(source, q.context, q.question)) for q in questions]
+        for window, text in enumerate(encoded["overflow_to_sample_mapping"]):
+            pieces[text].add(window, np.array(encoded["offset_mapping"][window]), encoded.sequence_ids(window))
+        begins = np.cumsum([0, *map(len, hidden)])  # of each window in the row of all
+        everything = torch.cat(hidden)
+        states = []
+        for spans, window, position in (p.best() for p in pieces):
+            row = everything[torch.as_tensor(begins[window] + position, device=device)][None]
+            states.append(States(row, torch.ones(row.shape[:2], dtype=torch.bool, device=device), [spans]))
+        return states
+
+    def _tokenize(self, questions: Sequence[Question], source: str, **how: object) -> BatchEncoding:
         settings = {"max_length": self.window, "return_overflowing_tokens": True, "return_offsets_mapping": True}
-        settings |= {"padding": True, "return_tensors": "pt", "split_special_tokens": True}  # users' text is text
+        settings |= {"padding": True, "return_tensors": "pt", "split_special_tokens": True} | how  # users' text is text
         contexts = [q.context for q in questions]
         stride = min(_OVERLAP, self.window // 4)  # the same in every batch
         if source == "context":
@@ -153,6 +194,14 @@ class ByteBackbone(nn.Module):
         character = [np.searchsorted(e, np.arange(e[-1]), side="right") for e in ends]  # of each byte
         return States(hidden, mask, [np.column_stack([c, c + 1]) for c in character])
 
+    def each(self, questions: Sequence[Question], source: str) -> list[States]:
+        """States of each question in a batch of its own."""
+        return [self([question], source) for question in questions]
+
+    def fits(self, question: Question, source: str) -> bool:
+        """Whether a text is read at once: any is."""
+        return True
+
 
 def load_backbone(encoder_id: str) -> PretrainedBackbone:
     """A pretrained encoder: "offline:all-minilm-l6-v2", a folder, or a hub id. Raises ValueError with the remedy."""
@@ -208,6 +257,20 @@ class OnPretrained:
     def save_parts(self, folder: Path) -> None:
         """As `Encoder.save_parts`."""
         save_backbone_shape(self.backbone, folder / "backbone")
+
+    @torch.no_grad()
+    def encoded(self, questions: Sequence[Question], source: str, m: int, **how: bool) -> list:
+        """As `Encoder.encoded`, with the backbone's states of many questions at once."""
+        training = self.training
+        self.eval()
+        states = self.backbone.each(questions, source)
+        encoded = [self([q], source, m, states=one, **how) for q, one in zip(questions, states, strict=True)]
+        self.train(training)
+        return encoded
+
+    def fits(self, question: Question, source: str) -> bool:
+        """As `Encoder.fits`."""
+        return self.backbone.fits(question, source)
 
     def backbone_component(self) -> Component:
         """At a learning rate of its own, with weight decay."""

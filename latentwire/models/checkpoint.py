@@ -12,8 +12,6 @@ loads too. config.json has the sha256 of every weights file. Loading is strict: 
 file and the keys, never a score from half a checkpoint.
 """
 
-import hashlib
-import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,20 +19,27 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from latentwire.llms.known import id_variable
 from latentwire.models.adapters import ADAPTERS, Adapter
 from latentwire.models.encoders.base import ENCODERS, Encoder
+from latentwire.models.weights import (
+    FORMS,
+    PROMPT,
+    asked,
+    check_llms,
+    load_adapters,
+    load_strict,
+    read_config,
+    registered,
+    sha256_of,
+    wire_id_of,
+)
 from latentwire.utils.cli import reason
-from latentwire.utils.files import read_json, write_json
+from latentwire.utils.files import write_json
 from latentwire.utils.registry import Registry
-
-_PROMPT = "prompt"  # the one tensor of a soft prompt's file
-_ENDS = (".safetensors", ".pt")  # the first one that is there is read
-_FIRST_ADAPTER = "residual_mlp"  # of checkpoints that do not say their kind
 
 
 def save_checkpoint(
@@ -43,7 +48,7 @@ def save_checkpoint(
     adapters: Mapping[str, Adapter],
     config: dict,
     training: dict | None = None,
-    forms: Sequence[str] = _ENDS,
+    forms: Sequence[str] = FORMS,
 ) -> None:
     """Write a checkpoint under a temporary name and rename it: what is read back is whole, the new one or the old.
 
@@ -59,6 +64,7 @@ def save_checkpoint(
         "encoder": {"type": encoder.name, **encoder.shape()},
         "adapters": {name: adapter.name for name, adapter in adapters.items()},
         "widths": {name: adapter.width for name, adapter in adapters.items()},
+        "wire_id": wire_id_of(encoder.state_dict()).hex(),
     }
     with _replaced(folder) as part:
         _write(part, "encoder", encoder.state_dict(), forms)
@@ -77,80 +83,37 @@ def load_checkpoint(folder: Path, llms: Mapping[str, str]) -> tuple[Encoder, dic
     Raises FileNotFoundError or ValueError if a file is missing, unreadable, of other shapes, or made for other LLMs.
     """
     config = read_config(folder)
-    try:
-        trained, shape, d_z, widths = (config[key] for key in ("llms", "encoder", "d_z", "widths"))
-    except KeyError as error:
-        raise ValueError(
-            f"{folder / 'config.json'} lacks the key {error}; it is not a LatentWire checkpoint"
-        ) from error
-    _check_llms(folder, trained, llms)
+    check_llms(folder, asked(config, "llms", folder), llms)
+    encoder = load_encoder(folder)
+    return encoder, load_adapters(folder, llms), config
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """The encoder of a checkpoint, and no LLM's adapter. Raises as `load_checkpoint` does."""
+    config = read_config(folder)
+    shape, d_z = asked(config, "encoder", folder), asked(config, "d_z", folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder / "wire_tokenizer", local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / 'wire_tokenizer'} cannot be read ({reason(error)})") from error
-    kind, *_ = _known(ENCODERS, [shape.get("type")], folder)
+    kind, *_ = registered(ENCODERS, [shape.get("type")], folder)
     arguments = {key: value for key, value in shape.items() if key != "type"}
     try:
         encoder = kind.of_shape(tokenizer, d_z, folder, **arguments)
     except TypeError as error:  # arguments that this class does not take
         raise ValueError(f"{folder / 'config.json'} does not fit the encoder {kind.name} ({error})") from error
-    _load_strict(encoder, folder, "encoder")
-    kinds = _known(ADAPTERS, [config.get("adapters", {}).get(name, _FIRST_ADAPTER) for name in llms], folder)
-    adapters = {name: kind(d_z, widths[name]) for name, kind in zip(llms, kinds, strict=True)}
-    for name, adapter in adapters.items():
-        _load_strict(adapter, folder, f"adapter_{name}")
-    return encoder, adapters, config
+    load_strict(encoder, folder, "encoder")
+    return encoder
 
 
 def save_soft_prompts(folder: Path, prompts: Mapping[str, Tensor], config: dict, training: dict | None = None) -> None:
     """Write soft prompts [vectors, d] by LLM, as `save_checkpoint` does. config needs "llms" and "stage"."""
     with _replaced(folder) as part:
         for name, prompt in prompts.items():
-            _write(part, f"soft_prompt_{name}", {_PROMPT: prompt})
+            _write(part, f"soft_prompt_{name}", {PROMPT: prompt})
         if training is not None:
             torch.save(training, part / "training.pt")
         write_json(part / "config.json", config | {"sha256": _hashes(part)})
-
-
-def load_soft_prompts(folder: Path, llms: Mapping[str, str]) -> dict[str, Tensor]:
-    """Soft prompts [vectors, d] by LLM. Raises FileNotFoundError or ValueError like `load_checkpoint`."""
-    _check_llms(folder, read_config(folder).get("llms", {}), llms)
-    prompts = {}
-    for name in llms:
-        path = _weights(folder, f"soft_prompt_{name}")
-        found = _read(path)
-        prompts[name] = found.get(_PROMPT) if isinstance(found, Mapping) else found  # older ones hold the tensor alone
-        if not isinstance(prompts[name], Tensor) or prompts[name].ndim != 2:
-            raise ValueError(f"{path} holds no soft prompt; train it again")
-    return prompts
-
-
-def load_training(folder: Path) -> dict:
-    """Optimizer, scheduler and step of a checkpoint_last."""
-    return _read(folder / "training.pt")
-
-
-def read_config(folder: Path) -> dict:
-    """A checkpoint's config.json; FileNotFoundError if there is none.
-
-    A save that was killed between its two renames is undone first.
-    """
-    old = folder.resolve().with_name(f".{folder.resolve().name}.old")
-    if not folder.exists() and old.is_dir():
-        old.rename(folder)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no checkpoint in {folder} (no config.json); train one, or leave out --ckpt")
-    return read_json(folder / "config.json")
-
-
-def checkpoint_sha256(folder: Path) -> str:
-    """One hash of a checkpoint's files, so that an evaluation is not continued with other ones."""
-    read_config(folder)  # it says what is missing, and undoes a killed save
-    digest = hashlib.sha256()
-    parts = ("*.safetensors", "*.pt", "wire_tokenizer/*", "backbone/*")
-    for path in sorted([folder / "config.json", *(path for part in parts for path in folder.glob(part))]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -175,21 +138,6 @@ def _replaced(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_llms(folder: Path, trained: Mapping[str, str], llms: Mapping[str, str]) -> None:
-    for name, llm_id in llms.items():
-        if trained.get(name) != llm_id:
-            raise ValueError(
-                f"{folder} was made for {name}={trained.get(name)!r}, not {llm_id!r}; "
-                f"set {id_variable(name)} to match, or name other --llms"
-            )
-
-
-def weights_bytes(folder: Path) -> int:
-    """Bytes of the weights in a checkpoint's folder, each counted once; 0 where there is none."""
-    stems = {path.stem for end in _ENDS for path in folder.glob(f"*{end}")} - {"training"}
-    return sum(_weights(folder, stem).stat().st_size for stem in stems)
-
-
 def _require_registered(registry: Registry, module: nn.Module) -> None:
     """ValueError for a class that a checkpoint could not be loaded with again."""
     if registry.get(getattr(module, "name", "")) is not type(module):
@@ -199,18 +147,7 @@ def _require_registered(registry: Registry, module: nn.Module) -> None:
         )
 
 
-def _known(registry: Registry, names: Sequence[str], folder: Path) -> list[type]:
-    """What the names in a checkpoint's config.json stand for."""
-    for name in names:
-        if name not in registry:
-            raise ValueError(
-                f"{folder / 'config.json'} names the {registry.kind} {name!r}, which this program does not know; "
-                f"it knows {', '.join(registry)}"
-            )
-    return [registry[name] for name in names]
-
-
-def _write(folder: Path, stem: str, state: Mapping[str, Tensor], forms: Sequence[str] = _ENDS) -> None:
+def _write(folder: Path, stem: str, state: Mapping[str, Tensor], forms: Sequence[str] = FORMS) -> None:
     """The same weights in each form: as .safetensors, and as .pt, whose names are a contract."""
     state = {key: value.detach().clone().contiguous() for key, value in state.items()}
     if ".pt" in forms:
@@ -219,44 +156,5 @@ def _write(folder: Path, stem: str, state: Mapping[str, Tensor], forms: Sequence
         save_file(state, folder / f"{stem}.safetensors")
 
 
-def _weights(folder: Path, stem: str) -> Path:
-    """The file of these weights that is there, .safetensors first."""
-    there = [folder / f"{stem}{end}" for end in _ENDS if (folder / f"{stem}{end}").is_file()]
-    if not there:
-        raise FileNotFoundError(f"the checkpoint lacks {folder / stem}.pt (and .safetensors)")
-    return there[0]
-
-
-def _load_strict(module: nn.Module, folder: Path, stem: str) -> None:
-    path = _weights(folder, stem)
-    try:
-        module.load_state_dict(_read(path), strict=True)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} does not fit this program: {' '.join(str(error).split())}") from error
-
-
 def _hashes(folder: Path) -> dict[str, str]:
-    return {path.name: _sha256(path) for end in _ENDS for path in sorted(folder.glob(f"*{end}"))}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read(path: Path) -> dict | Tensor:
-    """A weights file, once its hash is what config.json promises: altered weights would be loaded in silence."""
-    try:
-        found, promised = _sha256(path), read_config(path.parent).get("sha256", {}).get(path.name)
-        if found != promised:
-            raise ValueError(
-                f"{path} is cut or damaged (sha256 {found[:16]}, config.json says {str(promised)[:16]}); "
-                "restore it or train again"
-            )
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"the checkpoint lacks {path}") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is cut or damaged ({reason(error)}); restore it or train again") from error
+    return {path.name: sha256_of(path) for end in FORMS for path in sorted(folder.glob(f"*{end}"))}

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from latentwire.models.checkpoint import load_checkpoint, read_config, save_checkpoint
+from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
+from latentwire.models.weights import read_config
 from latentwire.utils.cli import require
 from latentwire.utils.files import read_json
 

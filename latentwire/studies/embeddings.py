@@ -23,8 +23,9 @@ from latentwire.evaluation.results import summarise
 from latentwire.evaluation.scores import difference_ci
 from latentwire.llms.frozen import FrozenLLM
 from latentwire.models import wire
-from latentwire.models.checkpoint import checkpoint_sha256, load_checkpoint
+from latentwire.models.checkpoint import load_checkpoint
 from latentwire.models.latentwire import LatentWire
+from latentwire.models.weights import checkpoint_sha256
 from latentwire.reporting import charts
 from latentwire.studies.findings import findings_markdown
 from latentwire.studies.geometry import (

@@ -11,9 +11,10 @@ import torch
 from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared
 from latentwire.data.question import QuestionSet
 from latentwire.evaluation.answering import answer, batches
-from latentwire.models.checkpoint import load_checkpoint, load_soft_prompts, save_checkpoint, save_soft_prompts
+from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
 from latentwire.models.encoders.base import ENCODERS, Encoder, answer_edges
 from latentwire.models.latentwire import LatentWire
+from latentwire.models.weights import load_soft_prompts
 from latentwire.training.settings import TrainSettings
 from latentwire.training.soft_prompts import SoftPrompts
 from latentwire.training.stages import STAGES

@@ -9,7 +9,7 @@ import torch
 from latentwire.conditions.base import CONDITIONS
 from latentwire.data.question import Question
 from latentwire.llms.loading import Shape, device_map, shape_of
-from latentwire.models.checkpoint import weights_bytes
+from latentwire.models.weights import weights_bytes
 from latentwire.training.settings import TrainSettings
 from latentwire.training.stages import STAGES
 

@@ -16,9 +16,10 @@ from latentwire.conditions.base import CONDITIONS, Reader, readers, require_posi
 from latentwire.data.question import QuestionSet, split_by_article, subset
 from latentwire.data.squad import load
 from latentwire.llms.loading import device_map
-from latentwire.models.checkpoint import checkpoint_sha256, load_training, read_config, save_checkpoint
+from latentwire.models.checkpoint import save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
+from latentwire.models.weights import checkpoint_sha256, load_training, read_config
 from latentwire.training.jobs import Start, job_of
 from latentwire.training.memory import require_memory
 from latentwire.training.settings import TrainSettings

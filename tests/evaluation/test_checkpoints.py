@@ -11,9 +11,10 @@ from latentwire.conditions.base import CONDITIONS, condition, text_slot
 from latentwire.data.squad import load
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.settings import EvalSettings
-from latentwire.models.checkpoint import load_checkpoint, read_config, save_checkpoint
+from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.encoders.selecting import SelectingEncoder
+from latentwire.models.weights import read_config
 
 pytestmark = pytest.mark.usefixtures("surroundings")
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "latentwire_m32"

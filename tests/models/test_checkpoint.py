@@ -12,20 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from latentwire.models.adapters import ADAPTERS, Adapter, ResidualAdapter
 from latentwire.models.backbones import ByteBackbone, load_backbone
-from latentwire.models.checkpoint import (
-    checkpoint_sha256,
-    load_checkpoint,
-    load_soft_prompts,
-    load_training,
-    read_config,
-    save_checkpoint,
-    save_soft_prompts,
-    weights_bytes,
-)
+from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.encoders.codebook import ClosedFormEncoder
 from latentwire.models.encoders.queries import ByteEncoder, QueryEncoder
 from latentwire.models.encoders.selecting import SelectingEncoder
+from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, load_training, read_config, weights_bytes
 
 LLMS = {"llama": "some/llama", "qwen": "some/qwen"}
 CONFIG = {"d_z": 8, "llms": LLMS, "train_seed": None}

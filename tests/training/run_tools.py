@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from latentwire.data.question import split_by_article, subset
 from latentwire.data.squad import load
-from latentwire.models.checkpoint import read_config
+from latentwire.models.weights import read_config
 from latentwire.training.running import train
 from latentwire.training.trainer import Trainer
 

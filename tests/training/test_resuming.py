@@ -22,7 +22,8 @@ from training.run_tools import (
 )
 
 from latentwire.models import checkpoint
-from latentwire.models.checkpoint import load_checkpoint, read_config, save_checkpoint
+from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
+from latentwire.models.weights import read_config
 from latentwire.training.running import train
 from latentwire.training.trainer import Batches, Trainer
 from latentwire.utils.runs import RunFolder

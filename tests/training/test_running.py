@@ -14,7 +14,7 @@ from training.run_tools import LLMS, Stopped, files, ready_trainer, steps_in, tr
 from latentwire.data.registry import DATASETS
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.settings import EvalSettings
-from latentwire.models.checkpoint import read_config
+from latentwire.models.weights import read_config
 from latentwire.train import main
 from latentwire.training import memory
 from latentwire.training.running import stages_of, train

@@ -20,9 +20,10 @@ from training.run_tools import (
 from latentwire.conditions.base import CONDITIONS
 from latentwire.llms.loading import load_llm
 from latentwire.models.backbones import load_backbone
-from latentwire.models.checkpoint import load_checkpoint, load_soft_prompts, read_config
+from latentwire.models.checkpoint import load_checkpoint
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.encoders.queries import QueryEncoder
+from latentwire.models.weights import load_soft_prompts, read_config
 from latentwire.reporting.charts import draw_curves
 from latentwire.training.running import train
 from latentwire.training.stages import ALL, STAGES, Stage, needed, stage

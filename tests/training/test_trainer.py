@@ -11,9 +11,9 @@ import torch
 from conftest import PER_EPOCH, STEPS
 from training.run_tools import LLMS, lines_of, ready_trainer, same, steps_in, trained_on
 
-from latentwire.models.checkpoint import read_config
 from latentwire.models.components import component
 from latentwire.models.encoders.selecting import SelectingEncoder
+from latentwire.models.weights import read_config
 from latentwire.training.running import train
 from latentwire.training.stages import STAGES, Stage
 from latentwire.training.trainer import Batches, Terminated, Trainer, rate_share, steps_of

@@ -94,7 +94,7 @@ class Encoder(nn.Module):
     def encode(self, questions: Sequence[Question], source: str, m: int) -> list[Tensor]:
         """Z of each question: float32 [M, d_z], fewer rows where the text has fewer tokens.
 
-        One by one, so that a question's Z never depends on the batch it came in.
+        A question's Z never depends on the batch that it came in: not a bit of it.
         """
         return [one.z[0, one.used[0]].float() for one in self.encoded(questions, source, m)]
 
@@ -110,6 +110,10 @@ class Encoder(nn.Module):
         """What would be sent if the first reference answer were known: float32 [P, d_z], P at most m, and the text that
         it stands for. Only where `chooses_tokens`, and for answers that are spans."""
         raise NotImplementedError
+
+    def fits(self, question: Question, source: str) -> bool:
+        """Whether the encoder reads a text at once; longer ones are read in parts."""
+        return True
 
     @torch.no_grad()
     def encoded(self, questions: Sequence[Question], source: str, m: int, **how: bool) -> list[Encoded]:

@@ -17,6 +17,7 @@ from latentwire.models.backbones import (
     ByteBackbone,
     OnPretrained,
     PretrainedBackbone,
+    States,
     load_backbone,
 )
 from latentwire.models.components import Component, component
@@ -84,12 +85,15 @@ class QueryEncoder(OnPretrained, Encoder):
     def components(self) -> list[Component]:
         return [self.backbone_component(), component("resampler", self.resampler)]
 
-    def forward(self, questions: Sequence[Question], source: str, m: int) -> Encoded:
-        """As `Encoder.forward`. Raises ValueError for an M that was not trained."""
+    def forward(self, questions: Sequence[Question], source: str, m: int, states: States | None = None) -> Encoded:
+        """As `Encoder.forward`; states: the backbone's, where they are there already.
+
+        Raises ValueError for an M that was not trained.
+        """
         trained = len(self.resampler.queries)
         if m != trained:
             raise ValueError(f"latent_len={m}: these queries were trained for M={trained}; use that")
-        states = self.backbone(questions, source)
+        states = states or self.backbone(questions, source)
         z = self.resampler(states.hidden, states.mask)
         return Encoded(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device))
 

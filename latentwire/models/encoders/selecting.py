@@ -96,10 +96,13 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
             component("residual", self.residual),
         ]
 
-    def forward(self, questions: Sequence[Question], source: str, m: int, known: bool = False) -> Encoded:
-        """known: the first reference answer's place is given instead of found (see `perfect`)."""
+    def forward(
+        self, questions: Sequence[Question], source: str, m: int, states: States | None = None, known: bool = False
+    ) -> Encoded:
+        """states: the backbone's, where they are there already; known: the first reference answer's place is given
+        instead of found (see `perfect`)."""
         tokens = self.tokenize(questions, source)
-        hidden = self._align(self.backbone(questions, source), tokens)  # [B, T, w]
+        hidden = self._align(states or self.backbone(questions, source), tokens)  # [B, T, w]
         span = self.span(hidden).float().masked_fill(~tokens.context[..., None], -torch.inf)
         if known:
             places = torch.tensor(answer_edges(tokens, questions), device=span.device)[:, None]  # [B, 1, 2]

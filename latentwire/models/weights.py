@@ -1,0 +1,168 @@
+"""Weights and config of a checkpoint, as they lie on disk. An LLM's adapter is read without the encoder.
+
+See `checkpoint` for the folder's files.
+"""
+
+import hashlib
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from latentwire.llms.known import id_variable
+from latentwire.models.adapters import ADAPTERS, Adapter
+from latentwire.utils.cli import reason
+from latentwire.utils.files import read_json
+from latentwire.utils.registry import Registry
+
+FORMS = (".safetensors", ".pt")  # of weights; the first one that is there is read
+PROMPT = "prompt"  # the one tensor of a soft prompt's file
+_FIRST_ADAPTER = "residual_mlp"  # of checkpoints that do not say their kind
+_WIRE_ID = 8  # bytes
+
+
+def read_config(folder: Path) -> dict:
+    """A checkpoint's config.json; FileNotFoundError if there is none.
+
+    A save that was killed between its two renames is undone first.
+    """
+    old = folder.resolve().with_name(f".{folder.resolve().name}.old")
+    if not folder.exists() and old.is_dir():
+        old.rename(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no checkpoint in {folder} (no config.json); train one, or leave out --ckpt")
+    return read_json(folder / "config.json")
+
+
+def checkpoint_sha256(folder: Path) -> str:
+    """One hash of a checkpoint's files, so that an evaluation is not continued with other ones."""
+    read_config(folder)  # it says what is missing, and undoes a killed save
+    digest = hashlib.sha256()
+    parts = ("*.safetensors", "*.pt", "wire_tokenizer/*", "backbone/*")
+    for path in sorted([folder / "config.json", *(path for part in parts for path in folder.glob(part))]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def load_adapters(folder: Path, llms: Mapping[str, str]) -> dict[str, Adapter]:
+    """Adapters of a checkpoint for the given LLMs (name to id). Raises FileNotFoundError or ValueError if a file is
+    missing, unreadable, of other shapes, or made for other LLMs."""
+    config = read_config(folder)
+    check_llms(folder, asked(config, "llms", folder), llms)
+    kinds = registered(ADAPTERS, [config.get("adapters", {}).get(name, _FIRST_ADAPTER) for name in llms], folder)
+    d_z, widths = asked(config, "d_z", folder), asked(config, "widths", folder)
+    adapters = {name: kind(d_z, widths[name]) for name, kind in zip(llms, kinds, strict=True)}
+    for name, adapter in adapters.items():
+        load_strict(adapter, folder, f"adapter_{name}")
+    return adapters
+
+
+def wire_id(folder: Path) -> bytes:
+    """8 bytes that name an encoder by its weights: the same for all checkpoints whose readers read the same wires."""
+    config = read_config(folder)
+    if "wire_id" in config:
+        return bytes.fromhex(config["wire_id"])
+    return wire_id_of(read_weights(weights_file(folder, "encoder")))
+
+
+def wire_id_of(state: Mapping[str, Tensor]) -> bytes:
+    """The id of an encoder with this state dict."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(state.items()):
+        digest.update(f"{name} {list(weight.shape)}".encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy())  # half-precision files keep their id
+    return digest.digest()[:_WIRE_ID]
+
+
+def asked(config: Mapping, key: str, folder: Path) -> object:
+    """What a checkpoint's config must say; ValueError where it does not."""
+    if key not in config:
+        raise ValueError(f"{folder / 'config.json'} lacks the key {key!r}; it is not a LatentWire checkpoint")
+    return config[key]
+
+
+def load_soft_prompts(folder: Path, llms: Mapping[str, str]) -> dict[str, Tensor]:
+    """Soft prompts [vectors, d] by LLM. Raises FileNotFoundError or ValueError like `load_checkpoint`."""
+    check_llms(folder, read_config(folder).get("llms", {}), llms)
+    prompts = {}
+    for name in llms:
+        path = weights_file(folder, f"soft_prompt_{name}")
+        found = read_weights(path)
+        prompts[name] = found.get(PROMPT) if isinstance(found, Mapping) else found  # older ones hold the tensor alone
+        if not isinstance(prompts[name], Tensor) or prompts[name].ndim != 2:
+            raise ValueError(f"{path} holds no soft prompt; train it again")
+    return prompts
+
+
+def load_training(folder: Path) -> dict:
+    """Optimizer, scheduler and step of a checkpoint_last."""
+    return read_weights(folder / "training.pt")
+
+
+def weights_bytes(folder: Path) -> int:
+    """Bytes of the weights in a checkpoint's folder, each counted once; 0 where there is none."""
+    stems = {path.stem for end in FORMS for path in folder.glob(f"*{end}")} - {"training"}
+    return sum(weights_file(folder, stem).stat().st_size for stem in stems)
+
+
+def check_llms(folder: Path, trained: Mapping[str, str], llms: Mapping[str, str]) -> None:
+    for name, llm_id in llms.items():
+        if trained.get(name) != llm_id:
+            raise ValueError(
+                f"{folder} was made for {name}={trained.get(name)!r}, not {llm_id!r}; "
+                f"set {id_variable(name)} to match, or name other --llms"
+            )
+
+
+def registered(registry: Registry, names: Sequence[str], folder: Path) -> list[type]:
+    """What the names in a checkpoint's config.json stand for."""
+    for name in names:
+        if name not in registry:
+            raise ValueError(
+                f"{folder / 'config.json'} names the {registry.kind} {name!r}, which this program does not know; "
+                f"it knows {', '.join(registry)}"
+            )
+    return [registry[name] for name in names]
+
+
+def weights_file(folder: Path, stem: str) -> Path:
+    """The file of these weights that is there, .safetensors first."""
+    there = [folder / f"{stem}{end}" for end in FORMS if (folder / f"{stem}{end}").is_file()]
+    if not there:
+        raise FileNotFoundError(f"the checkpoint lacks {folder / stem}.pt (and .safetensors)")
+    return there[0]
+
+
+def load_strict(module: nn.Module, folder: Path, stem: str) -> None:
+    path = weights_file(folder, stem)
+    try:
+        module.load_state_dict(read_weights(path), strict=True)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} does not fit this program: {' '.join(str(error).split())}") from error
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_weights(path: Path) -> dict | Tensor:
+    """A weights file, once its hash is what config.json promises: altered weights would be loaded in silence."""
+    try:
+        found, promised = sha256_of(path), read_config(path.parent).get("sha256", {}).get(path.name)
+        if found != promised:
+            raise ValueError(
+                f"{path} is cut or damaged (sha256 {found[:16]}, config.json says {str(promised)[:16]}); "
+                "restore it or train again"
+            )
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the checkpoint lacks {path}") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is cut or damaged ({reason(error)}); restore it or train again") from error
