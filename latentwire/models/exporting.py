@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
-from latentwire.models.weights import read_config
+from latentwire.models.weights import read_config, read_weights, sha256_of, weights_file, weights_stems, wire_id
 from latentwire.utils.cli import require
-from latentwire.utils.files import read_json
+from latentwire.utils.files import read_json, write_json
 
 # What a checkpoint on a user's machine says that nobody else needs.
 _PRIVATE = ("init", "save_dir", "resume", "save_minutes", "tensorboard", "tracker", "ignore_memory", "device")
@@ -28,6 +29,16 @@ def export(checkpoint: Path, folder: Path) -> dict:
     kept["settings"] = {key: value for key, value in made["settings"].items() if key not in _PRIVATE}
     save_checkpoint(folder, encoder, adapters, kept | {"weights": "float16"}, forms=(".safetensors",))
     return read_config(folder)
+
+
+def as_safetensors(checkpoint: Path, folder: Path) -> None:
+    """Write all weights of a checkpoint into `folder` as .safetensors, as they are, and a config that knows them."""
+    config = read_config(checkpoint)
+    hashes = {}
+    for stem in weights_stems(checkpoint):
+        save_file(read_weights(weights_file(checkpoint, stem)), folder / f"{stem}.safetensors")
+        hashes[f"{stem}.safetensors"] = sha256_of(folder / f"{stem}.safetensors")
+    write_json(folder / "config.json", config | {"sha256": hashes, "wire_id": wire_id(checkpoint).hex()})
 
 
 def table_of(results: Path | None, folder: Path) -> str:

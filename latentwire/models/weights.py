@@ -105,8 +105,12 @@ def load_training(folder: Path) -> dict:
 
 def weights_bytes(folder: Path) -> int:
     """Bytes of the weights in a checkpoint's folder, each counted once; 0 where there is none."""
-    stems = {path.stem for end in FORMS for path in folder.glob(f"*{end}")} - {"training"}
-    return sum(weights_file(folder, stem).stat().st_size for stem in stems)
+    return sum(weights_file(folder, stem).stat().st_size for stem in weights_stems(folder))
+
+
+def weights_stems(folder: Path) -> set[str]:
+    """Names of the weights in a checkpoint's folder, without their ends: "encoder", "adapter_NAME"."""
+    return {path.stem for end in FORMS for path in folder.glob(f"*{end}")} - {"training"}
 
 
 def check_llms(folder: Path, trained: Mapping[str, str], llms: Mapping[str, str]) -> None:

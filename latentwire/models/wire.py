@@ -1,4 +1,4 @@
-"""The wire: latents as bytes, and back.
+"""The wire: latents as bytes, and back. `serving.message` puts them into what one program sends to another.
 
 Layout, little-endian:
 
@@ -11,6 +11,7 @@ The checksum covers everything before it. Anything unexpected raises ValueError:
 
 import struct
 import zlib
+from collections.abc import Collection
 
 import numpy as np
 
@@ -39,31 +40,60 @@ def pack(z: np.ndarray, codec: str) -> bytes:
         raise ValueError(f"M={m}, d_z={d_z}: the wire holds at most 65535 of each")
     if not np.isfinite(z).all():
         raise ValueError("the latents hold nan or inf, so there is nothing to send; look at the encoder's output")
-    header = _HEADER.pack(MAGIC, VERSION, CODECS[codec], m, d_z, count)
-    body = header + (_pack_fp16(z) if codec == "fp16" else _pack_int(z, codec))
-    return body + _CRC.pack(zlib.crc32(body))
+    return sealed(_HEADER.pack(MAGIC, VERSION, CODECS[codec], m, d_z, count) + pack_values(z, codec))
 
 
 def unpack(data: bytes) -> np.ndarray:
     """Decode what `pack` made: float32 [count, M, d_z]. Raises ValueError on short, altered or foreign bytes."""
+    body = opened(data, (VERSION,))
+    _, _, code, m, d_z, count = _HEADER.unpack_from(body)
+    return unpack_values(memoryview(body)[_HEADER.size :], (count, m, d_z), codec_of(code))
+
+
+def sealed(body: bytes) -> bytes:
+    """The body and its checksum."""
+    return body + _CRC.pack(zlib.crc32(body))
+
+
+def opened(data: bytes, versions: Collection[int]) -> bytes:
+    """The body of a sealed wire of one of these versions. Raises ValueError on short, altered or foreign bytes."""
     if len(data) < _HEADER.size + _CRC.size:
         raise ValueError(f"wire too short: {len(data)} bytes, the header alone takes {_HEADER.size + _CRC.size}")
     body, (crc,) = data[: -_CRC.size], _CRC.unpack(data[-_CRC.size :])
-    magic, version, code, m, d_z, count = _HEADER.unpack_from(body)
-    if magic != MAGIC:
-        raise ValueError(f"not a LatentWire wire: it starts with {magic!r}, not {MAGIC!r}")
-    if version != VERSION:
-        raise ValueError(f"wire version {version} is unknown; this program reads version {VERSION}")
+    if body[: len(MAGIC)] != MAGIC:
+        raise ValueError(f"not a LatentWire wire: it starts with {bytes(body[: len(MAGIC)])!r}, not {MAGIC!r}")
+    version = body[len(MAGIC)]
+    if version not in versions:
+        known = " and ".join(map(str, versions))
+        raise ValueError(f"wire version {version} is unknown; this program reads version {known}")
     if zlib.crc32(body) != crc:
         raise ValueError("wire checksum mismatch: the bytes were cut or altered; send it again")
+    return body
+
+
+def codec_of(number: int) -> str:
+    """The codec with this number; ValueError for one that is unknown."""
     names = {number: name for name, number in CODECS.items()}
-    if code not in names:
-        raise ValueError(f"wire codec number {code} is unknown; known: {names}")
-    codec, shape = names[code], (count, m, d_z)
-    expected = _HEADER.size + payload_bytes(shape, codec)
-    if len(body) != expected:
-        raise ValueError(f"wire length {len(body)} does not fit its header, which promises {expected} bytes")
-    payload = memoryview(body)[_HEADER.size :]
+    if number not in names:
+        raise ValueError(f"wire codec number {number} is unknown; known: {names}")
+    return names[number]
+
+
+def pack_values(z: np.ndarray, codec: str) -> bytes:
+    """Scales and values of float32 latents [count, M, d_z]. Raises ValueError for values that the codec cannot hold."""
+    return _pack_fp16(z) if codec == "fp16" else _pack_int(z, codec)
+
+
+def unpack_values(payload: memoryview, shape: tuple[int, int, int], codec: str) -> np.ndarray:
+    """The reverse: float32 of this shape. What the header claims is compared with what is there before memory is taken.
+
+    Raises ValueError where they differ, or for values that no sender packs.
+    """
+    expected = payload_bytes(shape, codec)
+    if len(payload) != expected:
+        raise ValueError(
+            f"wire length does not fit its header, which promises {expected} bytes of latents, not {len(payload)}"
+        )
     z = _unpack_fp16(payload, shape) if codec == "fp16" else _unpack_int(payload, shape, codec)
     if not np.isfinite(z).all():
         raise ValueError("the wire holds nan or inf, which no sender packs; it was forged or made by another program")

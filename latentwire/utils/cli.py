@@ -49,11 +49,13 @@ def option(
     least: float | None = None,
     above: float | None = None,
     fallback: object = None,
+    positional: bool = False,
 ) -> dataclasses.Field:
     """A setting. gpu: its default on a GPU, or a function that gives it, where that differs; env: its variable, the
     field's name in upper case unless given ("" for none); least, above: bounds; fallback: what None comes to unless
-    something else knows."""
+    something else knows; positional: given without a flag's name."""
     found = {"help": help, "env": env, "choices": choices, "least": least, "above": above, "fallback": fallback}
+    found["positional"] = positional
     if gpu is not _UNSET:
         return dataclasses.field(default=None, metadata=found | {"devices": (default, gpu)})
     return dataclasses.field(default=default, metadata=found)
@@ -200,7 +202,9 @@ def _add(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
     flags = dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}"))
     text = field.metadata["help"].replace("%", "%%") + shown_default(field)
     text += f" [{variable_of(field)}]" if variable_of(field) else ""
-    if _kind(field) is bool:
+    if field.metadata["positional"]:
+        parser.add_argument(field.name, nargs="?", type=_kind(field), default=None, metavar="FILE", help=text)
+    elif _kind(field) is bool:
         parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=None, help=text)
     else:
         parser.add_argument(*flags, type=_kind(field), default=None, help=text)

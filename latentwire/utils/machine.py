@@ -24,7 +24,14 @@ def on_this_machine(config: T) -> T:
 
     Raises ValueError for a device that this machine does not have.
     """
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(config.device)
+    dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
+    return dataclasses.replace(config, device=device, dtype=dtype)
+
+
+def device_of(name: str) -> str:
+    """The device of this name; "": CUDA where there is a GPU, else the CPU. ValueError for one that is not there."""
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
     except RuntimeError as error:
@@ -32,8 +39,7 @@ def on_this_machine(config: T) -> T:
     cards = torch.cuda.device_count()
     if found.type == "cuda" and (found.index or 0) >= cards:
         raise ValueError(f"device={device!r}: this machine has {cards} CUDA devices; try cpu")
-    dtype = config.dtype or ("float32" if found.type == "cpu" else "bfloat16")
-    return dataclasses.replace(config, device=device, dtype=dtype)
+    return device
 
 
 def machine() -> dict:

@@ -1,0 +1,1 @@
+"""The wire in use: encode here, send bytes, answer there."""

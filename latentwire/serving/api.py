@@ -1,0 +1,202 @@
+"""The package's face: a checkpoint that encodes texts to wires, and readers that answer from wires.
+
+    lw = LatentWire.from_pretrained("checkpoints/latentwire_m32")
+    z = lw.encode("The mill was built in 1794.", "When was the mill built?")
+    lw.reader("qwen").answer(z)
+
+Encoding loads no LLM. A reader loads one LLM, and neither the encoder nor another LLM. What they share is bytes.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from huggingface_hub import ModelHubMixin, snapshot_download
+from tqdm import tqdm
+
+from latentwire.data.question import Question
+from latentwire.models.weights import FORMS, asked, read_config, wire_id
+from latentwire.models.wire import CODECS
+from latentwire.serving.chunks import chunks
+from latentwire.serving.message import Wire
+from latentwire.utils.cli import require
+
+if TYPE_CHECKING:
+    from latentwire.models.encoders.base import Encoder
+    from latentwire.serving.reading import WireReader
+
+_BATCH = 64  # texts between two steps of the progress bar
+_NOT_KEPT = ("training.*", "eval_*", *(f"*{form}" for form in FORMS))  # weights are written anew
+
+
+class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compression", "soft-prompt"]):
+    """A checkpoint in use. folder: where it lies; device: of the encoder and, unless they say otherwise, of readers
+    ("": CUDA where there is a GPU)."""
+
+    def __init__(self, folder: str | Path, device: str = ""):
+        self.folder, self.device = Path(folder), device
+        config = read_config(self.folder)
+        self.source: str = asked(config, "source", self.folder)
+        self.m: int = asked(config, "latent_len", self.folder)
+        self.llms: dict[str, str] = asked(config, "llms", self.folder)
+
+    @cached_property
+    def encoder(self) -> "Encoder":
+        """The encoder, loaded when it is first needed."""
+        from latentwire.models.checkpoint import load_encoder  # slow to import; readers need none of it
+        from latentwire.utils.machine import device_of
+
+        return load_encoder(self.folder).to(device_of(self.device)).eval()
+
+    @cached_property
+    def wire_id(self) -> bytes:
+        """What its wires name it by."""
+        return wire_id(self.folder)
+
+    @overload
+    def encode(self, context: str, question: str | None = None, **how: object) -> bytes: ...
+    @overload
+    def encode(self, context: Sequence[str], question: Sequence[str] | None = None, **how: object) -> list[bytes]: ...
+    def encode(
+        self,
+        context: str | Sequence[str],
+        question: str | Sequence[str] | None = None,
+        *,
+        m: int | None = None,
+        codec: str = "fp16",
+        budget: float | None = None,
+        progress: bool = False,
+    ) -> bytes | list[bytes]:
+        """The wire of a text, or of each of many; a text's bytes do not depend on what else is encoded with it.
+
+        question: what will be asked, where the checkpoint's source is "prompt", and None where it is "context".
+        m: latents per block, the checkpoint's own unless given; budget: latents per 100 words instead. A text that the
+        encoder cannot read at once becomes several blocks, cut at ends of sentences. progress: a bar on stderr.
+        Raises ValueError for an empty text, a question too many or too few, or an unknown codec.
+        """
+        if isinstance(context, str):
+            questions = None if question is None else [question]
+            (one,) = self.encode([context], questions, m=m, codec=codec, budget=budget, progress=progress)
+            return one
+        require(codec in CODECS, "codec", codec, f"choose one of {', '.join(CODECS)}")
+        require(m is None or m > 0, "m", m, "must be at least 1")
+        require(budget is None or budget > 0, "budget", budget, "must be above 0 latents per 100 words")
+        require(m is None or budget is None, "budget", budget, f"m={m} says already how many latents; leave one out")
+        asked_for = list(self._questions(context, question))
+        with tqdm(total=len(asked_for), unit="text", desc="encoding", disable=not progress) as bar:
+            wires = []
+            for i in range(0, len(asked_for), _BATCH):
+                some = asked_for[i : i + _BATCH]
+                wires += self._encode(some, m or self.m, codec, budget)
+                bar.update(len(some))
+        return wires
+
+    def wire(self, data: bytes) -> Wire:
+        """What these bytes hold. Raises ValueError if they are no wire, or another encoder's."""
+        return require_readable(Wire.unpack(data, self.folder), self.folder, self.wire_id.hex(), self.source)
+
+    def reader(self, llm: str, device: str = "", dtype: str = "") -> "WireReader":
+        """One LLM that reads this checkpoint's wires; `device` and `dtype` as in the programs' flags.
+
+        Raises ValueError for an LLM that the checkpoint has no adapter for.
+        """
+        from latentwire.serving.reading import WireReader  # imports transformers
+
+        return WireReader(self.folder, llm, device or self.device, dtype)
+
+    def _encode(self, questions: Sequence[Question], m: int, codec: str, budget: float | None) -> list[bytes]:
+        parts = [(number, part) for number, q in enumerate(questions) for part in self._parts(q)]
+        sizes = [_places(part.context, budget) if budget else m for _, part in parts]
+        latents = {}
+        for size in set(sizes):
+            rows = [row for row, other in enumerate(sizes) if other == size]
+            found = self.encoder.encode([parts[row][1] for row in rows], self.source, size)
+            latents |= {row: z.cpu().numpy() for row, z in zip(rows, found, strict=True)}
+        blocks: list[list] = [[] for _ in questions]
+        for row, (number, _) in enumerate(parts):
+            blocks[number].append(latents[row])
+        return [bytes(self._packed(q, some, codec)) for q, some in zip(questions, blocks, strict=True)]
+
+    def _packed(self, q: Question, blocks: list, codec: str) -> Wire:
+        text = f"{q.context}\n{q.question}" if q.question else q.context
+        tokens = len(self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return Wire.pack(blocks, codec, self.source, self.wire_id, len(text.encode()), tokens)
+
+    def _parts(self, q: Question) -> list[Question]:
+        """The question on each part of its context that the encoder reads at once."""
+
+        def on(context: str) -> Question:
+            return Question(q.id, q.title, q.paragraph, context, q.question, q.answers)
+
+        return [on(part) for part in chunks(q.context, lambda part: self.encoder.fits(on(part), self.source))]
+
+    def _questions(self, contexts: Sequence[str], questions: Sequence[str] | None) -> Iterator[Question]:
+        known = self.source == "prompt"
+        if known and questions is None:
+            raise ValueError(f"question: the source of {self.folder} is 'prompt', so encoding needs the question")
+        if not known and questions is not None:
+            raise ValueError(
+                f"question: the source of {self.folder} is {self.source!r}: the question is asked when answering"
+            )
+        require(
+            not known or (not isinstance(questions, str) and len(questions) == len(contexts)), "question", questions,
+            f"{len(contexts)} contexts need as many questions",
+        )  # fmt: skip
+        for number, (context, question) in enumerate(zip(contexts, questions or [""] * len(contexts), strict=True), 1):
+            require_text("context", context)
+            if known:
+                require_text("question", question)
+            # Nothing scores these answers, so any reference will do.
+            yield Question(f"number {number}", "", "", context.strip(), question.strip(), ("-",))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from latentwire.models.exporting import as_safetensors  # imports torch
+
+        require(
+            save_directory.resolve() != self.folder.resolve(), "folder", str(save_directory),
+            "the checkpoint lies there already; name another",
+        )  # fmt: skip
+        shutil.copytree(self.folder, save_directory, ignore=shutil.ignore_patterns(*_NOT_KEPT), dirs_exist_ok=True)
+        as_safetensors(self.folder, save_directory)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, revision: str | None, cache_dir: str | None, force_download: bool,
+        local_files_only: bool, token: str | bool | None, **how: object,
+    ) -> "LatentWire":  # fmt: skip
+        if Path(model_id).is_dir():
+            return cls(model_id, **how)
+        return cls(
+            snapshot_download(
+                model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
+                local_files_only=local_files_only, token=token, ignore_patterns=["*.pt"],
+            ),
+            **how,
+        )  # fmt: skip
+
+
+def require_text(name: str, text: object) -> None:
+    """ValueError unless there is text that can be sent."""
+    require(isinstance(text, str) and bool(text.strip()), name, text, "empty; give a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: sign {error.start} is half of a pair (a lone surrogate), no text") from error
+
+
+def require_readable(wire: Wire, folder: Path, encoder: str, source: str) -> Wire:
+    """The wire itself; ValueError if it is of another encoder or source than the checkpoint's. What a wire of version 1
+    does not say cannot be checked."""
+    if wire.encoder and (wire.encoder, wire.source) != (encoder, source):
+        raise ValueError(
+            f"the wire is of encoder {wire.encoder}, source {wire.source}; {folder} reads those of encoder {encoder}, "
+            f"source {source}: read it with a checkpoint of its own"
+        )
+    return wire
+
+
+def _places(text: str, budget: float) -> int:
+    """Latents for a text of so many per 100 words."""
+    return max(1, round(budget * len(text.split()) / 100))

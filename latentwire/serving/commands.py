@@ -1,0 +1,146 @@
+"""What send.py, answer.py and inspect_wire.py do. Wires and answers go to standard output, all else to stderr."""
+
+import base64
+import binascii
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from latentwire.models.wire import MAGIC
+from latentwire.serving.api import LatentWire
+from latentwire.serving.costs import break_even
+from latentwire.serving.message import Wire
+from latentwire.serving.settings import AnswerSettings, InspectSettings, SendSettings
+from latentwire.utils.cli import require
+
+_BATCH = 64  # JSON lines that are encoded before their wires are written
+
+
+def send(config: SendSettings) -> None:
+    """One wire, or one per JSON line."""
+    lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
+    how = {"m": config.latent_len, "codec": config.codec, "budget": config.budget}
+    if not config.context:
+        _send_lines(lw, how)
+        return
+    text = _text("context", config.context)
+    require(bool(text.strip()), "context", config.context, "the file is empty; name one with text")
+    wire = lw.encode(text, config.question or None, progress=len(text) > 100_000, **how)
+    print(lw.wire(wire), file=sys.stderr)
+    if config.out:
+        Path(config.out).write_bytes(wire)
+    else:
+        require(not sys.stdout.isatty(), "out", config.out, "a wire is bytes, no text: add > FILE, | or --out FILE")
+        sys.stdout.buffer.write(wire)
+
+
+def answer(config: AnswerSettings) -> None:
+    """One answer, or one per JSON line."""
+    lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
+    with _opened(config.wire) as file:
+        start = file.read(len(MAGIC))
+        reader = lw.reader(config.llm or next(iter(lw.llms)), dtype=config.dtype)
+        if start.lstrip()[:1] != b"{":
+            data = start + file.read()
+            print(reader.answer(data, config.question or None, config.max_new_tokens))
+            return
+        require(not config.question, "question", config.question, 'JSON lines have a "question" of their own')
+        for some in _batched(_lines(file, start, "wire"), config.batch_size):
+            wires = [_decoded(number, line["wire"]) for number, line in some]
+            asked = [line.get("question") if lw.source != "prompt" else None for _, line in some]
+            for (_, line), found in zip(some, reader.answer(wires, asked, config.max_new_tokens), strict=True):
+                _write({key: value for key, value in line.items() if key != "wire"} | {"answer": found})
+
+
+def inspect(config: InspectSettings) -> None:
+    """What a wire holds."""
+    with _opened(config.wire) as file:
+        wire = Wire.unpack(file.read())
+    lw = LatentWire.from_pretrained(config.ckpt)
+    mine = wire.encoder == lw.wire_id.hex()
+    found = {
+        "version": wire.packed[len(MAGIC)], "codec": wire.codec, "source": wire.source, "encoder": wire.encoder,
+        "latents": wire.m, "d_z": wire.d_z, "blocks": list(wire.blocks), "bytes": len(wire.packed),
+        "text_bytes": wire.text_bytes, "text_tokens": wire.text_tokens,
+        "words": lw.wire(wire.packed).words() if mine else None, "break_even": break_even(lw, wire) if mine else None,
+    }  # fmt: skip
+    print(json.dumps(found, ensure_ascii=False) if config.json else _shown(wire, found, config.ckpt))
+
+
+def _shown(wire: Wire, found: Mapping, ckpt: str) -> str:
+    lines = [str(wire), f"version {found['version']}, checksum right, latents per block: {found['blocks']}"]
+    if found["words"] is None:
+        return "\n".join([*lines, f"words: not known, since {ckpt} is of another encoder; name its own with --ckpt"])
+    lines.append("words: " + "|".join(word.replace("\n", "\\n") for word in found["words"]))
+    lines.append(f"text: {wire.text_tokens} tokens; a reader spends {wire.m} positions on it")
+    for llm, cost in found["break_even"].items():
+        lines.append(f"{llm:>8}: {cost['says']}")
+    return "\n".join(lines)
+
+
+def _send_lines(lw: LatentWire, how: Mapping) -> None:
+    with tqdm(unit="text", desc="encoding") as bar:
+        for some in _batched(_lines(sys.stdin.buffer, b"", "context"), _BATCH):
+            contexts = [line["context"] for _, line in some]
+            asked = [line.get("question") or "" for _, line in some] if lw.source == "prompt" else None
+            try:
+                wires = lw.encode(contexts, asked, **how)
+            except ValueError as error:
+                raise ValueError(f"lines {some[0][0]} to {some[-1][0]}: {error}") from error
+            for (_, line), wire in zip(some, wires, strict=True):
+                kept = {key: value for key, value in line.items() if key != "context"}
+                _write(kept | {"wire": base64.b64encode(wire).decode()})
+            bar.update(len(some))
+
+
+def _lines(file: BinaryIO, start: bytes, needed: str) -> Iterator[tuple[int, dict]]:
+    """JSON objects with their line numbers; ValueError that names the line of anything else."""
+    for number, line in enumerate(file, 1):
+        line = start + line
+        start = b""
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: no JSON ({error})") from error
+        if not isinstance(found, dict) or not isinstance(found.get(needed), str):
+            raise ValueError(f'line {number}: needs an object with "{needed}" as text')
+        yield number, found
+
+
+def _decoded(number: int, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"line {number}: the wire is no base64 ({error})") from error
+
+
+def _batched(lines: Iterator[tuple[int, dict]], size: int) -> Iterator[Sequence[tuple[int, dict]]]:
+    while some := list(islice(lines, size)):
+        yield some
+
+
+def _write(line: dict) -> None:
+    print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def _text(name: str, path: str) -> str:
+    with _opened(path) as file:
+        try:
+            return file.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name}={path!r}: not UTF-8 text ({error}); convert it") from error
+
+
+def _opened(path: str) -> BinaryIO:
+    if path == "-":
+        return sys.stdin.buffer
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path!r}")
+    return open(path, "rb")

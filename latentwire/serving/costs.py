@@ -1,0 +1,39 @@
+"""After how many questions a wire has paid for its encoding, in multiplications.
+
+A forward pass costs two operations per parameter and token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1; without
+attention's share, which grows with the text). Encoding reads the text once; each question read from the wire instead of
+from the text saves the reader the difference in positions.
+"""
+
+from latentwire.llms.loading import shape_of
+from latentwire.llms.offline import OFFLINE_LLMS, cache_dir
+from latentwire.models.weights import read_weights, weights_file
+from latentwire.serving.api import LatentWire
+from latentwire.serving.message import Wire
+
+_TABLES = ("embedding", "codebook")  # looked up, not multiplied
+
+
+def break_even(lw: LatentWire, wire: Wire) -> dict[str, dict]:
+    """Per LLM: encode_gflop, saved_gflop (per question), questions (to break even; None where nothing is saved), and
+    the same in words under "says"."""
+    weights = read_weights(weights_file(lw.folder, "encoder"))
+    encoder = sum(w.numel() for name, w in weights.items() if w.ndim > 1 and not any(t in name for t in _TABLES))
+    cost = 2 * encoder * wire.text_tokens / 1e9
+    saved_positions = wire.text_tokens - wire.m
+    found = {}
+    for name, llm_id in lw.llms.items():
+        if llm_id in OFFLINE_LLMS and not (cache_dir() / llm_id.removeprefix("offline:") / "config.json").is_file():
+            found[name] = {"says": f"{llm_id} is not on this machine, so its size is not known here"}
+            continue
+        shape = shape_of(name, llm_id)
+        saved = 2 * (shape.parameters - shape.vocabulary * shape.width) * saved_positions / 1e9
+        questions = cost / saved if saved > 0 else None
+        says = f"encoding {cost:.2f} GFLOP; "
+        says += (
+            f"saves {saved:.1f} GFLOP per question: pays after {questions:.2f} questions"
+            if questions
+            else (f"the text has {wire.text_tokens} tokens, so its {wire.m} latents save nothing")
+        )
+        found[name] = {"encode_gflop": cost, "saved_gflop": saved, "questions": questions, "says": says}
+    return found

@@ -1,0 +1,117 @@
+"""A wire as one program sends it to another: latents in blocks, and what their reader must know.
+
+Version 2, little-endian:
+
+    magic "LWIR" | version u8 | codec u8 | source u8 | blocks u16 | d_z u16 | encoder 8 bytes | text bytes u32 |
+    text tokens u32 | latents of each block u16 | scales f16 | payload | CRC-32 u32
+
+Scales and payload are those of `models.wire`. `encoder` names the encoder by its weights: only its readers can read the
+latents. Version 1 (`models.wire`) is latents alone; it is still read, but it cannot say whose it is.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from latentwire.data.content import SOURCES
+from latentwire.models import wire
+
+VERSION = 2
+_HEADER = struct.Struct("<4sBBBHH8sII")
+_MOST = 0xFFFF
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Latents as their reader gets them, and what the header says.
+
+    z: float32 [P, d_z], P latents of all blocks; blocks: latents of each; codec: of the bytes; source: what text they
+    stand for, "" where the wire does not say; encoder: its id as hex, likewise; text_bytes (UTF-8), text_tokens: size
+    of that text, 0 likewise; packed: the bytes; checkpoint: folder of the checkpoint, to look up words.
+    """
+
+    z: np.ndarray = field(repr=False)
+    blocks: tuple[int, ...]
+    codec: str
+    source: str
+    encoder: str
+    text_bytes: int
+    text_tokens: int
+    packed: bytes = field(repr=False)
+    checkpoint: Path | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def pack(
+        cls, blocks: Sequence[np.ndarray], codec: str, source: str, encoder: bytes, text_bytes: int, text_tokens: int
+    ) -> "Wire":
+        """blocks: float32 [M_i, d_z] each. Raises ValueError for values that the codec cannot hold, and for more than
+        65,535 blocks or latents of one block."""
+        if codec not in wire.CODECS:
+            raise ValueError(f"unknown wire codec {codec!r}; choose one of {', '.join(wire.CODECS)}")
+        lengths = [len(block) for block in blocks]
+        if max(len(lengths), *lengths) > _MOST:
+            raise ValueError(f"{len(lengths)} blocks of at most {max(lengths)} latents: the wire holds {_MOST} of each")
+        z = np.concatenate(blocks)
+        if not np.isfinite(z).all():
+            raise ValueError("the latents hold nan or inf, so there is nothing to send; look at the encoder's output")
+        header = _HEADER.pack(
+            wire.MAGIC, VERSION, wire.CODECS[codec], SOURCES.index(source), len(blocks), z.shape[1], encoder,
+            text_bytes, text_tokens,
+        )  # fmt: skip
+        body = header + struct.pack(f"<{len(lengths)}H", *lengths) + wire.pack_values(z[None], codec)
+        return cls.unpack(wire.sealed(body))
+
+    @classmethod
+    def unpack(cls, data: bytes, checkpoint: Path | None = None) -> "Wire":
+        """The wire of these bytes. Raises ValueError on short, altered, foreign or newer bytes: a wrong latent is never
+        returned, and what a header claims takes no memory before it is compared with the bytes that are there."""
+        data = bytes(data)
+        body = wire.opened(data, (wire.VERSION, VERSION))
+        if body[len(wire.MAGIC)] == wire.VERSION:
+            z = wire.unpack(data)
+            codec = wire.codec_of(body[len(wire.MAGIC) + 1])
+            return cls(z.reshape(-1, z.shape[2]), (z.shape[1],) * len(z), codec, "", "", 0, 0, data, checkpoint)
+        if len(body) < _HEADER.size:
+            raise ValueError(f"wire too short: {len(data)} bytes, the header of version {VERSION} does not fit")
+        _, _, code, source, count, d_z, encoder, text_bytes, text_tokens = _HEADER.unpack_from(body)
+        lengths_end = _HEADER.size + 2 * count
+        if source >= len(SOURCES) or len(body) < lengths_end:
+            raise ValueError(f"wire header: source number {source}, {count} blocks: that is no wire of this program")
+        blocks = struct.unpack_from(f"<{count}H", body, _HEADER.size)
+        codec = wire.codec_of(code)
+        z = wire.unpack_values(memoryview(body)[lengths_end:], (1, sum(blocks), d_z), codec)[0]
+        return cls(z, blocks, codec, SOURCES[source], encoder.hex(), text_bytes, text_tokens, data, checkpoint)
+
+    @property
+    def m(self) -> int:
+        """Latents of all blocks: positions that a reader's LLM spends on them."""
+        return len(self.z)
+
+    @property
+    def d_z(self) -> int:
+        """Width of a latent."""
+        return self.z.shape[1]
+
+    def __bytes__(self) -> bytes:
+        return self.packed
+
+    def __str__(self) -> str:
+        blocks = f" in {len(self.blocks)} blocks" if len(self.blocks) > 1 else ""
+        of = f" for {self.text_bytes:,} bytes of text" if self.text_bytes else ""
+        who = f"source {self.source}, encoder {self.encoder}" if self.encoder else "version 1, it does not say whose"
+        return f"wire: {self.m} latents x {self.d_z}{blocks}, {self.codec}, {who}, {len(self.packed):,} bytes{of}"
+
+    def words(self) -> list[str]:
+        """The token whose code is nearest to each latent, as text: what the latents came from.
+
+        Raises ValueError where no checkpoint is known (`LatentWire.wire` knows it), or where its latents stand for no
+        words.
+        """
+        from latentwire.serving.words import nearest_words  # reads the codebook; imports torch
+
+        if self.checkpoint is None:
+            raise ValueError("words: a wire alone does not hold its codebook; get it by LatentWire.wire(bytes)")
+        return nearest_words(self)

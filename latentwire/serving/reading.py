@@ -1,0 +1,107 @@
+"""The reading half: one LLM and its adapter. Neither the encoder nor another LLM is loaded.
+
+Shapes: P latents of a wire, d width of the LLM.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latentwire.llms.known import CHOSEN_WORDINGS, LLMSettings, llm_id
+from latentwire.llms.loading import load_llm
+from latentwire.llms.prompts import PromptBuilder
+from latentwire.models.weights import asked, load_adapters, read_config, wire_id
+from latentwire.serving.api import require_readable, require_text
+from latentwire.serving.message import Wire
+from latentwire.utils.cli import require
+from latentwire.utils.machine import on_this_machine
+
+Sent = bytes | Wire
+
+
+class WireReader:
+    """One LLM that answers from wires. Made by `LatentWire.reader`."""
+
+    def __init__(self, folder: Path, name: str, device: str = "", dtype: str = ""):
+        config = read_config(folder)
+        made_for = asked(config, "llms", folder)
+        if name not in made_for:
+            raise ValueError(
+                f"llm={name!r}: {folder} has readers for {', '.join(made_for)}; another LLM joins by train.py --stage "
+                f"join --init {folder} --llms {name}"
+            )
+        self.folder, self.name, self.source = folder, name, asked(config, "source", folder)
+        self.wire_id, self.d_z = wire_id(folder).hex(), asked(config, "d_z", folder)
+        model_id = llm_id(name, made_for)
+        (self.adapter,) = load_adapters(folder, {name: model_id}).values()
+        where = on_this_machine(LLMSettings(llms=name, device=device, dtype=dtype))
+        self.llm = load_llm(name, model_id, where.device, where.dtype)
+        self.adapter.to(self.llm.device)
+        wording = config.get("wordings", {}).get(name) or CHOSEN_WORDINGS.get(model_id, "chat")
+        self.prompts = PromptBuilder(self.llm.tokenizer, self.source, wording)
+
+    def wire(self, z: Sent) -> Wire:
+        """What the bytes hold; ValueError if this reader cannot read them."""
+        wire = z if isinstance(z, Wire) else Wire.unpack(z, self.folder)
+        if wire.d_z != self.d_z or not wire.m:
+            raise ValueError(f"the wire has {wire.m} latents of width {wire.d_z}; {self.folder} reads {self.d_z}")
+        return require_readable(wire, self.folder, self.wire_id, self.source)
+
+    @torch.no_grad()
+    def prefix(self, z: Sent) -> Tensor:
+        """Input embeddings [P, d] of the latents, for a loop of one's own."""
+        return self.adapter(torch.from_numpy(self.wire(z).z)).to(self.llm.dtype)
+
+    def answer(
+        self, z: Sent | Sequence[Sent], question: str | Sequence[str | None] | None = None, max_new_tokens: int = 12
+    ) -> str | list[str]:
+        """The greedy answer of one wire, or of each of many in one batch.
+
+        question: what is asked, where the source is "context"; None where it is "prompt", whose wires hold it.
+        Raises ValueError for a wire of another checkpoint, a question too many or too few, or too many positions.
+        """
+        if isinstance(z, Sent):
+            (one,) = self.answer([z], [question], max_new_tokens)
+            return one
+        asked_for = self._asked(question, len(z))
+        slots = [self.prefix(one) for one in z]
+        tails = [self.prompts.tail(one) for one in asked_for]
+        self._require_positions(slots, tails, max_new_tokens)
+        return self.llm.generate_with_prefix(self.prompts.head, slots, tails, max_new_tokens)
+
+    def generate(self, z: Sent, prompt: str | None = None, **how: object) -> str:
+        """Free continuation by transformers' own `generate`; `how`: its settings (max_new_tokens, do_sample, ...).
+
+        prompt: text behind the latents; None: what an answer stands behind, without a question.
+        """
+        tail = self.prompts.tail("") if prompt is None else self.prompts.plain(prompt)
+        rows = [self.llm.embed(self.prompts.head), self.prefix(z), self.llm.embed(tail)]
+        self._require_positions([rows[1]], [tail], int(how.get("max_new_tokens", 1)))
+        embeds = torch.cat(rows)[None]
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        (ids,) = self.llm.model.generate(inputs_embeds=embeds, attention_mask=mask, **how)
+        return self.llm.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _asked(self, question: str | Sequence[str | None] | None, count: int) -> list[str]:
+        questions = [None] * count if question is None else question
+        require(
+            not isinstance(questions, str) and len(questions) == count, "question", question,
+            f"{count} wires need as many questions",
+        )  # fmt: skip
+        for one in questions:
+            if self.source == "prompt" and one is not None:
+                raise ValueError(f"question={one!r}: a wire of source 'prompt' holds its question; leave it out")
+            if self.source != "prompt":
+                require_text("question", one)
+        return [one or "" for one in questions]
+
+    def _require_positions(self, slots: Iterable[Tensor], tails: Iterable[Sequence[int]], more: int) -> None:
+        for slot, tail in zip(slots, tails, strict=True):
+            needed = len(self.prompts.head) + len(slot) + len(tail) + more
+            if self.llm.positions and needed > self.llm.positions:
+                raise ValueError(
+                    f"the wire's {len(slot)} latents make a prompt of {needed} positions, and {self.name} "
+                    f"({self.llm.id}) reads {self.llm.positions}; encode with a smaller budget, or fewer parts"
+                )

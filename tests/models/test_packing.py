@@ -1,0 +1,55 @@
+"""Packed texts have the bits that they have alone; a model that cannot be packed is read one by one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from latentwire.data.squad import load
+from latentwire.models.backbones import load_backbone
+from latentwire.models.packing import can_pack, packed_states
+
+
+@pytest.fixture
+def backbone(encoder_folder):
+    return load_backbone(encoder_folder).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("source", ["prompt", "context"])
+def test_states_of_many_texts_are_those_of_each_alone_bit_by_bit(backbone, source):
+    questions = load("sample", "dev").questions[:40]  # more than are packed at once
+    questions[::2] = [replace(q, context=q.context[:100]) for q in questions[::2]]  # the others take several windows
+    together = backbone.each(questions, source)
+    assert backbone._packs
+    lengths = set()
+    for question, states in zip(questions, together, strict=True):
+        (alone,), padded = backbone.each([question], source), backbone([question], source)
+        assert torch.equal(states.hidden, alone.hidden)
+        assert torch.equal(states.mask, padded.mask) and (states.spans[0] == padded.spans[0]).all()
+        assert torch.allclose(states.hidden, padded.hidden, atol=1e-5)
+        assert torch.equal(states.hidden, padded.hidden) or not backbone.fits(question, source)
+        lengths.add(backbone.fits(question, source))
+    assert lengths == {True, False}
+
+
+@torch.no_grad()
+def test_each_text_attends_to_itself_only(backbone):
+    ids = torch.arange(5, 60)
+    one, two = packed_states(backbone.model, [{"input_ids": ids[:20]}, {"input_ids": ids[20:]}], 0)
+    changed, _ = packed_states(backbone.model, [{"input_ids": ids[:20]}, {"input_ids": ids[30:]}], 0)
+    assert torch.equal(one, changed) and len(two) == 35
+    assert backbone.model.config._attn_implementation == "sdpa", "as it was"
+
+
+@torch.no_grad()
+def test_where_packing_would_change_states_texts_are_read_one_by_one(backbone, encoder_folder, monkeypatch):
+    model = AutoModel.from_pretrained(encoder_folder).eval()
+    assert can_pack(model, 96, 0)
+    model._supports_attention_backend = False
+    assert not can_pack(model, 96, 0)
+    questions = load("sample", "dev").questions[:3]
+    monkeypatch.setattr("latentwire.models.backbones.can_pack", lambda *args: False)
+    states = backbone.each(questions, "prompt")
+    assert torch.equal(states[2].hidden, backbone([questions[2]], "prompt").hidden)

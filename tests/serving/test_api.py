@@ -1,0 +1,213 @@
+"""The package's face: encoding without an LLM, reading without an encoder, and nothing but bytes between them."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import latentwire
+from latentwire import LatentWire, Wire
+from latentwire.conditions.base import Sender, Shared, readers
+from latentwire.conditions.latents import latents
+from latentwire.llms.known import LLMSettings
+from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
+from latentwire.models.weights import read_config
+from latentwire.utils.machine import on_this_machine
+
+M = 12
+pytestmark = pytest.mark.usefixtures("surroundings")
+
+
+@pytest.fixture(scope="module")
+def lw(checkpoint_of):
+    return LatentWire.from_pretrained(checkpoint_of("prompt"))
+
+
+@pytest.fixture(scope="module")
+def later(checkpoint_of):
+    """A checkpoint whose wires do not know the question."""
+    return LatentWire.from_pretrained(checkpoint_of("context"))
+
+
+@pytest.fixture(scope="module")
+def reader(lw):
+    return lw.reader("qwen")
+
+
+def test_a_text_has_the_same_bytes_alone_and_among_others(lw, questions):
+    some = questions[:20]
+    contexts, asked = [q.context for q in some], [q.question for q in some]
+    contexts[3] = " ".join(contexts)  # too long to be read at once
+    together = lw.encode(contexts, asked)
+    assert together == [lw.encode(c, q) for c, q in zip(contexts, asked, strict=True)]
+    assert together[::-1] == lw.encode(contexts[::-1], asked[::-1])
+    assert len(lw.wire(together[3]).blocks) > 1
+
+
+def test_its_latents_are_those_of_an_evaluation(lw, questions):
+    q = questions[0]
+    (z,) = lw.encoder.encode([q], "prompt", M)
+    wire = lw.wire(lw.encode(q.context, q.question))
+    assert torch.equal(torch.from_numpy(wire.z), z.half().float())
+    assert (wire.blocks, wire.text_bytes) == ((M,), len(f"{q.context}\n{q.question}".encode()))
+
+
+@pytest.mark.parametrize("llm", ["llama", "qwen"])
+def test_a_reader_answers_as_an_evaluation_does(lw, questions, llm):
+    some = questions[:6]
+    encoder, adapters, _ = load_checkpoint(lw.folder, read_config(lw.folder)["llms"])
+    (ready,) = readers(on_this_machine(LLMSettings(llms=llm)), "prompt", adapters)
+    slots = latents(ready, some, M, Shared(sender=Sender(encoder, "prompt", "fp16")))
+    tails = [ready.prompts.tail(q.question) for q in some]
+    expected = ready.llm.generate_with_prefix(ready.prompts.head, [slot.embeds for slot in slots], tails, 8)
+    wires = lw.encode([q.context for q in some], [q.question for q in some])
+    assert lw.reader(llm).answer(wires, max_new_tokens=8) == expected
+    assert len(set(expected)) > 1
+
+
+def test_with_source_context_the_question_is_asked_when_answering(later, questions):
+    q, other = questions[0], questions[1]
+    z, ready = later.encode(q.context), later.reader("qwen")
+    both = ready.answer([z, z], [q.question, other.question])
+    assert both == [ready.answer(z, q.question), ready.answer(z, other.question)]
+    with pytest.raises(ValueError, match="question=None"):
+        ready.answer(z)
+    with pytest.raises(ValueError, match="asked when answering"):
+        later.encode(q.context, q.question)
+
+
+def test_free_continuation_goes_through_generate(reader, lw, questions):
+    z = lw.encode(questions[0].context, questions[0].question)
+    assert reader.prefix(z).shape == (M, reader.llm.width)
+    one = reader.generate(z, max_new_tokens=5, do_sample=False)
+    assert one.strip().startswith(reader.answer(z, max_new_tokens=1))
+    assert reader.generate(z, " and so", max_new_tokens=5, do_sample=False) != one
+
+
+def test_budget_and_m_say_how_many_latents(lw, questions):
+    q = questions[0]
+    words = len(q.context.split())
+    assert lw.wire(lw.encode(q.context, q.question, m=5)).blocks == (5,)
+    assert lw.wire(lw.encode(q.context, q.question, budget=10)).blocks == (round(words / 10),)
+    for wrong in ({"m": 0}, {"budget": 0.0}, {"m": 3, "budget": 1.0}, {"codec": "zip"}):
+        with pytest.raises(ValueError, match=next(iter(wrong)) if len(wrong) == 1 else "leave one out"):
+            lw.encode(q.context, q.question, **wrong)
+
+
+def test_a_long_document_is_read_block_by_block_and_refused_where_it_does_not_fit(later, questions):
+    document = " ".join(dict.fromkeys(q.context for q in questions[:40]))
+    wire = later.wire(later.encode(document))
+    assert len(wire.blocks) > 2 and wire.m == sum(wire.blocks)
+    ready = later.reader("llama")
+    assert isinstance(ready.answer(wire, "Who?"), str)
+    ready.llm.positions = len(ready.prompts.head) + wire.m
+    with pytest.raises(ValueError, match=f"{wire.m} latents make a prompt"):
+        ready.answer(wire, "Who?")
+
+
+@pytest.mark.parametrize(
+    ("context", "question", "says"),
+    [
+        ("", "Who?", "context=''"), (" \n", "Who?", "context="), ("A text.", None, "needs the question"),
+        ("A text.", " ", "question=' '"), ("\ud800", "Who?", "lone surrogate"), (["a", "b"], ["Who?"], "as many"),
+        (["a", "b"], "Who?", "as many"), ("A text.", "who " * 200, "word pieces"),
+    ],
+)  # fmt: skip
+def test_texts_that_cannot_be_encoded_are_refused_by_name(lw, context, question, says):
+    with pytest.raises(ValueError, match=says):
+        lw.encode(context, question)
+
+
+def test_a_wire_of_another_checkpoint_is_refused_by_name(lw, reader, checkpoint_of, questions):
+    other = LatentWire.from_pretrained(checkpoint_of("prompt", seed=1))
+    z = other.encode(questions[0].context, questions[0].question)
+    for read in (lw.wire, reader.answer):
+        with pytest.raises(ValueError, match=f"encoder {other.wire_id.hex()}"):
+            read(z)
+
+
+def test_a_reader_holds_against_questions_that_its_wires_hold_already(lw, reader, questions):
+    z = lw.encode(questions[0].context, questions[0].question)
+    with pytest.raises(ValueError, match="holds its question"):
+        reader.answer(z, "Who?")
+    with pytest.raises(ValueError, match="2 wires need as many"):
+        reader.answer([z, z], ["Who?"])
+
+
+def test_an_llm_without_an_adapter_is_refused_with_the_way_to_one(lw):
+    with pytest.raises(ValueError, match=r"readers for llama, qwen.*--stage join"):
+        lw.reader("gemma")
+
+
+def test_words_lead_back_to_what_was_chosen(lw, questions):
+    q = questions[0]
+    chosen = [lw.encoder.tokenizer.decode([i]) for i in lw.encoder.select(q, "prompt", M)]
+    words = lw.wire(lw.encode(q.context, q.question)).words()
+    assert sum(a == b for a, b in zip(words, chosen, strict=True)) >= M - 1
+
+
+def test_saved_and_opened_again_it_sends_the_same_as_safetensors_alone(lw, questions, tmp_path):
+    lw.save_pretrained(tmp_path / "copy")
+    again = LatentWire.from_pretrained(str(tmp_path / "copy"))
+    q = questions[0]
+    assert again.encode(q.context, q.question) == lw.encode(q.context, q.question)
+    assert not list((tmp_path / "copy").glob("*.pt")) and (tmp_path / "copy" / "README.md").is_file()
+    assert again.reader("llama").answer(lw.encode(q.context, q.question)) is not None
+    with pytest.raises(ValueError, match="lies there already"):
+        again.save_pretrained(tmp_path / "copy")
+
+
+def test_half_precision_keeps_the_encoders_id_and_other_adapters_do_too(lw, tmp_path):
+    encoder, adapters, made = load_checkpoint(lw.folder, read_config(lw.folder)["llms"])
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.copy_(weight.half())
+        adapters["qwen"].linear.weight.zero_()
+    save_checkpoint(tmp_path / "full", encoder, adapters, made)
+    save_checkpoint(tmp_path / "half", encoder.half(), adapters, made)
+    assert LatentWire(tmp_path / "full").wire_id == LatentWire(tmp_path / "half").wire_id != lw.wire_id
+
+
+def test_a_machine_that_only_reads_needs_no_encoder_file(lw, questions, tmp_path):
+    folder = shutil.copytree(lw.folder, tmp_path / "readers")
+    for path in [*folder.glob("encoder*"), *folder.glob("adapter_llama*")]:
+        path.unlink()
+    z = lw.encode(questions[0].context, questions[0].question)
+    assert LatentWire(folder).reader("qwen").answer(z) == lw.reader("qwen").answer(z)
+
+
+def test_the_two_halves_load_nothing_of_each_other(lw, questions, tmp_path):
+    """Each in a process of its own: what is loaded is what is imported and held."""
+    q = questions[0]
+    code = (
+        "import gc, sys\nfrom latentwire import LatentWire\n"
+        "from transformers import PreTrainedModel\n"
+        f"lw = LatentWire.from_pretrained({str(lw.folder)!r})\n"
+    )
+    held = "\nprint(*sorted({type(x).__name__ for x in gc.get_objects() if isinstance(x, PreTrainedModel)} ))\n"
+    held += "print(*sorted(m for m in sys.modules if m.startswith('latentwire.')))\n"
+    send = f"z = lw.encode({q.context!r}, {q.question!r})\nopen({str(tmp_path / 'z')!r}, 'wb').write(z)"
+    read = f"ready = lw.reader('qwen')\nready.answer(open({str(tmp_path / 'z')!r}, 'rb').read())"
+
+    def run(what):
+        done = subprocess.run([sys.executable, "-c", code + what + held], capture_output=True, text=True, check=True)
+        models, modules = done.stdout.splitlines()[-2:]
+        return models.split(), modules.split()
+
+    models, modules = run(send)
+    assert "BertModel" in models and not [name for name in models if "CausalLM" in name]
+    assert not {"latentwire.llms.frozen", "latentwire.llms.loading"} & set(modules)
+    models, modules = run(read)
+    assert "Qwen2ForCausalLM" in models and not {"BertModel", "LlamaForCausalLM"} & set(models)
+    assert not [name for name in modules if name.startswith(("latentwire.models.encoders", "latentwire.models.back"))]
+
+
+def test_the_package_itself_imports_nothing_slow():
+    code = "import sys, latentwire; print('torch' in sys.modules, *latentwire.__all__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "LatentWire", "Wire"]
+    assert latentwire.Wire is Wire
+    with pytest.raises(AttributeError, match="Nothing"):
+        _ = latentwire.Nothing
