@@ -8,6 +8,7 @@ python latentwire/settings.py --markdown       docs/settings.md
 import argparse
 
 from latentwire.evaluation.settings import DemoSettings, EvalSettings
+from latentwire.serving import settings as serving
 from latentwire.studies import settings as studies
 from latentwire.training.settings import LaunchSettings, TrainSettings
 from latentwire.utils.cli import require, run
@@ -16,7 +17,7 @@ from latentwire.utils.declared import current, one, page
 PROGRAMS = {
     "eval": EvalSettings, "train": TrainSettings, "launch": LaunchSettings, "demo": DemoSettings,
     "diagnostics": studies.DiagnosticsSettings, "sweep": studies.SweepSettings, "benchmark": studies.BenchmarkSettings,
-    "suite": studies.SuiteSettings, "ablations": studies.AblationSettings,
+    "suite": studies.SuiteSettings, "ablations": studies.AblationSettings, **serving.PROGRAMS,
 }  # fmt: skip
 
 

@@ -13,7 +13,17 @@ import pytest
 import latentwire
 
 PACKAGE = Path(latentwire.__file__).parent
-FLOORS = ["utils", "data", "llms", "models", "conditions", "evaluation", "training", "studies"]  # programs above all
+FLOORS = [
+    "utils",
+    "data",
+    "llms",
+    "models",
+    "conditions",
+    "evaluation",
+    "serving",
+    "training",
+    "studies",
+]  # programs above all
 BESIDE = "reporting"  # draws what is on disk, and what it may import is named
 REPORTING_MAY = {"utils", "data", "reporting", "evaluation.scores", "evaluation.results", "training.log"}
 MAY_REPORT = {"studies", ""}  # and programs

@@ -44,12 +44,13 @@ def answer(config: AnswerSettings) -> None:
     lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
     with _opened(config.wire) as file:
         start = file.read(len(MAGIC))
+        lines = start.lstrip()[:1] == b"{"
+        wire = None if lines else lw.wire(start + file.read())  # a wrong wire is told before the LLM is loaded
+        require(not (lines and config.question), "question", config.question, "JSON lines have their own; leave it out")
         reader = lw.reader(config.llm or next(iter(lw.llms)), dtype=config.dtype)
-        if start.lstrip()[:1] != b"{":
-            data = start + file.read()
-            print(reader.answer(data, config.question or None, config.max_new_tokens))
+        if wire:
+            print(reader.answer(wire, config.question or None, config.max_new_tokens))
             return
-        require(not config.question, "question", config.question, 'JSON lines have a "question" of their own')
         for some in _batched(_lines(file, start, "wire"), config.batch_size):
             wires = [_decoded(number, line["wire"]) for number, line in some]
             asked = [line.get("question") if lw.source != "prompt" else None for _, line in some]

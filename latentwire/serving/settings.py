@@ -81,3 +81,9 @@ class LoadSettings(Settings):
     seconds: float = option(20.0, "how long each number of clients asks", above=0)
     llm: str = option("", "LLM that answers; default: the service's first", env="")
     save_dir: str = option("runs/load", "output folder", env="OUTPUT_DIR")
+
+
+PROGRAMS = {
+    "send": SendSettings, "answer": AnswerSettings, "inspect_wire": InspectSettings, "serve": ServeSettings,
+    "load_test": LoadSettings,
+}  # fmt: skip

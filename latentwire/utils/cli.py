@@ -22,6 +22,7 @@ VARIABLES = {
     "MODELS_DIR": "folder that holds the offline models' original files already",
     "LATENTWIRE_CACHE": "folder of converted models and teacher answers; default: ~/.cache/latentwire",
     "LATENTWIRE_TRACEBACK": "1 shows where an error came from",
+    "LATENTWIRE_TOKEN": "bearer token that the service asks for; needed where it listens beyond this machine",
     "DEVICE_MAP": "auto: accelerate spreads the layers of each LLM over all GPUs (one process)",
     "RAY_ADDRESS": "address of a Ray cluster for the sweep; default: this machine alone",
     "LLAMA_ID": "model of the LLM called llama: a hub id, a folder, or offline:NAME",

@@ -42,7 +42,8 @@ def _row(field: dataclasses.Field) -> str:
     variable = f"`{variable_of(field)}`" if variable_of(field) else ""
     default = shown_default(field).removeprefix(" (default: ").removesuffix(")")
     text = field.metadata["help"] + _choices(field)
-    return f"| `--{field.name}` | {variable} | {default} | {text} |".replace("  ", " ")
+    flag = "FILE" if field.metadata["positional"] else f"--{field.name}"
+    return f"| `{flag}` | {variable} | {default} | {text} |".replace("  ", " ")
 
 
 def _choices(field: dataclasses.Field) -> str:

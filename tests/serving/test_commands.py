@@ -1,0 +1,123 @@
+"""send.py, answer.py and inspect_wire.py: pipes of bytes and of JSON lines, and one clear line where they cannot."""
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from latentwire import LatentWire, answer, inspect_wire, send
+from latentwire.utils import cli
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("surroundings")
+
+
+@pytest.fixture(scope="module")
+def lw(checkpoint_of):
+    return LatentWire.from_pretrained(checkpoint_of("prompt"))
+
+
+@pytest.fixture
+def call(lw, monkeypatch, capsysbinary):
+    """call(program, *flags, data): what a program printed, as bytes, and its last line on stderr."""
+
+    def run(program, *flags, data=b"", fails=False):
+        ckpt = [] if "--ckpt" in flags else ["--ckpt", str(lw.folder)]
+        monkeypatch.setattr("sys.argv", [program.__name__, *ckpt, *flags])
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        capsysbinary.readouterr()
+        with pytest.raises(SystemExit) if fails else nullcontext() as ended:
+            cli.run(program.main)
+        assert not fails or ended.value.code == 2
+        out, err = capsysbinary.readouterr()
+        return out, (err.decode().strip().splitlines() or [""])[-1]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, questions):
+    """A file with a text, and JSON lines with three."""
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "text.txt").write_text(questions[0].context + "\n", encoding="utf-8")
+    lines = [{"id": q.id, "context": q.context, "question": q.question} for q in questions[:3]]
+    (folder / "lines.jsonl").write_text("".join(f"{json.dumps(line)}\n\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def test_a_wire_goes_through_a_pipe_and_is_answered_as_the_api_does(lw, questions, files):
+    """As a shell does it, each program in a process of its own."""
+    program = f"{sys.executable} latentwire/{{}}.py --ckpt {lw.folder}"
+    pipe = f"{program.format('send')} --context {files / 'text.txt'} --question '{questions[0].question}' "
+    pipe += f"| tee {files / 'z.lwir'} | {program.format('answer')} --llm qwen"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {pipe}"], capture_output=True, text=True, check=True, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    wire = lw.encode(questions[0].context, questions[0].question)
+    assert (files / "z.lwir").read_bytes() == wire and str(lw.wire(wire)) in done.stderr
+    assert done.stdout.rstrip("\n") == lw.reader("qwen").answer(wire)
+
+
+def test_json_lines_keep_their_other_keys(call, lw, questions, files):
+    sent, _ = call(send, data=(files / "lines.jsonl").read_bytes())
+    wires = [json.loads(line) for line in sent.splitlines()]
+    assert [base64.b64decode(line["wire"]) for line in wires] == lw.encode(
+        [q.context for q in questions[:3]], [q.question for q in questions[:3]]
+    )
+    answered, _ = call(answer, "--batch_size", "2", data=sent)
+    found = [json.loads(line) for line in answered.splitlines()]
+    assert [line["id"] for line in found] == [q.id for q in questions[:3]]
+    assert [line["question"] for line in found] == [q.question for q in questions[:3]]
+    reader, packed = lw.reader("llama"), [base64.b64decode(line["wire"]) for line in wires]
+    assert [line["answer"] for line in found] == reader.answer(packed[:2]) + reader.answer(packed[2:])
+
+
+def test_inspect_says_what_a_wire_holds(call, lw, questions, tmp_path, checkpoint_of):
+    wire = lw.encode(questions[0].context, questions[0].question)
+    (tmp_path / "z.lwir").write_bytes(wire)
+    words, _ = call(inspect_wire, str(tmp_path / "z.lwir"))
+    shown = words.decode()
+    assert str(lw.wire(wire)) in shown and "checksum right" in shown and "after" in shown
+    found, _ = call(inspect_wire, "--json", data=wire)
+    told = json.loads(found)
+    assert told["words"] == lw.wire(wire).words() and told["blocks"] == [12] and told["bytes"] == len(wire)
+    cost = told["break_even"]["qwen"]
+    assert cost["questions"] == pytest.approx(cost["encode_gflop"] / cost["saved_gflop"])
+    other, _ = call(inspect_wire, "--ckpt", str(checkpoint_of("prompt", seed=1)), data=wire)
+    assert b"is of another encoder" in other
+
+
+def test_a_bad_line_loses_nothing_that_was_before_it(call, lw, questions):
+    wire = base64.b64encode(lw.encode(questions[0].context, questions[0].question)).decode()
+    good, bad = json.dumps({"id": 1, "wire": wire}), '{"id": 2, "wire": "%%%"}'
+    found, said = call(answer, "--batch_size", "1", data=f"{good}\n{bad}\n".encode(), fails=True)
+    assert json.loads(found)["id"] == 1 and said.startswith("error: line 2: the wire is no base64")
+
+
+@pytest.mark.parametrize(
+    ("program", "flags", "data", "says"),
+    [
+        (answer, ["nowhere.lwir"], b"", "error: there is no file 'nowhere.lwir'"),
+        (answer, [], b"", "error: wire too short: 0 bytes"),
+        (answer, [], b"\x89PNG and whatever else a picture has", "error: not a LatentWire wire"),
+        (answer, ["--llm", "gemma"], b"LWIR", "error: wire too short"),
+        (answer, ["--question", "Who?"], b'{"wire": ""}', "error: question='Who?': JSON lines have"),
+        (inspect_wire, [], b"LWIR\x09 a wire of a program that is to come", "error: wire version 9 is unknown"),
+        (send, [], b"no json\n", "error: line 1: no JSON"),
+        (send, [], b'{"text": "x"}\n', 'error: line 1: needs an object with "context"'),
+        (send, [], b'{"context": "x"}\n', "error: lines 1 to 1: question=''"),
+        (send, ["--question", "Who?"], b"", "error: question='Who?': needs --context"),
+        (send, ["--context", "-", "--question", "Who?"], b"\xff\xfe", "error: context='-': not UTF-8"),
+        (send, ["--context", "-", "--question", "Who?"], b" \n", "error: context='-': the file is empty"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_and_status_2(call, program, flags, data, says):
+    _, said = call(program, *flags, data=data, fails=True)
+    assert said.startswith(says)
