@@ -128,6 +128,20 @@ def joint_codebook(tables: Mapping[str, Tensor], counts: Tensor, d_z: int) -> Cl
     return ClosedForm(codes / rms, adapters)
 
 
+def least_squares_map(codebook: Tensor, table: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The linear map from a finished codebook [V, d_z] to another LLM's wire table [V, d], with tokens weighted by
+    their counts [V]: (weight [d, d_z], bias [d]), float32, as an adapter begins with."""
+    weights = ((counts + _SMOOTHING) / (counts + _SMOOTHING).sum()).double()[:, None]
+    codes = torch.cat([codebook, torch.ones(len(codebook), 1)], dim=1)  # [V, d_z + 1]
+    products = torch.zeros(codes.shape[1], codes.shape[1] + table.shape[1], dtype=torch.float64)
+    for code, embedding, share in zip(*(x.split(_CHUNK) for x in (codes, table, weights)), strict=True):
+        code = code.double()
+        products += (code * share).T @ torch.cat([code, embedding.double()], dim=1)
+    squares, mixed = products.split([codes.shape[1], table.shape[1]], dim=1)
+    solution = torch.linalg.lstsq(squares, mixed, driver="gelsd").solution.float()  # [d_z + 1, d]
+    return solution[:-1].T.contiguous(), solution[-1]
+
+
 def random_codebook(like: ClosedForm, seed: int) -> ClosedForm:
     """Codes and maps of the same shapes and sizes that know nothing of any LLM: what the closed form must beat."""
     drawing = torch.Generator().manual_seed(seed)

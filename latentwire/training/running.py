@@ -16,11 +16,12 @@ from latentwire.conditions.base import CONDITIONS, Reader, readers, require_posi
 from latentwire.data.question import QuestionSet, split_by_article, subset
 from latentwire.data.squad import load
 from latentwire.llms.loading import device_map
-from latentwire.models.checkpoint import save_checkpoint
+from latentwire.models.checkpoint import load_encoder, save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.weights import checkpoint_sha256, load_training, read_config
 from latentwire.training.jobs import Start, job_of
+from latentwire.training.joining import joined, joining_adapters, of_the_wire, others
 from latentwire.training.memory import require_memory
 from latentwire.training.settings import TrainSettings
 from latentwire.training.stages import ALL, STAGES, needed
@@ -89,12 +90,13 @@ def _estimate_all(config: TrainSettings) -> dict[str, dict[str, float]]:
 
 def _stage(config: TrainSettings, shared: bool = True) -> dict[str, float] | None:
     """shared: whether all processes have one folder, which the first of them writes."""
-    config = on_this_machine(config)
+    config = on_this_machine(of_the_wire(config) if STAGES[config.stage].joins else config)
     accelerator = _accelerator(config)
     set_seed(config.seed)
     everything = load(config.dataset, "train")
     pool, held = split_by_article(everything.questions)
-    questions = dataclasses.replace(everything, questions=subset(pool, config.samples, config.seed))
+    chosen = [] if config.samples == 0 else subset(pool, config.samples, config.seed)
+    questions = dataclasses.replace(everything, questions=chosen)
     held = dataclasses.replace(everything, questions=subset(held, config.val_samples, config.seed))
     _say(
         config, accelerator,
@@ -119,20 +121,22 @@ def _run(
     folder, stage = Path(config.save_dir), STAGES[config.stage]
     last = folder / "checkpoint_last"
     state = load_training(last) if config.resume and not config.estimate and _exists(last) else None
-    if not stage.losses and config.resume and _exists(folder / "checkpoint_best"):
+    closed = not stage.losses or config.samples == 0  # in closed form: there are no steps
+    if closed and config.resume and _exists(folder / "checkpoint_best"):
         _say(config, accelerator, f"{folder / 'checkpoint_best'} is there already")
         return None
-    if state and state["step"] == steps_of(config, len(questions.questions), accelerator.num_processes)[1]:
+    steps = 0 if closed else steps_of(config, len(questions.questions), accelerator.num_processes)[1]
+    if state and state["step"] == steps:
         _say(config, accelerator, f"{folder} is finished already")
         return None
-    if stage.losses:
+    if not closed:
         _say(config, accelerator, require_memory(config, questions.questions))
     there = dataclasses.replace(config, device=str(accelerator.device))
     ready = readers(there, config.source) if stage.needs_llms else []
     frozen = {reader.llm.name: reader.llm.weights_sha256() for reader in ready}
     origin = _origin(config, questions, frozen) | (run.origin if run else {})
-    if not stage.losses:
-        _codebook(config, ready, origin, run)
+    if closed:
+        _closed_form(config, ready, origin, run)
         _say(config, accelerator, f"wrote {folder / 'checkpoint_best'}")
         return None
     whole = bool(config.kd_weight) or (bool(stage.rival) and CONDITIONS[stage.rival].cost == "whole")
@@ -183,7 +187,8 @@ def _require_fits(config: TrainSettings, questions: QuestionSet, accelerator: Ac
         f"its answers are no spans of the context, from which stage {stage.name} learns; go on with joint",
     )  # fmt: skip
     n, processes = len(questions.questions), accelerator.num_processes
-    require(n >= processes, "samples", n, f"fewer than NPROC={processes}; raise SAMPLES (--samples) or lower NPROC")
+    remedy = f"fewer than NPROC={processes}; raise SAMPLES (--samples) or lower NPROC"
+    require(n >= processes or config.samples == 0, "samples", n, remedy)
     require(
         not device_map() or accelerator.num_processes == 1, "DEVICE_MAP", device_map(),
         "it gives one process all GPUs: set NPROC=1",
@@ -200,8 +205,16 @@ def _origin(config: TrainSettings, questions: QuestionSet, frozen: dict[str, str
     }  # fmt: skip
 
 
-def _codebook(config: TrainSettings, ready: list[Reader], origin: dict, run: RunFolder | None) -> None:
-    """The stage without steps."""
+def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: RunFolder | None) -> None:
+    """What there is without steps: the codebook, or the adapters of LLMs that join one."""
+    if STAGES[config.stage].joins:
+        encoder = load_encoder(Path(config.init))
+        adapters, figures = joining_adapters(encoder, ready, config)
+        if run:
+            made = joined(config, origin)
+            made["interface"] = (made.get("interface") or {}) | figures
+            save_checkpoint(run.path / "checkpoint_best", encoder, others(config) | adapters, made)
+        return
     llms = {reader.llm.name: reader.llm for reader in ready}
     seed = config.seed if config.codes == "random" else None
     encoder, adapters, figures = closed_form(llms, fit_texts(config.dataset), config.d_z, seed, config.adapter_type)

@@ -21,12 +21,14 @@ def _encoders() -> dict[str, type[Settings]]:
 @dataclass(kw_only=True)
 class TrainSettings(LLMSettings, DataSettings):
     """One stage of training, or all of them in order. codebook: closed form; scores: the encoder learns which tokens
-    matter, from answer spans; adapters: the LLMs' adapters and the codebook; joint: everything; NAME_tuned: a rival's
-    soft prompts."""
+    matter, from answer spans; adapters: the LLMs' adapters and the codebook; joint: everything; join: a new LLM learns
+    to read a finished wire; NAME_tuned: a rival's soft prompts."""
 
     stage: str = option("joint", f"all (that is {', '.join(ALL)}), or one of {', '.join(STAGES)}", env="")
     init: str = option("", "checkpoint to start from: of the stage before, or, for a rival, whose selection it reads")
-    samples: int | None = option(None, "train questions; more than exist means all; default: all", least=1)
+    samples: int | None = option(
+        None, "train questions; more than exist means all; default: all; 0: stage join in closed form alone", least=0
+    )
     val_samples: int = option(100, "questions of train, from articles that are not trained on, for validation", least=1)
     epochs: int = option(2, "passes over the samples; of all stages: through the LLMs", gpu=3, least=1)
     scores_epochs: int = option(3, "stage all: passes of stage scores", least=1)
@@ -68,6 +70,8 @@ class TrainSettings(LLMSettings, DataSettings):
         super().check()
         require(self.dtype != "float16", "dtype", self.dtype, "training takes float32 or bfloat16")
         require(self.stage in (*STAGES, "all"), "stage", self.stage, f"choose all or one of {', '.join(STAGES)}")
+        closed = self.stage != "all" and STAGES[self.stage].joins
+        require(self.samples != 0 or closed, "samples", 0, f"stage {self.stage} needs questions: at least 1")
         if self.stage == "all":
             return
         stage = STAGES[self.stage]

@@ -17,7 +17,8 @@ class Stage:
 
     trains: kinds of components, None for all, () for none; losses: which of LOSSES it minimises; needs_llms: whether
     LLMs are loaded; needs_checkpoint: whether it starts from an earlier stage's (--init); needs: what the encoder must
-    have; rival: the condition whose text a soft prompt is trained before, "" for a stage of LatentWire itself.
+    have; rival: the condition whose text a soft prompt is trained before, "" for a stage of LatentWire itself; joins:
+    whether its LLMs are new readers of a finished wire.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Stage:
     needs_checkpoint: bool = True
     needs: tuple[str, ...] = ()
     rival: str = ""
+    joins: bool = False
 
 
 STAGES: Registry[Stage] = Registry("stage")
@@ -45,6 +47,8 @@ stage(Stage("scores", ("backbone", "span"), losses=("spans",), needs_llms=False,
 # The adapters and the codebook, with a selection that is fixed: free queries cannot be read before they are trained.
 stage(Stage("adapters", ("codebook", "residual", "adapter"), losses=("answers",), needs=("chooses_tokens",)))
 stage(Stage("joint", None, losses=("answers", "spans")))
+# New LLMs learn to read a finished wire; encoder, codebook and the other adapters stay as they are.
+stage(Stage("join", ("adapter",), losses=("answers",), joins=True))
 # The rivals' soft prompts.
 stage(Stage("text_tuned", None, losses=("answers",), needs_checkpoint=False, rival="text"))
 stage(Stage("token_budget_tuned", None, losses=("answers",), needs_checkpoint=False, rival="token_budget"))

@@ -1,0 +1,60 @@
+"""A new LLM joins a finished wire: it learns to read the codes that are there, and nothing else changes."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from latentwire.conditions.base import Reader
+from latentwire.models.adapters import Adapter
+from latentwire.models.closed_form import ClosedForm, fit_texts, least_squares_map, report, token_counts, wire_table
+from latentwire.models.encoders.base import Encoder
+from latentwire.models.weights import load_adapters, read_config
+from latentwire.training.settings import TrainSettings
+from latentwire.utils.cli import require
+
+_OF_EACH_LLM = ("llms", "wordings", "frozen_sha256")  # what a checkpoint's config keeps by LLM
+
+
+def of_the_wire(config: TrainSettings) -> TrainSettings:
+    """The settings with everything that the finished wire fixes. Raises ValueError for an LLM that reads it already."""
+    made = read_config(Path(config.init))
+    for name in config.llm_names:
+        require(
+            name not in made["llms"], "llms", name,
+            f"{config.init} has a reader of this name already; name the LLM that joins",
+        )  # fmt: skip
+    fixed = {name: made[name] for name in ("source", "latent_len", "d_z")}
+    return dataclasses.replace(config, **fixed, encoder_type=made["encoder"]["type"], encoder=None)
+
+
+def joining_adapters(
+    encoder: Encoder, readers: Sequence[Reader], config: TrainSettings
+) -> tuple[dict[str, Adapter], dict[str, dict[str, float]]]:
+    """The adapters of new LLMs in closed form, of the kind that the wire's other readers have, and the figures of
+    `closed_form.report`. Raises ValueError for an encoder without a codebook."""
+    require(
+        hasattr(encoder, "codebook"), "init", config.init,
+        f"its encoder {encoder.name!r} has no codebook, so there is nothing that a new LLM could read before training",
+    )  # fmt: skip
+    codebook = encoder.codebook.weight.detach().float().cpu()
+    counts = token_counts(encoder.tokenizer, fit_texts(config.dataset))
+    tables = {reader.llm.name: wire_table(reader.llm, encoder.tokenizer) for reader in readers}
+    maps = {name: least_squares_map(codebook, table, counts) for name, table in tables.items()}
+    kind = type(next(iter(others(config).values())))
+    return {name: kind.from_closed_form(*found) for name, found in maps.items()}, report(
+        ClosedForm(codebook, maps), tables, counts
+    )
+
+
+def others(config: TrainSettings) -> dict[str, Adapter]:
+    """The adapters that read the wire already, as they are."""
+    folder = Path(config.init)
+    return load_adapters(folder, read_config(folder)["llms"])
+
+
+def joined(config: TrainSettings, origin: Mapping) -> dict:
+    """What the checkpoint says: all that it said before, and of each new LLM how it joined."""
+    made = read_config(Path(config.init))
+    found = {key: made.get(key, {}) | origin[key] for key in _OF_EACH_LLM}
+    how = {key: origin[key] for key in ("samples", "settings")}
+    return made | found | {"joined": made.get("joined", {}) | dict.fromkeys(origin["llms"], how)}

@@ -1,0 +1,97 @@
+"""A third LLM joins a finished wire: it reads what is sent, and nobody else's weights change by a bit."""
+
+import json
+
+import pytest
+import torch
+from conftest import make_llm
+from training.run_tools import Stopped, changed, read, stop_in_step
+
+from latentwire import LatentWire
+from latentwire.models.closed_form import least_squares_map
+from latentwire.models.weights import read_config
+from latentwire.training.running import train
+
+pytestmark = pytest.mark.usefixtures("surroundings")
+NAMES = ("encoder", "adapter_llama", "adapter_qwen")
+
+
+@pytest.fixture(scope="module")
+def third(texts, tmp_path_factory):
+    """A model of another width and another vocabulary, as a folder."""
+    folder = tmp_path_factory.mktemp("third") / "model"
+    llm = make_llm("qwen", texts[::3])
+    llm.model.save_pretrained(folder)
+    llm.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def join(short, joint, third, monkeypatch, tmp_path):
+    """join(**changes): the folder of a run that joins the checkpoint of stage joint."""
+    monkeypatch.setenv("THIRD_ID", third)
+
+    def run(folder="joined", **changes):
+        settings = {"stage": "join", "init": str(joint / "checkpoint_best"), "llms": "third"} | changes
+        train(short(tmp_path / folder, **settings))
+        return tmp_path / folder
+
+    return run
+
+
+def test_the_map_is_the_weighted_least_squares_one():
+    drawn = torch.Generator().manual_seed(0)
+    codebook, true = torch.randn(200, 6, generator=drawn), torch.randn(9, 6, generator=drawn)
+    counts = torch.randint(0, 50, (200,), generator=drawn).double()
+    table = codebook @ true.T + 3.0
+    weight, bias = least_squares_map(codebook, table, counts)
+    assert torch.allclose(weight, true, atol=1e-4) and torch.allclose(bias, torch.full((9,), 3.0), atol=1e-4)
+    table[counts == counts.min()] += 100  # tokens that hardly occur hardly count
+    noisy = table + torch.randn(table.shape, generator=drawn)
+    found, off = least_squares_map(codebook, noisy, counts)
+
+    def error(weight, bias):
+        return (((counts + 1)[:, None] * (codebook @ weight.T + bias - noisy).square()).sum()).item()
+
+    worse = [(found * 1.01, off), (found, off + 0.01), (true, torch.full((9,), 3.0))]
+    assert error(found, off) < min(error(*one) for one in worse)
+
+
+def test_in_closed_form_it_reads_the_wire_and_leaves_all_others_as_they_are(join, joint, questions):
+    made = join(samples=0) / "checkpoint_best"
+    before = joint / "checkpoint_best"
+    assert not [name for name in NAMES if changed(before, made, name)]
+    config = read_config(made)
+    assert list(config["llms"]) == ["llama", "qwen", "third"] and config["joined"]["third"]["samples"] == 0
+    assert config["wire_id"] == read_config(before)["wire_id"] and config["stage"] == "joint"
+    assert 0 < config["interface"]["third"]["explained_variance"] <= 1
+    old, new = LatentWire(before), LatentWire(made)
+    q = questions[0]
+    wire = old.encode(q.context, q.question)
+    assert new.reader("qwen").answer(wire) == old.reader("qwen").answer(wire)
+    assert isinstance(new.reader("third").answer(wire), str)
+
+
+def test_trained_it_changes_its_own_adapter_alone(join, joint):
+    closed, made = join(samples=0) / "checkpoint_best", join("trained", samples=16) / "checkpoint_last"
+    assert not [name for name in NAMES if changed(joint / "checkpoint_best", made, name)]
+    assert changed(closed, made, "adapter_third") >= {"linear.weight", "mlp.2.weight"}
+    line = json.loads((made.parent / "metrics.jsonl").read_text().splitlines()[1])
+    assert line["grad_norms"].keys() == {"adapter third"}
+
+
+def test_killed_and_started_again_it_ends_with_the_same_adapter(join, monkeypatch):
+    whole = join("whole", samples=16) / "checkpoint_last"
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in_step(patch, 1)
+        join("parts", samples=16)
+    parts = join("parts", samples=16) / "checkpoint_last"
+    assert not changed(whole, parts, "adapter_third")
+    assert read(whole / "adapter_third.pt").keys() == read(parts / "adapter_third.pt").keys()
+
+
+def test_what_cannot_join_is_refused_by_name(join, short, codebook, tmp_path):
+    with pytest.raises(ValueError, match=r"llms='qwen'.*has a reader of this name already"):
+        join(llms="qwen")
+    with pytest.raises(ValueError, match="samples=0: stage joint needs questions"):
+        short(tmp_path / "none", stage="joint", init=str(codebook), samples=0)
