@@ -21,13 +21,14 @@ from latentwire.models.weights import FORMS, asked, read_config, wire_id
 from latentwire.models.wire import CODECS
 from latentwire.serving.chunks import chunks
 from latentwire.serving.message import Wire
-from latentwire.utils.cli import require
+from latentwire.utils.cli import reason, require
+from latentwire.utils.machine import device_of, hub_answers
 
 if TYPE_CHECKING:
     from latentwire.models.encoders.base import Encoder
     from latentwire.serving.reading import WireReader
 
-_BATCH = 64  # texts between two steps of the progress bar
+_BATCH = 50_000  # characters between two steps of the progress bar
 _NOT_KEPT = ("training.*", "eval_*", *(f"*{form}" for form in FORMS))  # weights are written anew
 
 
@@ -42,11 +43,26 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         self.m: int = asked(config, "latent_len", self.folder)
         self.llms: dict[str, str] = asked(config, "llms", self.folder)
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, device: str = "", **hub: object) -> "LatentWire":
+        """The checkpoint in a folder, or of a hub's repository; hub: what `snapshot_download` takes (revision, token,
+        cache_dir, ...). Raises FileNotFoundError or ValueError where there is none."""
+        if Path(name).is_dir():
+            return cls(name, device)
+        if str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
+            raise FileNotFoundError(f"no checkpoint in {str(name)!r}: there is no such folder; name another")
+        try:
+            found = snapshot_download(str(name), local_files_only=not hub_answers(), **hub)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no checkpoint {str(name)!r}: there is no such folder, and the hub gave none ({reason(error)})"
+            ) from error
+        return cls(found, device)
+
     @cached_property
     def encoder(self) -> "Encoder":
         """The encoder, loaded when it is first needed."""
         from latentwire.models.checkpoint import load_encoder  # slow to import; readers need none of it
-        from latentwire.utils.machine import device_of
 
         return load_encoder(self.folder).to(device_of(self.device)).eval()
 
@@ -87,8 +103,7 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         asked_for = list(self._questions(context, question))
         with tqdm(total=len(asked_for), unit="text", desc="encoding", disable=not progress) as bar:
             wires = []
-            for i in range(0, len(asked_for), _BATCH):
-                some = asked_for[i : i + _BATCH]
+            for some in _grouped(asked_for):
                 wires += self._encode(some, m or self.m, codec, budget)
                 bar.update(len(some))
         return wires
@@ -161,21 +176,6 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         shutil.copytree(self.folder, save_directory, ignore=shutil.ignore_patterns(*_NOT_KEPT), dirs_exist_ok=True)
         as_safetensors(self.folder, save_directory)
 
-    @classmethod
-    def _from_pretrained(
-        cls, *, model_id: str, revision: str | None, cache_dir: str | None, force_download: bool,
-        local_files_only: bool, token: str | bool | None, **how: object,
-    ) -> "LatentWire":  # fmt: skip
-        if Path(model_id).is_dir():
-            return cls(model_id, **how)
-        return cls(
-            snapshot_download(
-                model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
-                local_files_only=local_files_only, token=token, ignore_patterns=["*.pt"],
-            ),
-            **how,
-        )  # fmt: skip
-
 
 def require_text(name: str, text: object) -> None:
     """ValueError unless there is text that can be sent."""
@@ -195,6 +195,18 @@ def require_readable(wire: Wire, folder: Path, encoder: str, source: str) -> Wir
             f"source {source}: read it with a checkpoint of its own"
         )
     return wire
+
+
+def _grouped(questions: Sequence[Question]) -> Iterator[list[Question]]:
+    """The same questions in groups of about _BATCH characters."""
+    group: list[Question] = []
+    for question in questions:
+        group.append(question)
+        if sum(len(q.context) for q in group) >= _BATCH:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _places(text: str, budget: float) -> int:

@@ -77,12 +77,20 @@ class WireReader:
         prompt: text behind the latents; None: what an answer stands behind, without a question.
         """
         tail = self.prompts.tail("") if prompt is None else self.prompts.plain(prompt)
-        rows = [self.llm.embed(self.prompts.head), self.prefix(z), self.llm.embed(tail)]
-        self._require_positions([rows[1]], [tail], int(how.get("max_new_tokens", 1)))
-        embeds = torch.cat(rows)[None]
+        embeds = self._whole(self.prefix(z), tail, int(how.get("max_new_tokens", 1)))[None]
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         (ids,) = self.llm.model.generate(inputs_embeds=embeds, attention_mask=mask, **how)
         return self.llm.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def prompt_embeds(self, z: Sent, question: str | None = None) -> Tensor:
+        """Input embeddings [L, d] of the whole prompt, head and question included: what a serving engine that takes
+        embeddings continues with the answer."""
+        (asked_for,) = self._asked([question], 1)
+        return self._whole(self.prefix(z), self.prompts.tail(asked_for), 1)
+
+    def _whole(self, prefix: Tensor, tail: Sequence[int], more: int) -> Tensor:
+        self._require_positions([prefix], [tail], more)
+        return torch.cat([self.llm.embed(self.prompts.head), prefix, self.llm.embed(tail)])
 
     def _asked(self, question: str | Sequence[str | None] | None, count: int) -> list[str]:
         questions = [None] * count if question is None else question

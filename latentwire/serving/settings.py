@@ -1,5 +1,6 @@
 """Settings of the programs that send, read and serve wires."""
 
+import os
 from dataclasses import dataclass
 
 from latentwire.models.wire import CODECS
@@ -66,10 +67,17 @@ class ServeSettings(CheckpointSettings):
     llm: str = option("", "comma-separated LLMs that read here; default: all of the checkpoint's", env="")
     dtype: str = option("", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU")
     page: bool = option(True, "show the page at /; needs role both")
-    batch: int = option(16, "requests answered together at most", least=1)
-    queue: int = option(256, "requests that may wait; more are told to come back later (429)", least=1)
+    batch: int = option(16, "texts or wires worked on together at most", least=1)
+    queue: int = option(256, "texts or wires that may wait; more are told to come back later (429)", least=1)
     body_bytes: int = option(1_000_000, "longest body of a request (413)", least=1)
     items: int = option(64, "texts or wires in one request at most (413)", least=1)
+
+    def check(self) -> None:
+        require(self.queue >= self.items, "queue", self.queue, f"a request of items={self.items} would never fit")
+        require(
+            self.host in LOOPBACK or bool(os.environ.get("LATENTWIRE_TOKEN")), "host", self.host,
+            "anybody could use it: set LATENTWIRE_TOKEN to a secret that clients send, or listen on 127.0.0.1",
+        )  # fmt: skip
 
 
 @dataclass(kw_only=True)

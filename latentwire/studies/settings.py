@@ -7,7 +7,7 @@ from latentwire.data.settings import DataSettings
 from latentwire.llms.known import DEFAULT_LLMS, LLMSettings
 from latentwire.utils.cli import Settings, option, require
 
-PARTS = ("train", "text_eval", "serving", "mfu", "growth", "processes")
+PARTS = ("train", "text_eval", "serving", "encode", "mfu", "growth", "processes")
 SWEEP_SAMPLES = 10_000
 _LISTS = {"latent_lens": int, "d_zs": int, "ftce_weights": float, "ks": int}
 

@@ -44,6 +44,7 @@ from latentwire.utils.runs import RunFolder, identity
 _ENCODER = "hf"  # that is trained
 _EPOCHS = 3  # passes that share the cost of the teacher's cache
 _LENGTHS = (150, 1000, 4000)  # tokens of a context
+_WORDS = (20, 50, None)  # of a text to encode; None: whole paragraphs
 _BATCHES, _SIZES = (4, 8, 16, 32), (8, 32, 64)  # growth: questions per step, and M
 _CLEAR = "/proc/self/clear_refs"
 _NO_PART = ("save_dir", "parts", "llms")  # of what makes two benchmarks the same one
@@ -209,6 +210,21 @@ def serving_part(bench: Bench) -> list[dict]:
     return lines
 
 
+def encode_part(bench: Bench) -> list[dict]:
+    """Seconds to encode the same texts, all at once and one by one, by the words of each: the bytes are the same."""
+    config, lines = bench.config, []
+    for words in _WORDS:
+        some = [dataclasses.replace(q, context=" ".join(q.context.split()[:words])) for q in bench.questions]
+        ways = {
+            "ours": lambda some=some: bench.encoder.encode(some, "context", config.latent_len),
+            "other": lambda some=some: [bench.encoder.encode([q], "context", config.latent_len) for q in some],
+        }
+        of = f"{words}_words" if words else "paragraphs"
+        same = {"name": f"encode_one_by_one_vs_together_{of}", "unit": "s", "questions": len(some)}
+        lines += [same | found for found in bench.side_by_side(ways)]
+    return lines
+
+
 def mfu_part(bench: Bench) -> list[dict]:
     """Floating point operations a second of a training step, beside the best matrix product of the same type."""
     config = bench.config
@@ -287,8 +303,8 @@ def processes_part(bench: Bench) -> list[dict]:
 
 
 PARTS: dict[str, Callable[[Bench], list[dict]]] = {
-    "train": train_part, "text_eval": text_eval_part, "serving": serving_part, "mfu": mfu_part, "growth": growth_part,
-    "processes": processes_part,
+    "train": train_part, "text_eval": text_eval_part, "serving": serving_part, "encode": encode_part, "mfu": mfu_part,
+    "growth": growth_part, "processes": processes_part,
 }  # fmt: skip
 
 

@@ -86,6 +86,17 @@ def test_free_continuation_goes_through_generate(reader, lw, questions):
     assert reader.generate(z, " and so", max_new_tokens=5, do_sample=False) != one
 
 
+def test_the_whole_prompt_as_embeddings_is_continued_with_the_answer(reader, lw, questions):
+    """What a serving engine does with them, here by transformers' own generate."""
+    z = lw.encode(questions[0].context, questions[0].question)
+    embeds = reader.prompt_embeds(z)[None]
+    assert embeds.shape[1:] == (len(reader.prompts.head) + M + len(reader.prompts.tail("")), reader.llm.width)
+    mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+    (ids,) = reader.llm.model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    found = reader.llm.tokenizer.decode(ids, skip_special_tokens=True)
+    assert found.lstrip(" ").split("\n")[0].strip() == reader.answer(z, max_new_tokens=6)
+
+
 def test_budget_and_m_say_how_many_latents(lw, questions):
     q = questions[0]
     words = len(q.context.split())
@@ -157,6 +168,19 @@ def test_saved_and_opened_again_it_sends_the_same_as_safetensors_alone(lw, quest
     assert again.reader("llama").answer(lw.encode(q.context, q.question)) is not None
     with pytest.raises(ValueError, match="lies there already"):
         again.save_pretrained(tmp_path / "copy")
+
+
+def test_a_hub_id_is_fetched_and_what_is_nowhere_is_said_in_one_line(lw, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("latentwire.serving.api.hub_answers", lambda: False)
+    for name, error in (("nobody/nothing", ValueError), ("./nowhere", FileNotFoundError)):
+        with pytest.raises(error, match=f"no checkpoint .*{name}"):
+            LatentWire.from_pretrained(name)
+    monkeypatch.setattr(
+        "latentwire.serving.api.snapshot_download", lambda name, **how: asked.update(how, name=name) or str(lw.folder)
+    )
+    assert LatentWire.from_pretrained("somebody/wire", revision="v1").folder == lw.folder
+    assert asked == {"name": "somebody/wire", "revision": "v1", "local_files_only": True}
 
 
 def test_half_precision_keeps_the_encoders_id_and_other_adapters_do_too(lw, tmp_path):

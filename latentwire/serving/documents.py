@@ -1,0 +1,103 @@
+"""One long document, made of passages of the sample set: each question is answered from the wire of the whole, and from
+that of its own passage."""
+
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from latentwire.data.question import Question
+from latentwire.data.squad import load
+from latentwire.evaluation.scores import mean_ci, show_interval
+from latentwire.reporting.tables import markdown
+from latentwire.serving.api import LatentWire
+from latentwire.serving.settings import CheckpointSettings
+from latentwire.utils.cli import SCHEMA, option
+from latentwire.utils.files import write_json, write_text
+from latentwire.utils.machine import git_sha, machine, machine_line
+
+
+@dataclass(kw_only=True)
+class DocumentSettings(CheckpointSettings):
+    """Answers from the wire of one long document."""
+
+    words: int = option(5000, "length of the document", least=100, env="")
+    each: int = option(1, "questions on each passage", least=1, env="")
+    latent_len: int | None = option(None, "M, latents per block; default: the checkpoint's", least=1)
+    budget: float | None = option(None, "latents per 100 words, instead of M", above=0)
+    dtype: str = option("", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU")
+    save_dir: str = option("runs/documents", "output folder", env="OUTPUT_DIR")
+
+
+def document_of(words: int, each: int) -> tuple[str, list[Question]]:
+    """A text of so many words, passages of dev first and of train as far as needed, and the questions on dev's, `each`
+    for a passage; always the same."""
+    dev, train = (load("sample", split).questions for split in ("dev", "train"))
+    passages = [*dict.fromkeys(q.context for q in dev), *dict.fromkeys(q.context for q in train)]
+    kept: list[str] = []
+    while passages and sum(len(p.split()) for p in kept) < words:
+        kept.append(passages.pop(0))
+    of = {context: [q for q in dev if q.context == context][:each] for context in kept}
+    random.Random(0).shuffle(kept)
+    return "\n".join(kept), [q for some in of.values() for q in some]
+
+
+def measure(config: DocumentSettings) -> dict:
+    """Predictions, results.json and table.md in save_dir. Each LLM is asked all questions before the next is loaded."""
+    lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
+    document, questions = document_of(config.words, config.each)
+    known, how = lw.source == "prompt", {"codec": "fp16", "m": config.latent_len, "budget": config.budget}
+    asked = [q.question for q in questions] if known else None
+    started = time.perf_counter()
+    if known:
+        whole = lw.encode([document] * len(questions), asked, progress=True, **how)
+    else:
+        whole = [lw.encode(document, **how)] * len(questions)
+    seconds = time.perf_counter() - started
+    wires = {"document": whole, "passage": lw.encode([q.context for q in questions], asked, progress=True, **how)}
+    score, rows, lines = load("sample", "dev").score, [], []
+    for llm in lw.llms:
+        reader = lw.reader(llm, dtype=config.dtype)
+        for name, some in wires.items():
+            found = []
+            for q, wire in zip(tqdm(questions, desc=f"{llm} {name}"), some, strict=True):
+                answer = reader.answer(wire, None if known else q.question)
+                found.append(score(answer, q.answers) | {"id": q.id, "llm": llm, "from": name, "answer": answer})
+            f1, held = [line["f1"] for line in found], lw.wire(some[0])
+            rows.append({
+                "llm": llm, "from": name, "f1": float(np.mean(f1)),
+                "f1_ci95": mean_ci(f1, [q.paragraph for q in questions]), "blocks": len(held.blocks),
+                "latents": held.m, "wire_bytes": len(held.packed), "text_tokens": held.text_tokens,
+            })  # fmt: skip
+            lines += found
+    results = {
+        "schema": SCHEMA, "dataset": "sample", "split": "dev", "n": len(questions), "words": len(document.split()),
+        "source": lw.source, "checkpoint": config.ckpt, "encode_seconds": seconds, "encodings": 1 if not known else
+        len(questions), "git": git_sha(), "machine": machine(), "results": rows,
+    }  # fmt: skip
+    folder = Path(config.save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_json(folder / "results.json", results)
+    write_text(folder / "table.md", table(results))
+    return results
+
+
+def table(results: dict) -> str:
+    """The rows in Markdown, with what they were measured on."""
+    head = ("LLM", "read from", "F1 [95% interval]", "blocks", "latents", "wire bytes", "tokens of the text")
+    rows = [
+        (row["llm"], row["from"], f"{row['f1']:.3f} {show_interval(row['f1_ci95'])}", row["blocks"], row["latents"],
+         row["wire_bytes"], row["text_tokens"])
+        for row in results["results"]
+    ]  # fmt: skip
+    about = (
+        f"A document of {results['words']:,} words from the sample set, {results['n']} questions on it; source "
+        f"{results['source']}; checkpoint {results['checkpoint']}; {results['encode_seconds'] / results['encodings']:.1f} s"
+        f" per encoding; commit {results['git']}; {machine_line(results['machine'])}."
+    )
+    return "\n".join([about, "", *markdown(head, rows)]) + "\n"

@@ -1,0 +1,49 @@
+"""A serving engine as receiver: vLLM reads a wire's prompt as embeddings. Its answers stand beside transformers'.
+
+vLLM takes embeddings in place of token ids where `enable_prompt_embeds` is set (its documentation, "Prompt embedding
+inputs"). Nothing of vLLM is changed: the adapter's output goes in as it is.
+"""
+
+from dataclasses import dataclass
+
+from latentwire.data.question import subset
+from latentwire.data.squad import load
+from latentwire.serving.api import LatentWire
+from latentwire.serving.settings import CheckpointSettings
+from latentwire.utils.cli import option
+
+
+@dataclass(kw_only=True)
+class EngineSettings(CheckpointSettings):
+    """Answers of vLLM from wires, beside those of transformers."""
+
+    llm: str = option("", "which of the checkpoint's LLMs reads; default: its first", env="")
+    samples: int = option(20, "questions of the sample set", least=1)
+    max_new_tokens: int = option(12, "longest answer, in tokens", least=1)
+
+
+def compare(config: EngineSettings) -> dict:
+    """{"n", "same", "answers": [(question, vLLM's, transformers')]}: how many answers are the same.
+
+    Raises ValueError where vLLM is not installed.
+    """
+    try:
+        from vllm import LLM, SamplingParams
+    except ImportError as error:
+        raise ValueError(f"vllm is not installed here ({error}); see docs/vllm.md") from error
+    lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
+    reader = lw.reader(config.llm or next(iter(lw.llms)))
+    some = subset(load("sample", "dev").questions, config.samples, seed=0)
+    known = lw.source == "prompt"
+    wires = lw.encode([q.context for q in some], [q.question for q in some] if known else None)
+    asked = [None if known else q.question for q in some]
+    ours = [reader.answer(z, question, config.max_new_tokens) for z, question in zip(wires, asked, strict=True)]
+    prompts = [{"prompt_embeds": reader.prompt_embeds(z, q).cpu()} for z, q in zip(wires, asked, strict=True)]
+    where = reader.llm.model.config._name_or_path
+    engine = LLM(model=where, enable_prompt_embeds=True, dtype=str(reader.llm.dtype).removeprefix("torch."))
+    found = engine.generate(prompts, SamplingParams(temperature=0.0, max_tokens=config.max_new_tokens, stop=["\n"]))
+    theirs = [one.outputs[0].text.strip() for one in found]
+    return {
+        "n": len(some), "same": sum(a == b for a, b in zip(theirs, ours, strict=True)),
+        "answers": list(zip([q.question for q in some], theirs, ours, strict=True)),
+    }  # fmt: skip
