@@ -17,6 +17,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from tqdm import tqdm
 
 from latentwire.data.question import Question
+from latentwire.data.relevance import relevance
 from latentwire.models.weights import FORMS, asked, read_config, wire_id
 from latentwire.models.wire import CODECS
 from latentwire.serving.chunks import chunks
@@ -83,28 +84,34 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         m: int | None = None,
         codec: str = "fp16",
         budget: float | None = None,
+        blocks: int | None = None,
         progress: bool = False,
     ) -> bytes | list[bytes]:
         """The wire of a text, or of each of many; a text's bytes do not depend on what else is encoded with it.
 
         question: what will be asked, where the checkpoint's source is "prompt", and None where it is "context".
         m: latents per block, the checkpoint's own unless given; budget: latents per 100 words instead. A text that the
-        encoder cannot read at once becomes several blocks, cut at ends of sentences. progress: a bar on stderr.
+        encoder cannot read at once is cut at ends of sentences into parts, and each is a block; blocks: how many of
+        them are sent, those that fit the question best (TF-IDF). Default: one where the question is known, else all.
+        progress: a bar on stderr.
         Raises ValueError for an empty text, a question too many or too few, or an unknown codec.
         """
         if isinstance(context, str):
             questions = None if question is None else [question]
-            (one,) = self.encode([context], questions, m=m, codec=codec, budget=budget, progress=progress)
+            how = {"m": m, "codec": codec, "budget": budget, "blocks": blocks, "progress": progress}
+            (one,) = self.encode([context], questions, **how)
             return one
         require(codec in CODECS, "codec", codec, f"choose one of {', '.join(CODECS)}")
         require(m is None or m > 0, "m", m, "must be at least 1")
         require(budget is None or budget > 0, "budget", budget, "must be above 0 latents per 100 words")
         require(m is None or budget is None, "budget", budget, f"m={m} says already how many latents; leave one out")
+        require(blocks is None or blocks > 0, "blocks", blocks, "must be at least 1")
+        most = blocks or (1 if self.source == "prompt" else None)
         asked_for = list(self._questions(context, question))
         with tqdm(total=len(asked_for), unit="text", desc="encoding", disable=not progress) as bar:
             wires = []
             for some in _grouped(asked_for):
-                wires += self._encode(some, m or self.m, codec, budget)
+                wires += self._encode(some, m or self.m, codec, budget, most)
                 bar.update(len(some))
         return wires
 
@@ -121,8 +128,10 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
 
         return WireReader(self.folder, llm, device or self.device, dtype)
 
-    def _encode(self, questions: Sequence[Question], m: int, codec: str, budget: float | None) -> list[bytes]:
-        parts = [(number, part) for number, q in enumerate(questions) for part in self._parts(q)]
+    def _encode(
+        self, questions: Sequence[Question], m: int, codec: str, budget: float | None, most: int | None
+    ) -> list[bytes]:
+        parts = [(number, part) for number, q in enumerate(questions) for part in _fitting(q, self._parts(q), most)]
         sizes = [_places(part.context, budget) if budget else m for _, part in parts]
         latents = {}
         for size in set(sizes):
@@ -207,6 +216,15 @@ def _grouped(questions: Sequence[Question]) -> Iterator[list[Question]]:
             group = []
     if group:
         yield group
+
+
+def _fitting(question: Question, parts: list[Question], most: int | None) -> list[Question]:
+    """At most so many of the parts, those that fit the question best, in reading order."""
+    if most is None or len(parts) <= most:
+        return parts
+    scores = relevance(question.question, [part.context for part in parts])
+    best = sorted(range(len(parts)), key=lambda i: -scores[i])[:most]
+    return [parts[i] for i in sorted(best)]
 
 
 def _places(text: str, budget: float) -> int:

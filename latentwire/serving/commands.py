@@ -24,7 +24,7 @@ _BATCH = 64  # JSON lines that are encoded before their wires are written
 def send(config: SendSettings) -> None:
     """One wire, or one per JSON line."""
     lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
-    how = {"m": config.latent_len, "codec": config.codec, "budget": config.budget}
+    how = {"m": config.latent_len, "codec": config.codec, "budget": config.budget, "blocks": config.blocks}
     if not config.context:
         _send_lines(lw, how)
         return

@@ -29,6 +29,7 @@ class DocumentSettings(CheckpointSettings):
     each: int = option(1, "questions on each passage", least=1, env="")
     latent_len: int | None = option(None, "M, latents per block; default: the checkpoint's", least=1)
     budget: float | None = option(None, "latents per 100 words, instead of M", above=0)
+    blocks: int | None = option(None, "parts that are sent; default: 1 if the question is known", least=1)
     dtype: str = option("", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU")
     save_dir: str = option("runs/documents", "output folder", env="OUTPUT_DIR")
 
@@ -50,7 +51,10 @@ def measure(config: DocumentSettings) -> dict:
     """Predictions, results.json and table.md in save_dir. Each LLM is asked all questions before the next is loaded."""
     lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
     document, questions = document_of(config.words, config.each)
-    known, how = lw.source == "prompt", {"codec": "fp16", "m": config.latent_len, "budget": config.budget}
+    known, how = (
+        lw.source == "prompt",
+        {"codec": "fp16", "m": config.latent_len, "budget": config.budget, "blocks": config.blocks},
+    )
     asked = [q.question for q in questions] if known else None
     started = time.perf_counter()
     if known:
@@ -97,7 +101,7 @@ def table(results: dict) -> str:
     ]  # fmt: skip
     about = (
         f"A document of {results['words']:,} words from the sample set, {results['n']} questions on it; source "
-        f"{results['source']}; checkpoint {results['checkpoint']}; {results['encode_seconds'] / results['encodings']:.1f} s"
-        f" per encoding; commit {results['git']}; {machine_line(results['machine'])}."
+        f"{results['source']}; checkpoint {results['checkpoint']}; "
+        f"{results['encode_seconds'] / results['encodings']:.1f} s per encoding; commit {results['git']}; {machine_line(results['machine'])}."
     )
     return "\n".join([about, "", *markdown(head, rows)]) + "\n"

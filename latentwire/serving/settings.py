@@ -29,6 +29,7 @@ class SendSettings(CheckpointSettings):
     out: str = option("", "file for the wire; default: standard output", env="")
     latent_len: int | None = option(None, "M, latents per block; default: the checkpoint's", least=1)
     budget: float | None = option(None, "latents per 100 words, instead of M", above=0)
+    blocks: int | None = option(None, "most parts of a long text; default: 1 if the question is known", least=1)
     codec: str = option("fp16", "wire codec", choices=tuple(CODECS))
 
     def check(self) -> None:

@@ -1,5 +1,6 @@
 """The package's face: encoding without an LLM, reading without an encoder, and nothing but bytes between them."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -40,9 +41,9 @@ def test_a_text_has_the_same_bytes_alone_and_among_others(lw, questions):
     some = questions[:20]
     contexts, asked = [q.context for q in some], [q.question for q in some]
     contexts[3] = " ".join(contexts)  # too long to be read at once
-    together = lw.encode(contexts, asked)
-    assert together == [lw.encode(c, q) for c, q in zip(contexts, asked, strict=True)]
-    assert together[::-1] == lw.encode(contexts[::-1], asked[::-1])
+    together = lw.encode(contexts, asked, blocks=99)
+    assert together == [lw.encode(c, q, blocks=99) for c, q in zip(contexts, asked, strict=True)]
+    assert together[::-1] == lw.encode(contexts[::-1], asked[::-1], blocks=99)
     assert len(lw.wire(together[3]).blocks) > 1
 
 
@@ -116,6 +117,21 @@ def test_a_long_document_is_read_block_by_block_and_refused_where_it_does_not_fi
     ready.llm.positions = len(ready.prompts.head) + wire.m
     with pytest.raises(ValueError, match=f"{wire.m} latents make a prompt"):
         ready.answer(wire, "Who?")
+
+
+def test_of_a_long_text_the_part_that_fits_a_known_question_is_sent(lw, questions):
+    passages = list(dict.fromkeys(q.context for q in questions))[:30]
+    document, q = " ".join(passages), next(q for q in questions if q.context == passages[20])
+    asked = f"What of {q.context.rsplit(' ', 1)[0]}"[:80]
+    one, two, whole = (lw.wire(lw.encode(document, asked, blocks=n)) for n in (None, 2, 99))
+    assert (len(one.blocks), len(two.blocks)) == (1, 2) and len(whole.blocks) > 10
+    rows = whole.z.reshape(len(whole.blocks), -1)
+    at = [int((rows == block).all(axis=1).argmax()) for block in (one.z.reshape(-1), *two.z.reshape(2, -1))]
+    assert at[0] in at[1:] and at[1] < at[2], "in reading order"
+    parts = [part.context for part in lw._parts(dataclasses.replace(q, context=document, question=asked))]
+    assert q.context[:40] in parts[at[0]]
+    with pytest.raises(ValueError, match="blocks=0"):
+        lw.encode(document, asked, blocks=0)
 
 
 @pytest.mark.parametrize(
