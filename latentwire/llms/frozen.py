@@ -2,7 +2,9 @@
 
 Shapes: B batch, P slot positions, L positions after the head, A answer tokens, d model width, V vocabulary.
 Everything after the head is left-padded, so that every row ends at the same position; positions are
-`cumsum(mask) - 1`, so that padding moves nothing.
+`cumsum(mask) - 1`, so that padding moves nothing. That holds where every position sees all earlier ones. Where a layer
+sees the last few only (a sliding window, chunks), or the model counts distances by itself, padding between head and
+row would count as distance: there it stands in front of the head, and masks alone, never the cache, limit attention.
 """
 
 import hashlib
@@ -14,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from latentwire.llms.prompts import END_OF_TURN, IGNORE, ends_line
 
@@ -25,7 +28,8 @@ _ROWS = 16384  # of the vocabulary at once
 class Prefill:
     """A batch of prompts that the LLM has read.
 
-    cache: keys and values of head and prompt; mask: [B, H + L] (0 on padding); logits: [B, V] at the anchor.
+    cache: keys and values of H + L positions, of which the head has H; mask: [B, H + L] (0 on padding); logits: [B, V]
+    at the anchor.
     """
 
     cache: DynamicCache
@@ -47,7 +51,11 @@ class PrefixLoss:
 
 
 class FrozenLLM:
-    """A causal LM whose weights never change, fed by input embeddings."""
+    """A causal LM whose weights never change, fed by input embeddings.
+
+    Raises ValueError for a model that keeps anything but keys and values of each position. A model whose rotary angles
+    depend on the length (longrope, dynamic) raises ValueError for prompts from which they would change.
+    """
 
     def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, llm_id: str = ""):
         self.name, self.id, self.tokenizer = name, llm_id or name, tokenizer
@@ -58,11 +66,13 @@ class FrozenLLM:
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
         self.width: int = self.embedding.weight.shape[1]
-        self.window = _sliding_window(model.config)
-        self.positions: int | None = getattr(model.config, "max_position_embeddings", None)  # that it was trained for
+        self.rope_limit = _rope_limit(model)
+        trained = getattr(model.config, "max_position_embeddings", None)
+        self.positions: int | None = self.rope_limit or trained  # that it reads as it was trained to
         self.end_ids = self._end_ids()
         self.stop_ids = self._stop_ids()
         known = inspect.signature(model.forward).parameters
+        self._sees_all = _sees_all(f"{self.name} ({self.id})", model) and "position_ids" in known
         self._cache_name = "cache" if "cache" in known else "past_key_values"  # renamed in transformers 5.24
         self._heads: dict[tuple[int, ...], DynamicCache] = {}
         self._rms: Tensor | None = None
@@ -100,7 +110,7 @@ class FrozenLLM:
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values that the cache keeps for one position."""
-        cache = DynamicCache(config=self.model.config)
+        cache = self._new_cache()
         self._forward(self.embed([0])[None], torch.ones(1, 1, dtype=torch.long, device=self.device), cache, keep=1)
         return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
@@ -120,8 +130,7 @@ class FrozenLLM:
         tails: B lists of token ids.
         """
         rows = [self._row(slot, tail) for slot, tail in zip(slots, tails, strict=True)]
-        embeds, mask = self._left_pad(rows, len(head))
-        cache = self._head_cache(head, len(rows))
+        embeds, mask, cache = self._after_head(head, rows)
         logits = self._forward(embeds, mask, cache, keep=1)
         return Prefill(cache, mask, logits[:, -1])
 
@@ -169,17 +178,24 @@ class FrozenLLM:
         Only answer tokens carry a label; logits are computed at the last A + 1 positions alone.
         """
         rows = [torch.cat([self._row(s, t), self.embed(a)]) for s, t, a in zip(slots, tails, answers, strict=True)]
-        embeds, mask = self._left_pad(rows, len(head))
+        embeds, mask, cache = self._after_head(head, rows)
         longest = max(map(len, answers))
         labels = torch.full((len(rows), longest), IGNORE, device=self.device)
         for label, answer in zip(labels, answers, strict=True):
             label[longest - len(answer) :] = torch.tensor(answer, device=self.device)
-        logits = self._forward(embeds, mask, self._head_cache(head, len(rows)), keep=longest + 1)[:, :-1]
+        logits = self._forward(embeds, mask, cache, keep=longest + 1)[:, :-1]
         nll = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
         return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, logits)
 
     def _row(self, slot: Tensor, tail: Sequence[int]) -> Tensor:
         return torch.cat([slot.to(self.device, self.dtype), self.embed(tail)])
+
+    def _after_head(self, head: tuple[int, ...], rows: list[Tensor]) -> tuple[Tensor, Tensor, DynamicCache]:
+        """What `_forward` needs to read rows of [L_i, d] after the head: embeds, mask and cache."""
+        if self._sees_all:
+            embeds, mask = self._left_pad(rows, len(head))
+            return embeds, mask, self._copy(self._head_cache(head), len(rows))
+        return self._pad_in_front(head, rows)
 
     def _left_pad(self, rows: list[Tensor], head: int) -> tuple[Tensor, Tensor]:
         """rows of [L_i, d] to embeds [B, L, d] and mask [B, head + L]: head visible, then padding, then the row."""
@@ -189,12 +205,31 @@ class FrozenLLM:
             line[head : head + embeds.shape[1] - len(row)] = 0
         return embeds, mask
 
+    def _pad_in_front(self, head: tuple[int, ...], rows: list[Tensor]) -> tuple[Tensor, Tensor, DynamicCache]:
+        """The same in the order padding, head, row, so that nothing stands between head and row.
+
+        A row that is g positions shorter than the longest moves the head by g: the cache holds padding and the head but
+        for its last g positions, which are read again with the row, in the places where its padding would be.
+        """
+        longest, whole = max(map(len, rows)), len(head)
+        gaps = [longest - len(row) for row in rows]
+        again = [torch.cat([self.embed(head[max(0, whole - gap) :]), row]) for gap, row in zip(gaps, rows, strict=True)]
+        embeds = pad_sequence(again, batch_first=True, padding_side="left")  # [B, L, d]
+        first = torch.tensor(gaps, device=self.device)[:, None]  # [B, 1]
+        mask = (torch.arange(whole + longest, device=self.device) >= first).long()  # [B, H + L]
+        places = (torch.arange(whole, device=self.device) - first).clamp(min=0)  # [B, H]
+        cache = self._new_cache()
+        for number, layer in enumerate(self._head_cache(head).layers):
+            at = places.to(layer.keys.device)
+            cache.update(*(t[0][:, at].transpose(0, 1) for t in (layer.keys, layer.values)), number)
+        return embeds, mask, cache
+
     def _forward(self, embeds: Tensor, mask: Tensor, cache: DynamicCache, keep: int) -> Tensor:
         """Logits [B, keep, V] at the last positions; the cache grows by embeds' length."""
-        if self.window and mask.shape[1] > self.window:  # padding would count as distance, and the cache forgets
+        if self.rope_limit and (longest := int(mask.sum(dim=1).max())) > self.rope_limit:
             raise ValueError(
-                f"{self.name} ({self.id}) attends to {self.window} positions only, and a prompt takes {mask.shape[1]}; "
-                "choose a model with full attention, a shorter wording (zero_shot) or shorter contexts"
+                f"{self.name} ({self.id}) reads {self.rope_limit} positions before its rotary angles change, and a "
+                f"prompt takes {longest}; choose another model, a shorter wording (zero_shot) or shorter contexts"
             )
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
         return self.model(
@@ -204,17 +239,22 @@ class FrozenLLM:
 
     @torch.inference_mode(False)  # kept for training too, which cannot use what was made in inference mode
     @torch.no_grad()
-    def _head_cache(self, head: tuple[int, ...], batch: int) -> DynamicCache:
+    def _head_cache(self, head: tuple[int, ...]) -> DynamicCache:
+        """Keys and values of the head alone, one row; never to be changed."""
         if head not in self._heads:
-            cache = DynamicCache(config=self.model.config)
+            cache = self._new_cache()
             embeds = self.embed(head)[None]
             self._forward(embeds, torch.ones(1, len(head), dtype=torch.long, device=self.device), cache, keep=1)
             self._heads[head] = cache
-        return self._copy(self._heads[head], batch)
+        return self._heads[head]
+
+    def _new_cache(self) -> DynamicCache:
+        """An empty cache that forgets nothing: one without the configuration keeps what is beyond a layer's window."""
+        return DynamicCache(config=self.model.config) if self._sees_all else DynamicCache()
 
     def _copy(self, cache: DynamicCache, batch: int | None = None) -> DynamicCache:
         """A cache of its own with the same content; `batch` repeats a single row."""
-        copy = DynamicCache(config=self.model.config)
+        copy = self._new_cache()
         for number, layer in enumerate(cache.layers):
             size = layer.keys.shape[0] if batch is None else batch
             copy.update(layer.keys.expand(size, -1, -1, -1), layer.values.expand(size, -1, -1, -1), number)
@@ -238,8 +278,29 @@ class FrozenLLM:
         return self.tokenizer.decode(ids[:end], skip_special_tokens=True).lstrip(" ").split("\n")[0].strip()
 
 
-def _sliding_window(config: PreTrainedConfig) -> int | None:
-    """Positions that a layer with sliding attention sees; None where all layers see everything."""
-    config = config.get_text_config(decoder=True)
-    slides = "sliding_attention" in (getattr(config, "layer_types", None) or [])
-    return config.sliding_window if slides else None
+def _sees_all(who: str, model: PreTrainedModel) -> bool:
+    """Whether every layer sees all earlier positions, so that padding between head and row is nothing.
+
+    Which cache a model asks for says how its layers attend, whatever its configuration calls that; only GPT-Neo's local
+    layers keep it to themselves. Raises ValueError with `who` for a model that keeps something else than each layer's
+    keys and values (a state of recurrent layers, an index, keys that layers share).
+    """
+    layers = DynamicCache(config=model.config).layers
+    known = (DynamicLayer, DynamicSlidingWindowLayer)
+    strange = {type(layer).__name__ for layer in layers if type(layer) not in known}
+    if strange:
+        raise ValueError(
+            f"{who} does not keep keys and values of each position ({', '.join(sorted(strange))}), so a head cannot be "
+            "read once and continued; choose a model whose layers all have full or sliding attention"
+        )
+    local = any(getattr(module, "attention_type", None) == "local" for module in model.modules())
+    return not local and not any(layer.is_sliding for layer in layers)
+
+
+def _rope_limit(model: PreTrainedModel) -> int | None:
+    """Positions beyond which rotary angles of all positions change: a head's keys hold the angles of a short prompt."""
+    config = model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in ("longrope", "dynamic"):
+        return None
+    return rope.get("original_max_position_embeddings") or config.max_position_embeddings

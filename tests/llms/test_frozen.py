@@ -7,12 +7,23 @@ import torch
 from accelerate import dispatch_model
 from conftest import make_tokenizer
 from torch import nn
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.prompts import IGNORE, PromptBuilder
 
 NAMES = ["llama", "qwen"]
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.3,
+}  # fmt: skip
 
 
 def prompts_of(llm, questions, source="prompt"):
@@ -156,18 +167,44 @@ def test_an_answer_ends_at_a_newline_an_end_of_turn_or_an_end_of_sequence(llms):
     assert not set(word) & set(llm.stop_ids.tolist())
 
 
-def test_a_prompt_beyond_a_sliding_window_is_refused_and_one_within_it_is_exact(llms, questions):
-    config = Qwen2Config(**llms["qwen"].model.config.to_dict() | {
-        "use_sliding_window": True, "sliding_window": 300, "max_window_layers": 0, "layer_types": None,
-    })  # fmt: skip
-    llm = FrozenLLM("qwen", Qwen2ForCausalLM(config), llms["qwen"].tokenizer)
-    assert llm.window == 300 and llms["qwen"].window is None
-    head, slots, tails, _ = prompts_of(llm, questions[:3])
-    short = [slots[0][:9], slots[1][:40], slots[2][:20]]
-    ours = llm.generate_with_prefix(head, [llm.embed(s) for s in short], tails, 6)
-    assert ours == reference_answers(llm, head, short, tails, 6)
-    with pytest.raises(ValueError, match="300 positions only"):
-        llm.prefill(head, [llm.embed(slots[0] * 3)], tails[:1])
+def test_a_head_is_copied_for_rows_of_any_length_and_never_changed(llms):
+    """Also where a row is shorter than the longest by more than the head."""
+    config = MistralConfig(**SMALL, vocab_size=len(llms["llama"].tokenizer), sliding_window=6)
+    llm = FrozenLLM("mistral", MistralForCausalLM(config), llms["llama"].tokenizer)
+    head, slots, tails = (5, 6, 7), [[9], [8] * 4, [11] * 30], [[20], [21, 22], [23]]
+    first = llm.prefill(head, [llm.embed(s) for s in slots], tails)
+    kept = [layer.keys.clone() for layer in llm._heads[head].layers]
+    again = llm.prefill(head, [llm.embed(s) for s in slots], tails)
+    assert torch.equal(first.logits, again.logits)
+    assert first.mask.sum(dim=1).tolist() == [5, 9, 34] and first.mask.shape == (3, 34)
+    assert all(torch.equal(old, layer.keys) for old, layer in zip(kept, llm._heads[head].layers, strict=True))
+    assert all(layer.keys.shape[2] == 34 for layer in first.cache.layers), "nothing beyond the window is forgotten"
+    for row, (slot, tail) in enumerate(zip(slots, tails, strict=True)):
+        expected = llm.model(input_ids=torch.tensor([[*head, *slot, *tail]])).logits[0, -1]
+        torch.testing.assert_close(first.logits[row], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_full_attention_keeps_its_padding_after_the_head(llms):
+    """Predictions of before depend on it bit for bit."""
+    llm = llms["llama"]
+    prefill = llm.prefill((5, 6, 7), [llm.embed([9]), llm.embed([8] * 4)], [[20], [21]])
+    assert prefill.mask.tolist() == [[1, 1, 1, 0, 0, 0, 1, 1], [1] * 8]
+
+
+def test_a_prompt_whose_length_changes_the_rotary_angles_is_refused(llms):
+    """The head was read with the angles of a short prompt."""
+    tokenizer = llms["llama"].tokenizer
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = Phi3Config(
+        **SMALL, vocab_size=len(tokenizer), original_max_position_embeddings=32, rope_parameters=rope, pad_token_id=0
+    )
+    llm = FrozenLLM("phi", Phi3ForCausalLM(config), tokenizer)
+    assert llm.positions == 32 and llms["llama"].positions == 2048
+    head, slot = tuple(range(20)), list(range(30, 40))
+    expected = llm.model(input_ids=torch.tensor([[*head, *slot, 3, 4]]), use_cache=False).logits[0, -1]
+    torch.testing.assert_close(llm.prefill(head, [llm.embed(slot)], [[3, 4]]).logits[0], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"phi .*reads 32 positions before .*takes 33"):
+        llm.prefill(head, [llm.embed(slot)], [[3, 4, 5]])
 
 
 @pytest.mark.parametrize("name", NAMES)

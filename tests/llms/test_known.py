@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from latentwire.llms import known
-from latentwire.llms.known import CHOSEN_WORDINGS, DEFAULT_LLMS, LARGE_LLMS, LARGE_SHAPES, LLMSettings
+from latentwire.llms.known import CHOSEN_WORDINGS, DEFAULT_LLMS, LARGE_LLMS, LARGE_SHAPES, MORE_LLMS, LLMSettings
+from latentwire.llms.offline import OFFLINE_LLMS, OFFLINE_MODELS
 from latentwire.utils.cli import option
 
 
@@ -19,7 +20,7 @@ class Begun(LLMSettings):
 
 @pytest.fixture(autouse=True)
 def cpu_without_ids(monkeypatch):
-    for name in ("LLAMA_ID", "QWEN_ID", "GEMMA_ID"):
+    for name in ("LLAMA_ID", "QWEN_ID", "GEMMA_ID", "PHI_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(known, "has_gpu", lambda: False)
 
@@ -53,11 +54,21 @@ def test_a_gpu_has_larger_models_by_default(ckpt, monkeypatch):
 
 
 def test_a_name_without_a_model_is_refused_with_the_remedy_until_it_has_one(monkeypatch):
-    settings = LLMSettings(llms="llama,gemma")
-    with pytest.raises(ValueError, match="llms='gemma': set GEMMA_ID to a hub id or a model folder"):
+    settings = LLMSettings(llms="llama,phi")
+    with pytest.raises(ValueError, match="llms='phi': set PHI_ID to a hub id or a model folder"):
         _ = settings.llm_ids
+    monkeypatch.setenv("PHI_ID", "some/phi")
+    assert settings.llm_ids == {"llama": DEFAULT_LLMS["llama"], "phi": "some/phi"}
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_model_beyond_the_defaults_has_a_name_on_every_machine_and_is_used_only_by_it(monkeypatch, gpu):
+    monkeypatch.setattr(known, "has_gpu", lambda: gpu)
+    assert LLMSettings(llms="gemma").llm_ids == {"gemma": MORE_LLMS["gemma"]}
     monkeypatch.setenv("GEMMA_ID", "some/gemma")
-    assert settings.llm_ids == {"llama": DEFAULT_LLMS["llama"], "gemma": "some/gemma"}
+    assert LLMSettings(llms="gemma").llm_ids == {"gemma": "some/gemma"}
+    assert LLMSettings().llm_names == list(DEFAULT_LLMS), "no default list has it"
+    assert set(MORE_LLMS.values()) <= OFFLINE_LLMS.keys() - OFFLINE_MODELS.keys(), "and no first run fetches it"
 
 
 def test_a_model_has_the_wording_that_was_chosen_for_it_unless_another_is_named(monkeypatch):

@@ -256,9 +256,26 @@ def test_cache_lies_in_the_home_folder_unless_told(monkeypatch):
     assert cache_dir() == Path("/home/someone/big")
 
 
-@pytest.mark.parametrize("model_id", offline.OFFLINE_MODELS)
+def test_the_command_makes_what_is_named_or_what_the_defaults_use_and_checks_the_names_first(monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(offline, "ensure_offline_model", made.append)
+    monkeypatch.setattr(sys, "argv", ["offline"])
+    offline.main()
+    assert made == [*offline.OFFLINE_MODELS] and not offline.ON_REQUEST & set(made)
+    made.clear()
+    monkeypatch.setattr(sys, "argv", ["offline", *offline.ON_REQUEST])
+    offline.main()
+    assert set(made) == offline.ON_REQUEST
+    made.clear()
+    monkeypatch.setattr(sys, "argv", ["offline", *offline.ON_REQUEST, "offline:gpt-9"])
+    with pytest.raises(ValueError, match=r"'offline:gpt-9'; choose of .*offline:gemma-3-270m"):
+        offline.main()
+    assert made == []
+
+
+@pytest.mark.parametrize("model_id", offline.OFFLINE_MODELS | offline.OFFLINE_LLMS)
 def test_every_offline_model_is_pinned_hashed_and_has_a_way_out(model_id):
-    model = offline.OFFLINE_MODELS[model_id]
+    model = (offline.OFFLINE_MODELS | offline.OFFLINE_LLMS)[model_id]
     assert len(model.packages) == len(model.members) > 0
     assert all(package.count("==") == 1 for package in model.packages)
     assert len(bytes.fromhex(model.sha256)) == 32
