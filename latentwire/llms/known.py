@@ -13,7 +13,11 @@ DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2
 LARGE_LLMS = {"llama": "meta-llama/Meta-Llama-3.1-8B-Instruct", "qwen": "Qwen/Qwen2.5-7B-Instruct"}  # on a GPU
 MORE_LLMS = {"gemma": "offline:gemma-3-270m"}  # that have a name, on any machine, and are in no default list
 # Chosen on 100 train questions as text (LOG.md, entry 2); a model that is not named here gets "chat".
-CHOSEN_WORDINGS = {"offline:smollm2-135m-instruct": "plain", "offline:qwen2.5-coder-0.5b-instruct": "chat"}
+CHOSEN_WORDINGS = {
+    "offline:smollm2-135m-instruct": "plain",
+    "offline:qwen2.5-coder-0.5b-instruct": "chat",
+    "offline:gemma-3-270m": "plain",  # no chat template: "chat" is the same prompt
+}
 # The shapes of LARGE_LLMS, for times with random weights.
 LARGE_SHAPES = {
     "llama": {

@@ -65,6 +65,7 @@ def test_a_name_without_a_model_is_refused_with_the_remedy_until_it_has_one(monk
 def test_a_model_beyond_the_defaults_has_a_name_on_every_machine_and_is_used_only_by_it(monkeypatch, gpu):
     monkeypatch.setattr(known, "has_gpu", lambda: gpu)
     assert LLMSettings(llms="gemma").llm_ids == {"gemma": MORE_LLMS["gemma"]}
+    assert LLMSettings(llms="gemma").llm_wordings == {"gemma": "plain"}
     monkeypatch.setenv("GEMMA_ID", "some/gemma")
     assert LLMSettings(llms="gemma").llm_ids == {"gemma": "some/gemma"}
     assert LLMSettings().llm_names == list(DEFAULT_LLMS), "no default list has it"
