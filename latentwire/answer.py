@@ -5,14 +5,14 @@ python latentwire/send.py --context FILE --question "Who ...?" | python latentwi
 python latentwire/answer.py --llm qwen < wires.jsonl > answers.jsonl
 """
 
-from latentwire.serving.settings import AnswerSettings
+from latentwire.api.settings import AnswerSettings
 from latentwire.utils.cli import parse, run
 
 
 def main() -> None:
     """One answer, or one per JSON line."""
     config = parse(AnswerSettings)
-    from latentwire.serving.commands import answer  # slow to import: a wrong flag is told before
+    from latentwire.api.commands import answer  # slow to import: a wrong flag is told before
 
     answer(config)
 

@@ -3,14 +3,14 @@
 python latentwire/documents.py --words 5000 --save_dir runs/documents
 """
 
-from latentwire.serving.documents import DocumentSettings
+from latentwire.api.settings import DocumentSettings
 from latentwire.utils.cli import parse, run
 
 
 def main() -> None:
     """One document, all of the checkpoint's LLMs."""
     config = parse(DocumentSettings)
-    from latentwire.serving.documents import measure, table
+    from latentwire.api.documents import measure, table
 
     print(table(measure(config)))
 

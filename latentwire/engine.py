@@ -3,14 +3,14 @@
 python latentwire/engine.py --ckpt FOLDER --llm qwen          # scripts/vllm.sh makes the environment for it
 """
 
-from latentwire.serving.engine import EngineSettings
+from latentwire.api.settings import EngineSettings
 from latentwire.utils.cli import parse, run
 
 
 def main() -> None:
     """One comparison, as a table."""
     config = parse(EngineSettings)
-    from latentwire.serving.engine import compare
+    from latentwire.api.engine import compare
 
     found = compare(config)
     for question, theirs, ours in found["answers"]:

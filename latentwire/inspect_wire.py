@@ -3,14 +3,14 @@
 python latentwire/inspect_wire.py z.lwir
 """
 
-from latentwire.serving.settings import InspectSettings
+from latentwire.api.settings import InspectSettings
 from latentwire.utils.cli import parse, run
 
 
 def main() -> None:
     """One wire."""
     config = parse(InspectSettings)
-    from latentwire.serving.commands import inspect  # slow to import: a wrong flag is told before
+    from latentwire.api.commands import inspect  # slow to import: a wrong flag is told before
 
     inspect(config)
 

@@ -1,14 +1,15 @@
 """Every setting of every program: its flag, its variable, its default, what it does.
 
-python latentwire/settings.py train            the variables of a program, with what they are now
-python latentwire/settings.py train epochs     one setting, for scripts
+python latentwire/settings.py train [epochs]   the variables of a program, or one setting, with what they are now
 python latentwire/settings.py --markdown       docs/settings.md
 """
 
 import argparse
 
+from latentwire.api.settings import PROGRAMS as API
+from latentwire.evaluation.doctor import DoctorSettings
 from latentwire.evaluation.settings import DemoSettings, EvalSettings
-from latentwire.serving import settings as serving
+from latentwire.service.settings import PROGRAMS as SERVICE
 from latentwire.studies import settings as studies
 from latentwire.training.settings import LaunchSettings, TrainSettings
 from latentwire.utils.cli import require, run
@@ -17,7 +18,8 @@ from latentwire.utils.declared import current, one, page
 PROGRAMS = {
     "eval": EvalSettings, "train": TrainSettings, "launch": LaunchSettings, "demo": DemoSettings,
     "diagnostics": studies.DiagnosticsSettings, "sweep": studies.SweepSettings, "benchmark": studies.BenchmarkSettings,
-    "suite": studies.SuiteSettings, "ablations": studies.AblationSettings, **serving.PROGRAMS,
+    "suite": studies.SuiteSettings, "ablations": studies.AblationSettings, **API, **SERVICE,
+    "doctor": DoctorSettings,
 }  # fmt: skip
 
 
@@ -31,8 +33,7 @@ def main() -> None:
     require(args.program in PROGRAMS, "program", args.program, f"choose one of {', '.join(PROGRAMS)}")
     if args.markdown or args.name:
         print(page(PROGRAMS).rstrip() if args.markdown else one(PROGRAMS[args.program], args.name))
-        return
-    for variable, value in current(PROGRAMS[args.program]):
+    for variable, value in () if args.markdown or args.name else current(PROGRAMS[args.program]):
         print(f"{variable:<22} {'' if value is None else value}")
 
 

@@ -5,6 +5,7 @@ set -euo pipefail
 unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export LATENTWIRE_LAUNCHER="${LATENTWIRE_LAUNCHER:+$LATENTWIRE_LAUNCHER }$$"  # programs end with it (utils/launcher.py)
 
 # The environment is made on first use; PYTHON names another interpreter that has everything.
 if [ -z "${PYTHON:-}" ]; then

@@ -20,13 +20,14 @@ FLOORS = [
     "models",
     "conditions",
     "evaluation",
-    "serving",
+    "api",
+    "service",
     "training",
     "studies",
 ]  # programs above all
 BESIDE = "reporting"  # draws what is on disk, and what it may import is named
 REPORTING_MAY = {"utils", "data", "reporting", "evaluation.scores", "evaluation.results", "training.log"}
-MAY_REPORT = {"serving", "studies", ""}  # and programs
+MAY_REPORT = {"api", "service", "studies", ""}  # and programs
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 MODULES = sorted(found.name for found in pkgutil.walk_packages([str(PACKAGE)], "latentwire."))
 

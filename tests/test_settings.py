@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from latentwire.api import settings as api
 from latentwire.evaluation import settings as evaluation
-from latentwire.serving import settings as serving
+from latentwire.service import settings as service
 from latentwire.settings import PROGRAMS
 from latentwire.studies import settings as studies
 from latentwire.training import settings as training
@@ -27,7 +28,7 @@ _SET = re.compile(rf"(?<![\w-])({_NAME})=")
 
 def classes():
     """The settings of every program."""
-    found = [value for module in (evaluation, serving, training, studies) for value in vars(module).values()]
+    found = [value for module in (evaluation, api, service, training, studies) for value in vars(module).values()]
     return {cls for cls in found if isinstance(cls, type) and issubclass(cls, Settings)}
 
 

@@ -1,4 +1,4 @@
-"""The wire: latents as bytes, and back. `serving.message` puts them into what one program sends to another.
+"""The wire: latents as bytes, and back. `api.message` puts them into what one program sends to another.
 
 Layout, little-endian:
 

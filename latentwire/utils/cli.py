@@ -6,6 +6,7 @@ for --help, its environment variable and its bounds.
 
 import argparse
 import dataclasses
+import errno
 import os
 import sys
 import types
@@ -13,6 +14,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import NoReturn, TypeVar
+
+from latentwire.utils.launcher import end_with_launchers
 
 SCHEMA = 1  # of every JSON record that a program writes
 LONGEST_S = 2 * 3600  # on a CPU, of a size that nobody chose
@@ -31,6 +34,7 @@ VARIABLES = {
     "BASE_PYTHON": "for scripts: the Python that makes .venv; default: python3",
 }
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, of AMD, of Windows' Linux
 _UNSET = object()
 _WORDS = {int: "a whole number", float: "a number", str: "text"}
@@ -173,13 +177,15 @@ def refuse_long(seconds: float, device: str, by_hand: bool, what: str) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a program; a user's mistake ends it with one line and status 2. LATENTWIRE_TRACEBACK=1 shows where."""
+    """Run a program; a user's mistake ends it with one line and status 2. LATENTWIRE_TRACEBACK=1 shows where. It ends
+    with the script or program that started it."""
+    end_with_launchers()
     try:
         main()
     except (ValueError, OSError) as error:
         if os.environ.get("LATENTWIRE_TRACEBACK"):
             raise
-        sys.exit(_fail(str(error)))
+        sys.exit(_fail(_said(error)))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted; what was finished is kept, run the same command to continue", status=130))
     except RuntimeError as error:
@@ -192,6 +198,13 @@ def run(main: Callable[[], None]) -> None:
 def reason(error: Exception) -> str:
     """The first line of what a library says, or at least the error's type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _said(error: ValueError | OSError) -> str:
+    """What an error says; of a full disk, which the system tells without the file, what to do."""
+    if isinstance(error, OSError) and error.errno in _FULL and not error.filename:
+        return f"{error.strerror}; make room and run the same command to continue, what was finished is kept"
+    return str(error)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,10 +1,14 @@
 """Files that survive a crash: a reader sees the whole new content or the whole old one."""
 
+import contextlib
 import gzip
 import json
 import os
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+
+_CRC = "crc32"
 
 
 def read_json(path: Path) -> dict:
@@ -18,15 +22,33 @@ def read_json(path: Path) -> dict:
 def read_lines(path: Path) -> list[dict]:
     """The finished lines of a predictions.jsonl, or of its .gz beside it; none without either.
 
-    Raises ValueError naming the file, or the line, that is damaged.
+    Raises ValueError naming the file, or the line, that is damaged: one that is no JSON object, or whose CRC-32, where
+    it has one (`json_line`), is another.
     """
     lines = []
     for number, text in enumerate(_bytes(path).split(b"\n")[:-1], start=1):  # a last line without its end was cut off
         try:
-            lines.append(json.loads(text))
+            lines.append(_checked(json.loads(text)))
         except ValueError as error:  # not JSON, or not UTF-8
             raise ValueError(f"{path}:{number} is damaged ({error}); evaluate again with --fresh_eval") from error
     return lines
+
+
+def json_line(content: Mapping) -> str:
+    """A line of JSON that tells, by a CRC-32 of the rest, whether it was altered."""
+    return json.dumps({**content, _CRC: _crc(content)}, ensure_ascii=False) + "\n"
+
+
+def _checked(line: object) -> dict:
+    if not isinstance(line, dict):
+        raise ValueError("not a JSON object")
+    if line.pop(_CRC, None) not in (None, _crc(line)):
+        raise ValueError("it was altered")
+    return line
+
+
+def _crc(content: Mapping) -> int:
+    return zlib.crc32(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 def write_json(path: Path, content: object) -> None:
@@ -35,13 +57,18 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text under a temporary name and rename it."""
+    """Write UTF-8 text under a temporary name and rename it. Raises OSError naming the file; the previous one stays."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # the folder itself may be what cannot be written
+            temporary.unlink()
+        raise OSError(error.errno, f"cannot write {path} ({error.strerror}); what was there before is kept") from error
 
 
 def _bytes(path: Path) -> bytes:

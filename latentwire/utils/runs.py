@@ -1,8 +1,13 @@
 """A run's folder, and what makes two runs the same one."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import platform
+import shlex
+import sys
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -48,8 +53,9 @@ class RunFolder:
     """A folder that belongs to one identity and, while it is open, to one process.
 
     An existing folder of the same identity is continued. Raises ValueError if it holds another one (the differing keys
-    are named) or is in use by a live process; `fresh` starts over instead of continuing, and `restart` tells the user
-    how to. `origin` tells the commits that the run was begun and continued with, and the machine that it was begun on.
+    are named) or is in use by a live process (it is named); `fresh` starts over instead of continuing, and `restart`
+    tells the user how to. `origin` tells the commits that the run was begun and continued with, and the machine that it
+    was begun on.
     """
 
     def __init__(
@@ -60,13 +66,17 @@ class RunFolder:
         restart: str = "by removing it (rm -r)",
     ):
         self.path, self._restart = Path(path), restart
+        self._locked = self.path / ".lock"  # its text names the process that holds it
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock", timeout=0)
+            there = self._locked.read_bytes() if self._locked.is_file() else b""
+            self._lock = FileLock(self._locked, timeout=0)
             self._lock.acquire()
+            self._locked.write_text(_this_process(), encoding="utf-8")
         except Timeout as error:
+            holder = f" ({there.decode(errors='replace')})" if there else ""
             raise ValueError(
-                f"{self.path} is in use by a running process; wait for it or choose another folder"
+                f"{self.path} is in use by a running process{holder}; wait for it, end it, or choose another folder"
             ) from error
         except OSError as error:
             raise PermissionError(
@@ -111,6 +121,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes use the folder."""
+        with contextlib.suppress(OSError):  # of a folder that was removed meanwhile, or that is read-only by now
+            os.truncate(self._locked, 0)
         self._lock.release()
 
     def __enter__(self) -> "RunFolder":
@@ -118,3 +130,8 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _this_process() -> str:
+    """What names this process to people."""
+    return f"process {os.getpid()} on {platform.node()}: {' '.join(shlex.join(sys.orig_argv).split())}"

@@ -273,6 +273,11 @@ def failing(error):
         (ValueError("crew=0: must be at least 1"), 2, "error: crew=0: must be at least 1"),
         (FileNotFoundError("no boat there"), 2, "error: no boat there"),
         (PermissionError("locked"), 2, "error: locked"),
+        (
+            OSError(28, "No space left on device"), 2,
+            "error: No space left on device; make room and run the same command to continue, what was finished is kept",
+        ),
+        (OSError(28, "No space left on device", "a/file"), 2, "error: [Errno 28] No space left on device: 'a/file'"),
         (KeyboardInterrupt(), 130, "error: interrupted; what was finished is kept, run the same command to continue"),
         (
             torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 2,

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from latentwire.utils import files
-from latentwire.utils.files import read_json, read_lines, write_json, write_text
+from latentwire.utils.files import json_line, read_json, read_lines, write_json, write_text
 
 LINES = [{"id": "q1", "f1": 0.5}, {"id": "q2", "prediction": "Łódź"}]
 TEXT = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in LINES)
@@ -28,9 +28,12 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=rf"cannot write {tmp_path}/f\.txt \(No space.*before is kept") as error:
         write_text(tmp_path / "f.txt", "new")
-    assert (tmp_path / "f.txt").read_text() == "old"
+    assert error.value.errno == 28
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("f.txt", "old")]
+    with pytest.raises(OSError, match=r"cannot write .*nowhere/f"):
+        write_text(tmp_path / "nowhere" / "f.txt", "new")
 
 
 def test_content_that_is_no_json_is_refused_before_the_old_one_is_touched(tmp_path):
@@ -70,6 +73,26 @@ def test_a_damaged_line_is_named(tmp_path, damaged):
     first, second, _ = TEXT.encode().split(b"\n")
     (tmp_path / "f.jsonl").write_bytes(b"\n".join([first, damaged, second, b""]))
     with pytest.raises(ValueError, match=r"f\.jsonl:2 is damaged .*--fresh_eval"):
+        read_lines(tmp_path / "f.jsonl")
+
+
+def test_a_line_that_was_altered_is_named_where_it_has_a_checksum(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text("".join(map(json_line, LINES)), encoding="utf-8")
+    assert read_lines(path) == LINES, "without what belongs to the file"
+    assert json.loads(path.read_text(encoding="utf-8").splitlines()[0]).keys() == {"id", "f1", "crc32"}
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("Łódź", "Łodz"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"f\.jsonl:2 is damaged \(it was altered\).*--fresh_eval"):
+        read_lines(path)
+    path.write_text(text.replace("0.5", "0.50"), encoding="utf-8")
+    assert read_lines(path) == LINES, "the same, written otherwise"
+
+
+@pytest.mark.parametrize("text", ["5", "[]", "null", '"id"'])
+def test_a_line_that_is_no_object_is_damaged(tmp_path, text):
+    (tmp_path / "f.jsonl").write_text(f"{text}\n")
+    with pytest.raises(ValueError, match=r"f\.jsonl:1 is damaged \(not a JSON object\)"):
         read_lines(tmp_path / "f.jsonl")
 
 

@@ -1,6 +1,10 @@
 """A run's folder belongs to one run, and to one process at a time."""
 
 import json
+import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -86,12 +90,25 @@ def test_a_folder_is_used_by_one_process_at_a_time(begun):
     with RunFolder(begun, IDENTITY):
         other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert "ValueError" in other.stderr and "is in use by a running process" in other.stderr
-        with pytest.raises(ValueError, match="run is in use by a running process; wait for it or choose another"):
+        holder = rf"\(process {os.getpid()} on {re.escape(platform.node())}: .*pytest.*\)"
+        for _ in range(2):  # a refusal leaves the name for the next
+            with pytest.raises(ValueError, match=f"run is in use by a running process {holder}; wait for it, end"):
+                RunFolder(begun, IDENTITY)
+        (begun / ".lock").write_bytes(b"")  # another filelock, or a moment too early
+        with pytest.raises(ValueError, match="run is in use by a running process; wait for it, end it, or choose"):
             RunFolder(begun, IDENTITY)
+    assert (begun / ".lock").read_bytes() == b"", "nobody holds it"
     other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert other.stdout == "taken\n", other.stderr
     with RunFolder(begun, IDENTITY):
         pass  # a process that ended holds nothing
+
+
+def test_a_folder_that_was_removed_under_a_run_is_let_go_of(begun):
+    with RunFolder(begun, IDENTITY):
+        shutil.rmtree(begun)
+    with RunFolder(begun, IDENTITY):
+        assert record(begun)["config"]["samples"] == 3
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

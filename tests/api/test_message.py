@@ -6,9 +6,9 @@ import zlib
 import numpy as np
 import pytest
 
+from latentwire.api.message import VERSION, Wire
 from latentwire.models import wire as version_1
 from latentwire.models.wire import CODECS
-from latentwire.serving.message import VERSION, Wire
 
 ID = bytes(range(8))
 HEADER = 27  # up to the blocks' lengths

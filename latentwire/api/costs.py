@@ -5,11 +5,11 @@ attention's share, which grows with the text). Encoding reads the text once; eac
 from the text saves the reader the difference in positions.
 """
 
+from latentwire.api.encoding import LatentWire
+from latentwire.api.message import Wire
 from latentwire.llms.loading import shape_of
 from latentwire.llms.offline import OFFLINE_LLMS, cache_dir
 from latentwire.models.weights import read_weights, weights_file
-from latentwire.serving.api import LatentWire
-from latentwire.serving.message import Wire
 
 _TABLES = ("embedding", "codebook")  # looked up, not multiplied
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from latentwire.api.message import Wire
 from latentwire.models.weights import read_config, read_weights, weights_file
-from latentwire.serving.message import Wire
 
 _CODEBOOK = "codebook.weight"
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from latentwire.serving.chunks import chunks
+from latentwire.api.chunks import chunks
 
 TEXT = "One two three. Four five! Six seven eight nine ten? Eleven.\n\nTwelve thirteen. " * 7
 

@@ -4,34 +4,20 @@ that of its own passage."""
 import json
 import random
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from latentwire.api.encoding import LatentWire
+from latentwire.api.settings import DocumentSettings
 from latentwire.data.question import Question
 from latentwire.data.squad import load
 from latentwire.evaluation.scores import mean_ci, show_interval
 from latentwire.reporting.tables import markdown
-from latentwire.serving.api import LatentWire
-from latentwire.serving.settings import CheckpointSettings
-from latentwire.utils.cli import SCHEMA, option
+from latentwire.utils.cli import SCHEMA
 from latentwire.utils.files import write_json, write_text
 from latentwire.utils.machine import git_sha, machine, machine_line
-
-
-@dataclass(kw_only=True)
-class DocumentSettings(CheckpointSettings):
-    """Answers from the wire of one long document."""
-
-    words: int = option(5000, "length of the document", least=100, env="")
-    each: int = option(1, "questions on each passage", least=1, env="")
-    latent_len: int | None = option(None, "M, latents per block; default: the checkpoint's", least=1)
-    budget: float | None = option(None, "latents per 100 words, instead of M", above=0)
-    blocks: int | None = option(None, "parts that are sent; default: 1 if the question is known", least=1)
-    dtype: str = option("", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU")
-    save_dir: str = option("runs/documents", "output folder", env="OUTPUT_DIR")
 
 
 def document_of(words: int, each: int) -> tuple[str, list[Question]]:

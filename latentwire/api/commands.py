@@ -11,11 +11,11 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from latentwire.api.costs import break_even
+from latentwire.api.encoding import LatentWire
+from latentwire.api.message import Wire
+from latentwire.api.settings import AnswerSettings, InspectSettings, SendSettings
 from latentwire.models.wire import MAGIC
-from latentwire.serving.api import LatentWire
-from latentwire.serving.costs import break_even
-from latentwire.serving.message import Wire
-from latentwire.serving.settings import AnswerSettings, InspectSettings, SendSettings
 from latentwire.utils.cli import require
 
 _BATCH = 64  # JSON lines that are encoded before their wires are written

@@ -1,14 +1,11 @@
-"""Settings of the programs that send, read and serve wires."""
+"""Settings of the programs that send, read and inspect wires."""
 
-import os
 from dataclasses import dataclass
 
 from latentwire.models.wire import CODECS
 from latentwire.utils.cli import Settings, option, require
 
 SHIPPED = "checkpoints/latentwire_m32"
-ROLES = ("both", "encoder", "reader")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(kw_only=True)
@@ -59,40 +56,28 @@ class InspectSettings(CheckpointSettings):
 
 
 @dataclass(kw_only=True)
-class ServeSettings(CheckpointSettings):
-    """An HTTP service that encodes texts and answers from wires, and its page."""
+class DocumentSettings(CheckpointSettings):
+    """Answers from the wire of one long document."""
 
-    host: str = option("127.0.0.1", "address to listen on; any but this machine's own needs LATENTWIRE_TOKEN")
-    port: int = option(8000, "port to listen on; 0: any free one", least=0)
-    role: str = option("both", "what this process does: encode, read, or both", choices=ROLES)
-    llm: str = option("", "comma-separated LLMs that read here; default: all of the checkpoint's", env="")
+    words: int = option(5000, "length of the document", least=100, env="")
+    each: int = option(1, "questions on each passage", least=1, env="")
+    latent_len: int | None = option(None, "M, latents per block; default: the checkpoint's", least=1)
+    budget: float | None = option(None, "latents per 100 words, instead of M", above=0)
+    blocks: int | None = option(None, "parts that are sent; default: 1 if the question is known", least=1)
     dtype: str = option("", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU")
-    page: bool = option(True, "show the page at /; needs role both")
-    batch: int = option(16, "texts or wires worked on together at most", least=1)
-    queue: int = option(256, "texts or wires that may wait; more are told to come back later (429)", least=1)
-    body_bytes: int = option(1_000_000, "longest body of a request (413)", least=1)
-    items: int = option(64, "texts or wires in one request at most (413)", least=1)
-
-    def check(self) -> None:
-        require(self.queue >= self.items, "queue", self.queue, f"a request of items={self.items} would never fit")
-        require(
-            self.host in LOOPBACK or bool(os.environ.get("LATENTWIRE_TOKEN")), "host", self.host,
-            "anybody could use it: set LATENTWIRE_TOKEN to a secret that clients send, or listen on 127.0.0.1",
-        )  # fmt: skip
+    save_dir: str = option("runs/documents", "output folder", env="OUTPUT_DIR")
 
 
 @dataclass(kw_only=True)
-class LoadSettings(Settings):
-    """A load test of a service on this machine: requests per second and times at several numbers of clients."""
+class EngineSettings(CheckpointSettings):
+    """Answers of vLLM from wires, beside those of transformers."""
 
-    url: str = option("http://127.0.0.1:8000", "the service; only this machine's own addresses are allowed")
-    clients: str = option("1,8,32", "numbers of clients, one after the other")
-    seconds: float = option(20.0, "how long each number of clients asks", above=0)
-    llm: str = option("", "LLM that answers; default: the service's first", env="")
-    save_dir: str = option("runs/load", "output folder", env="OUTPUT_DIR")
+    llm: str = option("", "which of the checkpoint's LLMs reads; default: its first", env="")
+    samples: int = option(20, "questions of the sample set", least=1)
+    max_new_tokens: int = option(12, "longest answer, in tokens", least=1)
 
 
 PROGRAMS = {
-    "send": SendSettings, "answer": AnswerSettings, "inspect_wire": InspectSettings, "serve": ServeSettings,
-    "load_test": LoadSettings,
+    "send": SendSettings, "answer": AnswerSettings, "inspect_wire": InspectSettings, "documents": DocumentSettings,
+    "engine": EngineSettings,
 }  # fmt: skip

@@ -110,7 +110,7 @@ class Wire:
         Raises ValueError where no checkpoint is known (`LatentWire.wire` knows it), or where its latents stand for no
         words.
         """
-        from latentwire.serving.words import nearest_words  # reads the codebook; imports torch
+        from latentwire.api.words import nearest_words  # reads the codebook; imports torch
 
         if self.checkpoint is None:
             raise ValueError("words: a wire alone does not hold its codebook; get it by LatentWire.wire(bytes)")

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from latentwire.api.encoding import require_readable, require_text
+from latentwire.api.message import Wire
 from latentwire.llms.known import CHOSEN_WORDINGS, LLMSettings, llm_id
 from latentwire.llms.loading import load_llm
 from latentwire.llms.prompts import PromptBuilder
 from latentwire.models.weights import asked, load_adapters, read_config, wire_id
-from latentwire.serving.api import require_readable, require_text
-from latentwire.serving.message import Wire
 from latentwire.utils.cli import require
 from latentwire.utils.machine import on_this_machine
 

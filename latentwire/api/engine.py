@@ -4,22 +4,10 @@ vLLM takes embeddings in place of token ids where `enable_prompt_embeds` is set 
 inputs"). Nothing of vLLM is changed: the adapter's output goes in as it is.
 """
 
-from dataclasses import dataclass
-
+from latentwire.api.encoding import LatentWire
+from latentwire.api.settings import EngineSettings
 from latentwire.data.question import subset
 from latentwire.data.squad import load
-from latentwire.serving.api import LatentWire
-from latentwire.serving.settings import CheckpointSettings
-from latentwire.utils.cli import option
-
-
-@dataclass(kw_only=True)
-class EngineSettings(CheckpointSettings):
-    """Answers of vLLM from wires, beside those of transformers."""
-
-    llm: str = option("", "which of the checkpoint's LLMs reads; default: its first", env="")
-    samples: int = option(20, "questions of the sample set", least=1)
-    max_new_tokens: int = option(12, "longest answer, in tokens", least=1)
 
 
 def compare(config: EngineSettings) -> dict:

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from latentwire.serving.documents import DocumentSettings, document_of, measure
-from latentwire.serving.engine import EngineSettings, compare
+from latentwire.api.documents import document_of, measure
+from latentwire.api.engine import compare
+from latentwire.api.settings import DocumentSettings, EngineSettings
 
 pytestmark = pytest.mark.usefixtures("surroundings")
 

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, overload
 from huggingface_hub import ModelHubMixin, snapshot_download
 from tqdm import tqdm
 
+from latentwire.api.chunks import chunks
+from latentwire.api.message import Wire
 from latentwire.data.question import Question
 from latentwire.data.relevance import relevance
 from latentwire.models.weights import FORMS, asked, read_config, wire_id
 from latentwire.models.wire import CODECS
-from latentwire.serving.chunks import chunks
-from latentwire.serving.message import Wire
 from latentwire.utils.cli import reason, require
 from latentwire.utils.machine import device_of, hub_answers
 
 if TYPE_CHECKING:
+    from latentwire.api.reading import WireReader
     from latentwire.models.encoders.base import Encoder
-    from latentwire.serving.reading import WireReader
 
 _BATCH = 50_000  # characters between two steps of the progress bar
 _NOT_KEPT = ("training.*", "eval_*", *(f"*{form}" for form in FORMS))  # weights are written anew
@@ -106,7 +106,7 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         require(budget is None or budget > 0, "budget", budget, "must be above 0 latents per 100 words")
         require(m is None or budget is None, "budget", budget, f"m={m} says already how many latents; leave one out")
         require(blocks is None or blocks > 0, "blocks", blocks, "must be at least 1")
-        most = blocks or (1 if self.source == "prompt" else None)
+        most = self._most(blocks)
         asked_for = list(self._questions(context, question))
         with tqdm(total=len(asked_for), unit="text", desc="encoding", disable=not progress) as bar:
             wires = []
@@ -114,6 +114,11 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
                 wires += self._encode(some, m or self.m, codec, budget, most)
                 bar.update(len(some))
         return wires
+
+    def parts(self, context: str, question: str | None = None, blocks: int | None = None) -> list[str]:
+        """The parts of a text that `encode` sends, one for each block, in reading order."""
+        (asked_for,) = self._questions([context], None if question is None else [question])
+        return [part.context for part in _fitting(asked_for, self._parts(asked_for), self._most(blocks))]
 
     def wire(self, data: bytes) -> Wire:
         """What these bytes hold. Raises ValueError if they are no wire, or another encoder's."""
@@ -124,9 +129,13 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
 
         Raises ValueError for an LLM that the checkpoint has no adapter for.
         """
-        from latentwire.serving.reading import WireReader  # imports transformers
+        from latentwire.api.reading import WireReader  # imports transformers
 
         return WireReader(self.folder, llm, device or self.device, dtype)
+
+    def _most(self, blocks: int | None) -> int | None:
+        """How many parts of a long text are sent at most."""
+        return blocks or (1 if self.source == "prompt" else None)
 
     def _encode(
         self, questions: Sequence[Question], m: int, codec: str, budget: float | None, most: int | None

@@ -1,6 +1,5 @@
 """The package's face: encoding without an LLM, reading without an encoder, and nothing but bytes between them."""
 
-import dataclasses
 import shutil
 import subprocess
 import sys
@@ -128,8 +127,9 @@ def test_of_a_long_text_the_part_that_fits_a_known_question_is_sent(lw, question
     rows = whole.z.reshape(len(whole.blocks), -1)
     at = [int((rows == block).all(axis=1).argmax()) for block in (one.z.reshape(-1), *two.z.reshape(2, -1))]
     assert at[0] in at[1:] and at[1] < at[2], "in reading order"
-    parts = [part.context for part in lw._parts(dataclasses.replace(q, context=document, question=asked))]
-    assert q.context[:40] in parts[at[0]]
+    parts = lw.parts(document, asked, blocks=99)
+    assert len(parts) == len(whole.blocks) and q.context[:40] in parts[at[0]]
+    assert lw.parts(document, asked) == [parts[at[0]]] and lw.parts(document, asked, 2) == [parts[i] for i in at[1:]]
     with pytest.raises(ValueError, match="blocks=0"):
         lw.encode(document, asked, blocks=0)
 
@@ -188,12 +188,12 @@ def test_saved_and_opened_again_it_sends_the_same_as_safetensors_alone(lw, quest
 
 def test_a_hub_id_is_fetched_and_what_is_nowhere_is_said_in_one_line(lw, monkeypatch):
     asked = {}
-    monkeypatch.setattr("latentwire.serving.api.hub_answers", lambda: False)
+    monkeypatch.setattr("latentwire.api.encoding.hub_answers", lambda: False)
     for name, error in (("nobody/nothing", ValueError), ("./nowhere", FileNotFoundError)):
         with pytest.raises(error, match=f"no checkpoint .*{name}"):
             LatentWire.from_pretrained(name)
     monkeypatch.setattr(
-        "latentwire.serving.api.snapshot_download", lambda name, **how: asked.update(how, name=name) or str(lw.folder)
+        "latentwire.api.encoding.snapshot_download", lambda name, **how: asked.update(how, name=name) or str(lw.folder)
     )
     assert LatentWire.from_pretrained("somebody/wire", revision="v1").folder == lw.folder
     assert asked == {"name": "somebody/wire", "revision": "v1", "local_files_only": True}

@@ -1,0 +1,60 @@
+"""Programs end with the launcher that started them, however that ended.
+
+A script of scripts/ and every program add their process id to LATENTWIRE_LAUNCHER, which whatever they start inherits.
+A program watches all of them: where one is gone, kill -9 included, nobody waits for its work, and the same command,
+started again, needs its folder. torchrun's workers watch torchrun, too. A program that was started by hand, with nohup
+or without, has no launcher and watches nobody.
+"""
+
+import os
+import select
+import signal
+import threading
+import time
+
+VARIABLE = "LATENTWIRE_LAUNCHER"  # process ids of the launchers, the outermost first
+_LOOK_S = 0.5  # between two looks, where the system cannot tell of an end
+_GRACE_S = 0.5  # for a training to save its checkpoint
+
+
+def end_with_launchers() -> None:
+    """Watch the launchers of this process from now on, and become one for what it starts."""
+    pids = [int(pid) for pid in os.environ.get(VARIABLE, "").split() if pid.isdigit()]
+    torchrun = [os.getppid()] if "TORCHELASTIC_RUN_ID" in os.environ else []
+    for pid in {*pids, *torchrun} - {os.getpid()}:  # bash scripts/run_all.sh becomes its program
+        threading.Thread(target=_end_with, args=(pid,), daemon=True).start()
+    if os.getpid() not in pids:
+        os.environ[VARIABLE] = " ".join(map(str, [*pids, os.getpid()]))
+
+
+def _end_with(pid: int) -> None:
+    """Wait for the end of a process, then end this one: with SIGTERM, and where that takes too long with SIGKILL."""
+    _wait(pid)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_S)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _wait(pid: int) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except (AttributeError, OSError):  # not Linux, or one that forbids it
+        while _lives(pid):
+            time.sleep(_LOOK_S)
+        return
+    end = select.poll()
+    end.register(descriptor, select.POLLIN)
+    end.poll()  # also where nobody has asked for its status yet
+    os.close(descriptor)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is there, and somebody else's
+    return True

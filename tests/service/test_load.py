@@ -1,0 +1,119 @@
+"""The load test: bounded, on this machine only, and its figures are those of the requests that were made."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import uvicorn
+
+from latentwire import LatentWire
+from latentwire.service.app import app_of
+from latentwire.service.load import run_load
+from latentwire.service.settings import LoadSettings, ServeSettings
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("surroundings")
+
+
+@pytest.fixture(scope="module")
+def lw(checkpoint_of):
+    return LatentWire.from_pretrained(checkpoint_of("prompt"))
+
+
+@pytest.fixture(scope="module")
+def reader(lw):
+    return lw.reader("qwen")
+
+
+@contextmanager
+def listening(app):
+    """The address of an app that uvicorn serves on a free port."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_two_services_are_measured_in_turns_and_compared(lw, reader, tmp_path):
+    apps = [app_of(ServeSettings(page=False, batch=batch), lw, {"qwen": reader}) for batch in (8, 1)]
+    with ExitStack() as stack:
+        url, one_url = (stack.enter_context(listening(app)) for app in apps)
+        folder = str(tmp_path / "load")
+        results = run_load(LoadSettings(url=url, one_url=one_url, clients="1,4", seconds=0.6, save_dir=folder))
+        seen = [app.state.service.registry.get_sample_value for app in apps]
+    assert results == json.loads((tmp_path / "load" / "results.json").read_text())
+    rows = {(row["service"], row["kind"], row["clients"]): row for row in results["rows"]}
+    assert len(rows) == 8 and all(row["requests"] and not row["errors"] for row in rows.values())
+    for kind, before in (("encode", 40), ("answer", 1)):  # wires to ask about, and one answer to be warm
+        for name, counted in zip(("batched", "one"), seen, strict=True):
+            made = sum(rows[name, kind, clients]["requests"] for clients in (1, 4))
+            asked = counted("latentwire_requests_total", {"route": f"/v1/{kind}", "status": "200"})
+            assert asked == made + before
+    assert seen[0]("latentwire_batch_size_count", {"kind": "answer qwen"}) < seen[0](
+        "latentwire_batch_size_sum", {"kind": "answer qwen"}
+    ), "requests of several clients are answered together"
+    assert all(row["p50_ms"] <= row["p95_ms"] for row in rows.values())
+    both = rows["batched", "answer", 4]["per_second"] / rows["one", "answer", 4]["per_second"]
+    assert results["ratios"][-1]["per_second"] == pytest.approx(both)
+    own = psutil.Process().memory_info().rss
+    assert all(own / 2 < found["rss_after"] < own * 2 for found in results["services"].values())
+    shown = (tmp_path / "load" / "table.md").read_text()
+    assert "| one at a time | answer | 4 |" in shown and "MiB before" in shown
+    assert (tmp_path / "load" / "load.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_errors_are_counted_and_not_timed(lw, reader, tmp_path):
+    """A queue of one, and four clients: some are told to come back later."""
+    app = app_of(ServeSettings(page=False, batch=1, queue=1, items=1), lw, {"qwen": reader})
+    with listening(app) as url:
+        results = run_load(LoadSettings(url=url, clients="8", seconds=0.6, save_dir=str(tmp_path)))
+    row = results["rows"][-1]
+    assert row["errors"].keys() == {"429"} and row["requests"] > 0 and results["ratios"] == []
+    counted = app.state.service.registry.get_sample_value
+    assert row["errors"]["429"] == counted("latentwire_requests_total", {"route": "/v1/answer", "status": "429"})
+    assert f"{row['errors']['429']} x 429" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": "http://example.com"}, {"url": "http://127.0.0.1.example.com:80"}, {"url": "10.0.0.1"}, {"url": ""},
+        {"one_url": "https://example.com:8000"}, {"clients": "1,many"}, {"clients": "0"}, {"clients": "1,100000"},
+        {"clients": ""}, {"seconds": 10**6},
+    ],
+)  # fmt: skip
+def test_other_machines_and_loads_without_bounds_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LoadSettings(**wrong)
+
+
+def test_where_there_is_no_service_that_is_said(lw, tmp_path):
+    with pytest.raises(ValueError, match=r"no service there.*serve\.sh"):
+        run_load(LoadSettings(url="http://127.0.0.1:9", save_dir=str(tmp_path)))
+    with listening(app_of(ServeSettings(role="encoder"), lw, {})) as url, pytest.raises(ValueError, match="both roles"):
+        run_load(LoadSettings(url=url, save_dir=str(tmp_path)))
+
+
+def test_the_script_starts_its_own_services_and_ends_them(lw, tmp_path):
+    variables = {"PYTHON": sys.executable, "CKPT": str(lw.folder), "OUTPUT_DIR": str(tmp_path), "LOAD_SECONDS": "1"}
+    command = ["bash", str(ROOT / "scripts" / "load_test.sh"), "--clients", "1,2"]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["rows"]) == 8 and len(results["ratios"]) == 4 and results["seconds"] == 1
+    assert (tmp_path / "table.md").read_text() in done.stdout
+    for log in ("together.log", "one.log"):
+        assert "finishing what was asked" in (tmp_path / log).read_text()

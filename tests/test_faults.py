@@ -1,0 +1,358 @@
+"""What happens to machines: kills at any moment, a full disk, a read-only checkout, a clock that goes back, two runs in
+one folder. What was finished stays, and the same command ends with the results of a run that nothing happened to.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import small_world
+from evaluation.evaluations import config as evaluation_config
+from evaluation.evaluations import timeless
+from studies.test_grid import FLAGS, STUB
+from training.run_tools import assert_same_run, read, same
+
+from latentwire.data.question import split_by_article
+from latentwire.data.squad import load
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.predictions import Predictions
+from latentwire.models.checkpoint import load_checkpoint
+from latentwire.models.weights import read_config
+from latentwire.training.running import train
+from latentwire.utils.files import read_json, read_lines
+
+ROOT = Path(__file__).parents[1]
+KILLS = 2  # of each program, two in each folder; by hand, 20
+# Imports everything once; then each line of standard input is a program's run in a process of its own, forked from it:
+# {"program", "argv", "kill_after", "file_bytes"}. It prints how each ended, after how long, and what it said.
+STARTER = """
+import contextlib, importlib, json, os, resource, signal, sys, threading, time
+
+import torch
+
+from latentwire.utils.cli import run
+
+names = ("eval", "train", "export", "sweep")
+mains = {name: importlib.import_module(f"latentwire.{name}").main for name in names}
+for module in ("evaluation.evaluate", "training.running", "models.exporting", "reporting.card", "reporting.charts"):
+    importlib.import_module(f"latentwire.{module}")
+print("ready", flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    (reading, writing), started = os.pipe(), time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        os.dup2(writing, 1), os.dup2(writing, 2)
+        torch.set_num_threads(1)
+        if asked["file_bytes"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (asked["file_bytes"],) * 2)
+        sys.argv = [asked["program"] + ".py", *asked["argv"]]
+        try:
+            run(mains[asked["program"]])
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            status = 70
+        with contextlib.suppress(OSError):
+            sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    os.close(writing)
+    said = []
+    reader = threading.Thread(target=lambda: said.append(open(reading, "rb").read()))
+    reader.start()
+    if asked["kill_after"] is not None:
+        time.sleep(asked["kill_after"])
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    took = time.monotonic() - started
+    reader.join()
+    print(json.dumps([os.waitstatus_to_exitcode(status), took, said[0].decode(errors="replace")]), flush=True)
+"""
+
+
+class Starter:
+    """Runs programs, each in a process of its own, without their imports' time."""
+
+    def __init__(self, folder, environment):
+        (folder / "starter.py").write_text(STARTER)
+        self._process = subprocess.Popen(
+            [sys.executable, str(folder / "starter.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env=environment,
+        )  # fmt: skip
+        assert self._process.stdout.readline() == "ready\n"
+
+    def run(self, program, argv, kill_after=None, file_bytes=0):
+        """(exit status, seconds, what it said)."""
+        asked = {"program": program, "argv": argv, "kill_after": kill_after, "file_bytes": file_bytes}
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def starter(variables, tmp_path_factory):
+    environment = {k: v for k, v in os.environ.items() if k != "SQUAD_DIR"} | variables
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    found = Starter(tmp_path_factory.mktemp("starter"), environment)
+    yield found
+    found.close()
+
+
+def flags(config):
+    """The command line of these settings."""
+    given = dataclasses.asdict(config)
+    given |= given.pop("encoder", {})
+    switches = [f"--{name}" if on else f"--no-{name}" for name, on in given.items() if isinstance(on, bool)]
+    return switches + [f"--{k}={v}" for k, v in given.items() if v not in ("", None) and not isinstance(v, bool)]
+
+
+def killed_until_done(starter, program, argv, seconds, draw):
+    """Kill a program twice, each time at some moment of what a whole run takes, then let it end."""
+    moments = [draw.uniform(0, seconds) for _ in range(2)]
+    ends = [starter.run(program, argv, kill_after=moment) for moment in moments]
+    assert {status for status, *_ in ends} <= {-9, 0}, ends
+    status, _, said = starter.run(program, argv)
+    assert status == 0, said
+    killed = [round(moment, 2) for moment, (status, *_) in zip(moments, ends, strict=True) if status]
+    print(f"{program}: killed after {killed} of {seconds:.1f} s")
+
+
+def assert_same_evaluation(folder, results):
+    """The results of another run, and each answer once."""
+    assert timeless(read_json(folder / "results.json")) == timeless(results)
+    lines = read_lines(folder / "predictions.jsonl")
+    keys = [(line["condition"], line["m"], line["llm"], line["id"]) for line in lines]
+    assert len(set(keys)) == len(keys) == sum(1 if row["llm"] is None else results["n"] for row in results["results"])
+    assert {path.name for path in folder.glob(".*")} <= {".lock"}, "nothing half-written stays"
+
+
+@pytest.fixture(scope="module")
+def whole(starter, tmp_path_factory):
+    """(seconds, results) of an evaluation that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    status, seconds, said = starter.run("eval", flags(evaluation_config(folder)))
+    assert status == 0, said
+    return seconds, read_json(folder / "results.json")
+
+
+def test_an_evaluation_that_is_killed_at_any_moment_ends_with_the_same_results(starter, whole, tmp_path):
+    seconds, results = whole
+    draw = random.Random("evaluation")
+    for number in range(KILLS // 2):
+        folder = tmp_path / str(number)
+        killed_until_done(starter, "eval", flags(evaluation_config(folder)), seconds, draw)
+        assert_same_evaluation(folder, results)
+
+
+def test_a_training_that_is_killed_at_any_moment_ends_with_the_same_bits(starter, joint_config, joint, tmp_path):
+    _, seconds, _ = starter.run("train", flags(joint_config(tmp_path / "whole")))
+    assert_same_run(tmp_path / "whole", joint)
+    draw = random.Random("training")
+    for number in range(KILLS // 2):
+        killed_until_done(starter, "train", flags(joint_config(tmp_path / str(number))), seconds, draw)
+        assert_same_run(tmp_path / str(number), joint)
+
+
+def test_an_export_that_is_killed_at_any_moment_leaves_a_whole_checkpoint(starter, joint, tmp_path):
+    best, shipped, expected = joint / "checkpoint_best", tmp_path / "shipped", tmp_path / "expected"
+    _, seconds, _ = starter.run("export", [str(best), str(expected)])
+    starter.run("export", [str(best), str(shipped)])
+    draw = random.Random("export")
+    for _ in range(KILLS):
+        status, _, said = starter.run("export", [str(best), str(shipped)], kill_after=draw.uniform(0, seconds))
+        assert status in (-9, 0), said
+        load_checkpoint(shipped, read_config(shipped)["llms"])
+    status, _, said = starter.run("export", [str(best), str(shipped)])
+    assert status == 0, said
+    for path in expected.glob("*.safetensors"):
+        assert same(read(path), read(shipped / path.name)), path.name
+    assert {path.name for path in tmp_path.iterdir()} == {"shipped", "expected"}, "nothing half-written stays"
+
+
+def test_a_sweep_that_is_killed_at_any_moment_ends_with_the_same_ranking(tmp_path):
+    """With a stand-in for the programs of its trials, as tests/studies/test_grid.py has it."""
+    stub = tmp_path / "python"
+    stub.write_text(STUB.format(python=sys.executable))
+    stub.chmod(0o755)
+    ids = [q.id for q in split_by_article(load("sample", "train").questions)[1]]
+    environment = {k: v for k, v in os.environ.items() if k not in ("SQUAD_DIR", "RAY_ADDRESS")} | {
+        "PYTHON": str(stub), "PYTHONPATH": str(ROOT), "CALLS": str(tmp_path / "calls"), "IDS": json.dumps(ids),
+    }  # fmt: skip
+    given = [f"--{k}={v}" for k, v in (FLAGS | {"latent_lens": "16", "ftce_weights": "0.5"}).items()]
+
+    def start(name):
+        command = [sys.executable, "latentwire/sweep.py", *given, f"--save_dir={tmp_path / name}"]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    started = time.monotonic()
+    said, _ = start("whole").communicate()
+    assert (tmp_path / "whole" / "sweep_summary.json").is_file(), said.decode()
+    seconds, draw = time.monotonic() - started, random.Random("sweep")
+    for number in range(KILLS // 2):
+        for _ in range(2):
+            running = start(str(number))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.communicate(timeout=draw.uniform(0, seconds))
+            print(f"sweep: {'had ended' if running.poll() is not None else 'killed'} within {seconds:.1f} s")
+            running.kill()
+            running.communicate()
+        running = start(str(number))
+        said, _ = running.communicate()
+        assert running.returncode == 0, said.decode()
+        for name in ("sweep_summary.json", "sweep_results.csv"):
+            assert (tmp_path / str(number) / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+SIZES = [100, 1500, 4000, 12_000, 60_000, 250_000, 2_000_000]  # bytes of a file before the disk is "full"
+
+
+def told(status, said):
+    """What a program said when it ended: done, or one line of an error and no traceback."""
+    errors = re.findall("error: .*", said)  # behind a progress bar, too
+    assert "Traceback" not in said, said
+    assert (status == 0 and not errors) or (status == 2 and len(errors) == 1), said
+    assert not errors or re.search("kept|in use|cannot write the run folder", errors[0]), errors
+    return errors[0] if errors else ""
+
+
+def test_a_full_disk_ends_an_evaluation_with_one_line_and_loses_nothing(starter, whole, tmp_path):
+    argv, errors = flags(evaluation_config(tmp_path / "run")), []
+    for size in SIZES:  # one folder: each run goes on where the one before met the end of the disk
+        status, _, said = starter.run("eval", argv, file_bytes=size)
+        errors.append(told(status, said))
+    assert len([*filter(None, errors)]) >= 3 and not errors[-1], errors
+    assert_same_evaluation(tmp_path / "run", whole[1])
+
+
+def test_a_full_disk_ends_a_training_with_one_line_and_loses_nothing(starter, joint_config, joint, tmp_path):
+    argv, errors = flags(joint_config(tmp_path / "run")), []
+    for size in (*SIZES, 0):
+        status, _, said = starter.run("train", argv, file_bytes=size)
+        errors.append(told(status, said))
+    assert len([*filter(None, errors)]) >= 3 and not errors[-1], errors
+    assert_same_run(tmp_path / "run", joint)
+
+
+def test_a_full_disk_ends_an_export_with_one_line_and_keeps_the_one_before(starter, joint, tmp_path):
+    argv = [str(joint / "checkpoint_best"), str(tmp_path / "shipped")]
+    assert told(*starter.run("export", argv)[::2]) == ""
+    before = (tmp_path / "shipped" / "encoder.safetensors").read_bytes()
+    for size in SIZES[:-2]:
+        error = told(*starter.run("export", argv, file_bytes=size)[::2])
+        assert str(tmp_path / "shipped") in error and "previous one is kept" in error
+        load_checkpoint(tmp_path / "shipped", read_config(tmp_path / "shipped")["llms"])
+        assert (tmp_path / "shipped" / "encoder.safetensors").read_bytes() == before
+
+
+# As a program, with a checkout that nothing can be written into: whatever tries is refused, as by a read-only disk.
+READ_ONLY = """
+import errno, os, runpy, sys
+
+root = sys.argv.pop(1)
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.utime"}
+
+
+def refuse(event, arguments):
+    writes = event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    if writes and isinstance(arguments[0], str | bytes | os.PathLike):
+        path = os.path.abspath(os.fsdecode(arguments[0]))
+        if path.startswith(root + os.sep) and not path.startswith(os.path.join(root, ".venv")):
+            print("tried to write", path, file=sys.stderr)
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+
+sys.addaudithook(refuse)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_read_only_checkout_is_enough_where_the_output_is_elsewhere(variables, whole, codebook, short, tmp_path):
+    (tmp_path / "read_only.py").write_text(READ_ONLY)
+    environment = {k: v for k, v in os.environ.items() if k != "SQUAD_DIR"} | variables
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    training = short(tmp_path / "trained", stage="scores", init=str(codebook))
+    for program, argv in (
+        ("eval", flags(evaluation_config(tmp_path / "run"))), ("report", [str(tmp_path / "run")]),
+        ("train", flags(training)),
+    ):  # fmt: skip
+        command = [sys.executable, str(tmp_path / "read_only.py"), str(ROOT), f"{ROOT}/latentwire/{program}.py", *argv]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "tried to write" not in done.stderr, done.stderr[-2000:]
+    assert_same_evaluation(tmp_path / "run", whole[1])
+    assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "trained" / "loss.png").is_file()
+
+
+def test_a_clock_that_goes_back_changes_nothing(variables, whole, joint_config, joint, tmp_path, monkeypatch):
+    clock = iter(range(2_000_000_000, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    with small_world(variables) as patch:
+        patch.setattr("latentwire.evaluation.predictions.Predictions.append", ends_after(3))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(evaluation_config(tmp_path / "run"))
+    for path in (tmp_path / "run").rglob("*"):
+        os.utime(path, (3e9, 3e9))  # written in what is the future by now
+    with small_world(variables):
+        results = evaluate(evaluation_config(tmp_path / "run"))
+        train(joint_config(tmp_path / "trained"))
+    assert timeless(results) == timeless(whole[1])
+    assert_same_run(tmp_path / "trained", joint)
+
+
+def ends_after(count):
+    """Predictions.append that is interrupted after so many batches."""
+    append, seen = Predictions.append, []
+
+    def ending(self, lines):
+        if len(seen) == count:
+            raise KeyboardInterrupt
+        seen.append(lines)
+        append(self, lines)
+
+    return ending
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_is_named(starter, whole, variables, tmp_path):
+    argv = flags(evaluation_config(tmp_path / "run"))
+    command = [sys.executable, "-c", f"{SLOW}\nrun(main)", *argv]
+    first = subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, stderr=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "run" / "predictions.jsonl").is_file() and first.poll() is None:
+            time.sleep(0.02)
+        status, _, said = starter.run("eval", argv)
+    finally:
+        first.kill()
+        first.wait()
+    error = told(status, said)
+    assert f"{tmp_path / 'run'} is in use by a running process (process {first.pid} on " in error, said
+    assert f"--save_dir={tmp_path / 'run'}" in error, "its command line, too"
+    status, _, said = starter.run("eval", argv)
+    assert status == 0, said
+    assert_same_evaluation(tmp_path / "run", whole[1])
+
+
+SLOW = """
+import time
+from latentwire.eval import main
+from latentwire.evaluation.predictions import Predictions
+from latentwire.utils.cli import run
+
+append = Predictions.append
+Predictions.append = lambda self, lines: (append(self, lines), time.sleep(60))
+""".strip()
