@@ -18,8 +18,7 @@ from latentwire.utils.declared import current, one, page
 PROGRAMS = {
     "eval": EvalSettings, "train": TrainSettings, "launch": LaunchSettings, "demo": DemoSettings,
     "diagnostics": studies.DiagnosticsSettings, "sweep": studies.SweepSettings, "benchmark": studies.BenchmarkSettings,
-    "suite": studies.SuiteSettings, "ablations": studies.AblationSettings, **API, **SERVICE,
-    "doctor": DoctorSettings,
+    "suite": studies.SuiteSettings, "ablations": studies.AblationSettings, **API, **SERVICE, "doctor": DoctorSettings,
 }  # fmt: skip
 
 

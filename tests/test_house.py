@@ -13,18 +13,8 @@ import pytest
 import latentwire
 
 PACKAGE = Path(latentwire.__file__).parent
-FLOORS = [
-    "utils",
-    "data",
-    "llms",
-    "models",
-    "conditions",
-    "evaluation",
-    "api",
-    "service",
-    "training",
-    "studies",
-]  # programs above all
+# Programs stand above all.
+FLOORS = ["utils", "data", "llms", "models", "conditions", "evaluation", "api", "service", "training", "studies"]
 BESIDE = "reporting"  # draws what is on disk, and what it may import is named
 REPORTING_MAY = {"utils", "data", "reporting", "evaluation.scores", "evaluation.results", "training.log"}
 MAY_REPORT = {"api", "service", "studies", ""}  # and programs

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from latentwire.api import settings as api
+from latentwire.evaluation import doctor
 from latentwire.evaluation import settings as evaluation
 from latentwire.service import settings as service
 from latentwire.settings import PROGRAMS
@@ -19,7 +20,17 @@ from latentwire.utils.declared import page
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "settings.md"
 # Other programs' variables, and the pattern of LLAMA_ID, QWEN_ID and so on.
-NOT_OURS = {"FILE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONPATH", "X_ID"}
+NOT_OURS = {
+    "FILE",
+    "NAME_ID",
+    "VLLM",
+    "ATTENTION",
+    "TOKENIZERS",
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "X_ID",
+}
 _NAME = r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*"
 _CODE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 _INLINE = re.compile(rf"`({_NAME}(?:=[^`\s]*)?(?: {_NAME}=[^`\s]*)*)`")  # `NAME`, `NAME=value` or several of these
@@ -28,7 +39,9 @@ _SET = re.compile(rf"(?<![\w-])({_NAME})=")
 
 def classes():
     """The settings of every program."""
-    found = [value for module in (evaluation, api, service, training, studies) for value in vars(module).values()]
+    found = [
+        value for module in (evaluation, doctor, api, service, training, studies) for value in vars(module).values()
+    ]
     return {cls for cls in found if isinstance(cls, type) and issubclass(cls, Settings)}
 
 
