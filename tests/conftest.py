@@ -1,5 +1,6 @@
 """Random two-layer models with tokenizers of their own, made in process: fast enough to test on every save."""
 
+import dataclasses
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -283,3 +284,10 @@ def checkpoint_of(llms, texts, llm_folders, encoder_folder, tmp_path_factory):
         return made[source, seed]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def short_questions():
+    """Dev questions on contexts that the small encoder reads at once."""
+    some = load("sample", "dev").questions
+    return [dataclasses.replace(q, context=f"{q.context[:120].rsplit(' ', 1)[0]}.") for q in some]

@@ -42,45 +42,45 @@ def call(lw, monkeypatch, capsysbinary):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory, questions):
+def files(tmp_path_factory, short_questions):
     """A file with a text, and JSON lines with three."""
     folder = tmp_path_factory.mktemp("texts")
-    (folder / "text.txt").write_text(questions[0].context + "\n", encoding="utf-8")
-    lines = [{"id": q.id, "context": q.context, "question": q.question} for q in questions[:3]]
+    (folder / "text.txt").write_text(short_questions[0].context + "\n", encoding="utf-8")
+    lines = [{"id": q.id, "context": q.context, "question": q.question} for q in short_questions[:3]]
     (folder / "lines.jsonl").write_text("".join(f"{json.dumps(line)}\n\n" for line in lines), encoding="utf-8")
     return folder
 
 
-def test_a_wire_goes_through_a_pipe_and_is_answered_as_the_api_does(lw, questions, files):
+def test_a_wire_goes_through_a_pipe_and_is_answered_as_the_api_does(lw, short_questions, files):
     """As a shell does it, each program in a process of its own."""
     program = f"{sys.executable} latentwire/{{}}.py --ckpt {lw.folder}"
-    pipe = f"{program.format('send')} --context {files / 'text.txt'} --question '{questions[0].question}' "
+    pipe = f"{program.format('send')} --context {files / 'text.txt'} --question '{short_questions[0].question}' "
     pipe += f"| tee {files / 'z.lwir'} | {program.format('answer')} --llm qwen"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {pipe}"], capture_output=True, text=True, check=True, cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    wire = lw.encode(questions[0].context, questions[0].question)
+    wire = lw.encode(short_questions[0].context, short_questions[0].question)
     assert (files / "z.lwir").read_bytes() == wire and str(lw.wire(wire)) in done.stderr
     assert done.stdout.rstrip("\n") == lw.reader("qwen").answer(wire)
 
 
-def test_json_lines_keep_their_other_keys(call, lw, questions, files):
+def test_json_lines_keep_their_other_keys(call, lw, short_questions, files):
     sent, _ = call(send, data=(files / "lines.jsonl").read_bytes())
     wires = [json.loads(line) for line in sent.splitlines()]
     assert [base64.b64decode(line["wire"]) for line in wires] == lw.encode(
-        [q.context for q in questions[:3]], [q.question for q in questions[:3]]
+        [q.context for q in short_questions[:3]], [q.question for q in short_questions[:3]]
     )
     answered, _ = call(answer, "--batch_size", "2", data=sent)
     found = [json.loads(line) for line in answered.splitlines()]
-    assert [line["id"] for line in found] == [q.id for q in questions[:3]]
-    assert [line["question"] for line in found] == [q.question for q in questions[:3]]
+    assert [line["id"] for line in found] == [q.id for q in short_questions[:3]]
+    assert [line["question"] for line in found] == [q.question for q in short_questions[:3]]
     reader, packed = lw.reader("llama"), [base64.b64decode(line["wire"]) for line in wires]
     assert [line["answer"] for line in found] == reader.answer(packed[:2]) + reader.answer(packed[2:])
 
 
-def test_inspect_says_what_a_wire_holds(call, lw, questions, tmp_path, checkpoint_of):
-    wire = lw.encode(questions[0].context, questions[0].question)
+def test_inspect_says_what_a_wire_holds(call, lw, short_questions, tmp_path, checkpoint_of):
+    wire = lw.encode(short_questions[0].context, short_questions[0].question)
     (tmp_path / "z.lwir").write_bytes(wire)
     words, _ = call(inspect_wire, str(tmp_path / "z.lwir"))
     shown = words.decode()
@@ -94,8 +94,8 @@ def test_inspect_says_what_a_wire_holds(call, lw, questions, tmp_path, checkpoin
     assert b"is of another encoder" in other
 
 
-def test_a_bad_line_loses_nothing_that_was_before_it(call, lw, questions):
-    wire = base64.b64encode(lw.encode(questions[0].context, questions[0].question)).decode()
+def test_a_bad_line_loses_nothing_that_was_before_it(call, lw, short_questions):
+    wire = base64.b64encode(lw.encode(short_questions[0].context, short_questions[0].question)).decode()
     good, bad = json.dumps({"id": 1, "wire": wire}), '{"id": 2, "wire": "%%%"}'
     found, said = call(answer, "--batch_size", "1", data=f"{good}\n{bad}\n".encode(), fails=True)
     assert json.loads(found)["id"] == 1 and said.startswith("error: line 2: the wire is no base64")

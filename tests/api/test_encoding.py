@@ -36,8 +36,8 @@ def reader(lw):
     return lw.reader("qwen")
 
 
-def test_a_text_has_the_same_bytes_alone_and_among_others(lw, questions):
-    some = questions[:20]
+def test_a_text_has_the_same_bytes_alone_and_among_others(lw, short_questions):
+    some = short_questions[:20]
     contexts, asked = [q.context for q in some], [q.question for q in some]
     contexts[3] = " ".join(contexts)  # too long to be read at once
     together = lw.encode(contexts, asked, blocks=99)
@@ -46,8 +46,8 @@ def test_a_text_has_the_same_bytes_alone_and_among_others(lw, questions):
     assert len(lw.wire(together[3]).blocks) > 1
 
 
-def test_its_latents_are_those_of_an_evaluation(lw, questions):
-    q = questions[0]
+def test_its_latents_are_those_of_an_evaluation(lw, short_questions):
+    q = short_questions[0]
     (z,) = lw.encoder.encode([q], "prompt", M)
     wire = lw.wire(lw.encode(q.context, q.question))
     assert torch.equal(torch.from_numpy(wire.z), z.half().float())
@@ -55,8 +55,8 @@ def test_its_latents_are_those_of_an_evaluation(lw, questions):
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen"])
-def test_a_reader_answers_as_an_evaluation_does(lw, questions, llm):
-    some = questions[:6]
+def test_a_reader_answers_as_an_evaluation_does(lw, short_questions, llm):
+    some = short_questions[:6]
     encoder, adapters, _ = load_checkpoint(lw.folder, read_config(lw.folder)["llms"])
     (ready,) = readers(on_this_machine(LLMSettings(llms=llm)), "prompt", adapters)
     slots = latents(ready, some, M, Shared(sender=Sender(encoder, "prompt", "fp16")))
@@ -67,8 +67,8 @@ def test_a_reader_answers_as_an_evaluation_does(lw, questions, llm):
     assert len(set(expected)) > 1
 
 
-def test_with_source_context_the_question_is_asked_when_answering(later, questions):
-    q, other = questions[0], questions[1]
+def test_with_source_context_the_question_is_asked_when_answering(later, short_questions):
+    q, other = short_questions[0], short_questions[1]
     z, ready = later.encode(q.context), later.reader("qwen")
     both = ready.answer([z, z], [q.question, other.question])
     assert both == [ready.answer(z, q.question), ready.answer(z, other.question)]
@@ -78,17 +78,17 @@ def test_with_source_context_the_question_is_asked_when_answering(later, questio
         later.encode(q.context, q.question)
 
 
-def test_free_continuation_goes_through_generate(reader, lw, questions):
-    z = lw.encode(questions[0].context, questions[0].question)
+def test_free_continuation_goes_through_generate(reader, lw, short_questions):
+    z = lw.encode(short_questions[0].context, short_questions[0].question)
     assert reader.prefix(z).shape == (M, reader.llm.width)
     one = reader.generate(z, max_new_tokens=5, do_sample=False)
     assert one.strip().startswith(reader.answer(z, max_new_tokens=1))
     assert reader.generate(z, " and so", max_new_tokens=5, do_sample=False) != one
 
 
-def test_the_whole_prompt_as_embeddings_is_continued_with_the_answer(reader, lw, questions):
+def test_the_whole_prompt_as_embeddings_is_continued_with_the_answer(reader, lw, short_questions):
     """What a serving engine does with them, here by transformers' own generate."""
-    z = lw.encode(questions[0].context, questions[0].question)
+    z = lw.encode(short_questions[0].context, short_questions[0].question)
     embeds = reader.prompt_embeds(z)[None]
     assert embeds.shape[1:] == (len(reader.prompts.head) + M + len(reader.prompts.tail("")), reader.llm.width)
     mask = torch.ones(embeds.shape[:2], dtype=torch.long)
@@ -97,8 +97,8 @@ def test_the_whole_prompt_as_embeddings_is_continued_with_the_answer(reader, lw,
     assert found.lstrip(" ").split("\n")[0].strip() == reader.answer(z, max_new_tokens=6)
 
 
-def test_budget_and_m_say_how_many_latents(lw, questions):
-    q = questions[0]
+def test_budget_and_m_say_how_many_latents(lw, short_questions):
+    q = short_questions[0]
     words = len(q.context.split())
     assert lw.wire(lw.encode(q.context, q.question, m=5)).blocks == (5,)
     assert lw.wire(lw.encode(q.context, q.question, budget=10)).blocks == (round(words / 10),)
@@ -107,8 +107,8 @@ def test_budget_and_m_say_how_many_latents(lw, questions):
             lw.encode(q.context, q.question, **wrong)
 
 
-def test_a_long_document_is_read_block_by_block_and_refused_where_it_does_not_fit(later, questions):
-    document = " ".join(dict.fromkeys(q.context for q in questions[:40]))
+def test_a_long_document_is_read_block_by_block_and_refused_where_it_does_not_fit(later, short_questions):
+    document = " ".join(dict.fromkeys(q.context for q in short_questions[:40]))
     wire = later.wire(later.encode(document))
     assert len(wire.blocks) > 2 and wire.m == sum(wire.blocks)
     ready = later.reader("llama")
@@ -118,9 +118,9 @@ def test_a_long_document_is_read_block_by_block_and_refused_where_it_does_not_fi
         ready.answer(wire, "Who?")
 
 
-def test_of_a_long_text_the_part_that_fits_a_known_question_is_sent(lw, questions):
-    passages = list(dict.fromkeys(q.context for q in questions))[:30]
-    document, q = " ".join(passages), next(q for q in questions if q.context == passages[20])
+def test_of_a_long_text_the_part_that_fits_a_known_question_is_sent(lw, short_questions):
+    passages = list(dict.fromkeys(q.context for q in short_questions))[:30]
+    document, q = " ".join(passages), next(q for q in short_questions if q.context == passages[20])
     asked = f"What of {q.context.rsplit(' ', 1)[0]}"[:80]
     one, two, whole = (lw.wire(lw.encode(document, asked, blocks=n)) for n in (None, 2, 99))
     assert (len(one.blocks), len(two.blocks)) == (1, 2) and len(whole.blocks) > 10
@@ -147,16 +147,16 @@ def test_texts_that_cannot_be_encoded_are_refused_by_name(lw, context, question,
         lw.encode(context, question)
 
 
-def test_a_wire_of_another_checkpoint_is_refused_by_name(lw, reader, checkpoint_of, questions):
+def test_a_wire_of_another_checkpoint_is_refused_by_name(lw, reader, checkpoint_of, short_questions):
     other = LatentWire.from_pretrained(checkpoint_of("prompt", seed=1))
-    z = other.encode(questions[0].context, questions[0].question)
+    z = other.encode(short_questions[0].context, short_questions[0].question)
     for read in (lw.wire, reader.answer):
         with pytest.raises(ValueError, match=f"encoder {other.wire_id.hex()}"):
             read(z)
 
 
-def test_a_reader_holds_against_questions_that_its_wires_hold_already(lw, reader, questions):
-    z = lw.encode(questions[0].context, questions[0].question)
+def test_a_reader_holds_against_questions_that_its_wires_hold_already(lw, reader, short_questions):
+    z = lw.encode(short_questions[0].context, short_questions[0].question)
     with pytest.raises(ValueError, match="holds its question"):
         reader.answer(z, "Who?")
     with pytest.raises(ValueError, match="2 wires need as many"):
@@ -168,17 +168,17 @@ def test_an_llm_without_an_adapter_is_refused_with_the_way_to_one(lw):
         lw.reader("gemma")
 
 
-def test_words_lead_back_to_what_was_chosen(lw, questions):
-    q = questions[0]
+def test_words_lead_back_to_what_was_chosen(lw, short_questions):
+    q = short_questions[0]
     chosen = [lw.encoder.tokenizer.decode([i]) for i in lw.encoder.select(q, "prompt", M)]
     words = lw.wire(lw.encode(q.context, q.question)).words()
     assert sum(a == b for a, b in zip(words, chosen, strict=True)) >= M - 1
 
 
-def test_saved_and_opened_again_it_sends_the_same_as_safetensors_alone(lw, questions, tmp_path):
+def test_saved_and_opened_again_it_sends_the_same_as_safetensors_alone(lw, short_questions, tmp_path):
     lw.save_pretrained(tmp_path / "copy")
     again = LatentWire.from_pretrained(str(tmp_path / "copy"))
-    q = questions[0]
+    q = short_questions[0]
     assert again.encode(q.context, q.question) == lw.encode(q.context, q.question)
     assert not list((tmp_path / "copy").glob("*.pt")) and (tmp_path / "copy" / "README.md").is_file()
     assert again.reader("llama").answer(lw.encode(q.context, q.question)) is not None
@@ -210,17 +210,17 @@ def test_half_precision_keeps_the_encoders_id_and_other_adapters_do_too(lw, tmp_
     assert LatentWire(tmp_path / "full").wire_id == LatentWire(tmp_path / "half").wire_id != lw.wire_id
 
 
-def test_a_machine_that_only_reads_needs_no_encoder_file(lw, questions, tmp_path):
+def test_a_machine_that_only_reads_needs_no_encoder_file(lw, short_questions, tmp_path):
     folder = shutil.copytree(lw.folder, tmp_path / "readers")
     for path in [*folder.glob("encoder*"), *folder.glob("adapter_llama*")]:
         path.unlink()
-    z = lw.encode(questions[0].context, questions[0].question)
+    z = lw.encode(short_questions[0].context, short_questions[0].question)
     assert LatentWire(folder).reader("qwen").answer(z) == lw.reader("qwen").answer(z)
 
 
-def test_the_two_halves_load_nothing_of_each_other(lw, questions, tmp_path):
+def test_the_two_halves_load_nothing_of_each_other(lw, short_questions, tmp_path):
     """Each in a process of its own: what is loaded is what is imported and held."""
-    q = questions[0]
+    q = short_questions[0]
     code = (
         "import gc, sys\nfrom latentwire import LatentWire\n"
         "from transformers import PreTrainedModel\n"

@@ -40,8 +40,8 @@ def readers(lw):
 
 
 @pytest.fixture(scope="module")
-def wires(lw, questions):
-    some = questions[:20]
+def wires(lw, short_questions):
+    some = short_questions[:20]
     return lw.encode([q.context for q in some], [q.question for q in some])
 
 
@@ -107,8 +107,8 @@ def events_of(text):
     return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line]
 
 
-def test_over_a_socket_encoding_and_answering_are_those_of_the_api(app, lw, readers, questions):
-    q = questions[0]
+def test_over_a_socket_encoding_and_answering_are_those_of_the_api(app, lw, readers, short_questions):
+    q = short_questions[0]
     asked = {"context": q.context, "question": q.question}
     expected = lw.encode(q.context, q.question)
     with listening(app()) as address, httpx.Client(base_url=address, timeout=MOST_WAIT_S) as http:
@@ -130,8 +130,8 @@ def test_over_a_socket_encoding_and_answering_are_those_of_the_api(app, lw, read
         assert 'latentwire_batch_size_count{kind="encode"} 2.0' in counted
 
 
-def test_lists_codecs_and_sizes_reach_the_encoder(app, lw, readers, questions):
-    contexts, asked = [q.context for q in questions[:3]], [q.question for q in questions[:3]]
+def test_lists_codecs_and_sizes_reach_the_encoder(app, lw, readers, short_questions):
+    contexts, asked = [q.context for q in short_questions[:3]], [q.question for q in short_questions[:3]]
     for how in ({"m": 5, "codec": "int4"}, {"budget": 20.0, "codec": "int8"}):
         told = post(app(), "/v1/encode", json={"context": contexts, "question": asked, **how}).json()
         expected = lw.encode(contexts, asked, **how)
@@ -141,13 +141,13 @@ def test_lists_codecs_and_sizes_reach_the_encoder(app, lw, readers, questions):
     assert told["answer"] == readers["llama"].answer(expected)
 
 
-def test_with_source_context_each_answer_has_its_question(checkpoint_of, questions):
+def test_with_source_context_each_answer_has_its_question(checkpoint_of, short_questions):
     lw = LatentWire.from_pretrained(checkpoint_of("context"))
     reader = lw.reader("qwen")
     app = app_of(ServeSettings(page=False), lw, {"qwen": reader})
-    wire = base64.b64decode(post(app, "/v1/encode", json={"context": questions[0].context}).json()["wire"])
-    assert wire == lw.encode(questions[0].context)
-    asked = [q.question for q in questions[:2]]
+    wire = base64.b64decode(post(app, "/v1/encode", json={"context": short_questions[0].context}).json()["wire"])
+    assert wire == lw.encode(short_questions[0].context)
+    asked = [q.question for q in short_questions[:2]]
     told = post(app, "/v1/answer", json={"wire": [text_of(wire)] * 2, "question": asked}).json()
     assert told["answer"] == reader.answer([wire] * 2, asked)
     for body in ({"wire": text_of(wire)}, {"wire": text_of(wire), "question": " "}):
@@ -155,13 +155,14 @@ def test_with_source_context_each_answer_has_its_question(checkpoint_of, questio
         assert refused.status_code == 422 and "question" in refused.json()["error"]
 
 
-def test_requests_at_the_same_time_are_answered_together_and_as_alone(app, lw, readers, questions, wires):
+def test_requests_at_the_same_time_are_answered_together_and_as_alone(app, lw, readers, short_questions, wires):
     service = app(batch=8)
 
     async def run():
         async with client(service) as http:
             encoded = [
-                http.post("/v1/encode", json={"context": q.context, "question": q.question}) for q in questions[:20]
+                http.post("/v1/encode", json={"context": q.context, "question": q.question})
+                for q in short_questions[:20]
             ]
             bodies = [
                 {"wire": text_of(wire), "llm": "qwen", "max_new_tokens": 3 + i % 2} for i, wire in enumerate(wires)
@@ -252,14 +253,14 @@ def test_what_is_wrong_with_a_request_is_said_by_status_and_text(app, wires, pat
     assert found.status_code == status and says in found.json()["error"], found.text
 
 
-def test_a_wire_of_another_checkpoint_is_refused_by_name(app, checkpoint_of, questions):
+def test_a_wire_of_another_checkpoint_is_refused_by_name(app, checkpoint_of, short_questions):
     other = LatentWire.from_pretrained(checkpoint_of("prompt", seed=1))
-    wire = text_of(other.encode(questions[0].context, questions[0].question))
+    wire = text_of(other.encode(short_questions[0].context, short_questions[0].question))
     refused = post(app(), "/v1/answer", json={"wire": wire})
     assert refused.status_code == 422 and f"encoder {other.wire_id.hex()}" in refused.json()["error"]
 
 
-def test_ten_megabytes_are_refused_while_they_come_and_nobody_else_notices(app, questions):
+def test_ten_megabytes_are_refused_while_they_come_and_nobody_else_notices(app, short_questions):
     """Over a socket, with and without a length that says so before."""
 
     def parts():
@@ -268,7 +269,7 @@ def test_ten_megabytes_are_refused_while_they_come_and_nobody_else_notices(app, 
             yield b"a word or two " * 750
         yield b'"}'
 
-    q = questions[0]
+    q = short_questions[0]
     with listening(app()) as address, httpx.Client(base_url=address, timeout=MOST_WAIT_S) as http:
         for content in (parts(), b"".join(parts())):
             refused = http.post("/v1/encode", content=content, headers={"Content-Type": "application/json"})
@@ -372,10 +373,10 @@ def test_work_of_clients_who_vanished_is_dropped(app, readers, wires, monkeypatc
     """One client's work runs, two wait, one of them goes away."""
     service, go, seen, answer = app(batch=1), threading.Event(), [], readers["llama"].answer
 
-    def slow(z, questions, most):
+    def slow(z, short_questions, most):
         seen.append(most)
         assert go.wait(MOST_WAIT_S)
-        return answer(z, questions, most)
+        return answer(z, short_questions, most)
 
     monkeypatch.setattr(readers["llama"], "answer", slow)
     batcher = service.state.service.answering["llama"]
@@ -432,7 +433,7 @@ def test_an_error_of_the_service_itself_is_500_and_not_its_end(app, readers, wir
     assert post(service, "/v1/answer", json={"wire": text_of(wires[0])}).status_code == 200
 
 
-def test_a_role_has_its_half_only(lw, readers, questions, wires, tmp_path):
+def test_a_role_has_its_half_only(lw, readers, short_questions, wires, tmp_path):
     encoder = app_of(ServeSettings(role="encoder"), lw, {})
     assert post(encoder, "/v1/answer", json={"wire": text_of(wires[0])}).status_code == 404
     folder = shutil.copytree(lw.folder, tmp_path / "readers")
@@ -440,13 +441,13 @@ def test_a_role_has_its_half_only(lw, readers, questions, wires, tmp_path):
         path.unlink()
     reading = LatentWire.from_pretrained(folder)
     reader = app_of(ServeSettings(role="reader"), reading, {"qwen": reading.reader("qwen")})
-    q = questions[0]
+    q = short_questions[0]
     assert post(reader, "/v1/encode", json={"context": q.context, "question": q.question}).status_code == 404
     told = post(reader, "/v1/answer", json={"wire": text_of(wires[0])}).json()
     assert told == {"answer": readers["qwen"].answer(wires[0])}
 
 
-def test_an_encoding_service_imports_and_holds_no_llm(lw, questions):
+def test_an_encoding_service_imports_and_holds_no_llm(lw, short_questions):
     code = f"""
 import gc, sys
 from fastapi.testclient import TestClient
@@ -455,7 +456,7 @@ from latentwire.service.app import app_of
 from latentwire.service.settings import ServeSettings
 from transformers import PreTrainedModel
 app = app_of(ServeSettings(role="encoder"), LatentWire.from_pretrained({str(lw.folder)!r}), {{}})
-body = {{"context": {questions[0].context!r}, "question": {questions[0].question!r}}}
+body = {{"context": {short_questions[0].context!r}, "question": {short_questions[0].question!r}}}
 assert TestClient(app).post("/v1/encode", json=body).status_code == 200
 print(*{{type(x).__name__ for x in gc.get_objects() if isinstance(x, PreTrainedModel)}})
 print(*[name for name in sys.modules if name.startswith("latentwire.llms.") or name == "gradio"])

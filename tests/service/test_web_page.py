@@ -64,8 +64,8 @@ def cells(table):
     return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
 
 
-def test_a_client_gets_both_answers_of_each_llm_and_what_they_cost(lw, readers, questions):
-    q, m, codec = questions[0], 9, "int8"
+def test_a_client_gets_both_answers_of_each_llm_and_what_they_cost(lw, readers, short_questions):
+    q, m, codec = short_questions[0], 9, "int8"
     wire = lw.encode(q.context, q.question, m=m, codec=codec)
     app = app_of(ServeSettings(ckpt=str(lw.folder)), lw, readers)
     with listening(app) as address:
@@ -102,11 +102,11 @@ def plain(escaped):
     return html.unescape(escaped)
 
 
-def test_with_source_context_the_page_asks_when_answering(checkpoint_of, questions):
-    lw, q = LatentWire.from_pretrained(checkpoint_of("context")), questions[0]
+def test_with_source_context_the_page_asks_when_answering(checkpoint_of, short_questions):
+    lw, q = LatentWire.from_pretrained(checkpoint_of("context")), short_questions[0]
     reader = lw.reader("qwen")
     app = app_of(ServeSettings(), lw, {"qwen": reader})
-    document = " ".join(dict.fromkeys(q.context for q in questions[:12]))  # of several blocks
+    document = " ".join(dict.fromkeys(q.context for q in short_questions[:12]))  # of several blocks
     with listening(app) as address:
         table, marked = Client(address, verbose=False).predict(document, q.question, 12, "fp16", api_name="/ask")
     wire = lw.wire(lw.encode(document))
@@ -115,13 +115,13 @@ def test_with_source_context_the_page_asks_when_answering(checkpoint_of, questio
     assert plain(re.sub("</?mark>", "", marked.split("</div>")[0].split(">", 1)[1])) == document
 
 
-def test_marked_words_are_those_that_were_chosen(lw, questions):
+def test_marked_words_are_those_that_were_chosen(lw, short_questions):
     """By places that only the encoder knows, against those found from the wire afterwards."""
     from latentwire.data.content import content
     from latentwire.llms.prompts import AS_TEXT
 
     same = 0
-    for q in questions[:10]:
+    for q in short_questions[:10]:
         ids = lw.encoder.tokenizer(content("prompt", q.context, q.question).text, **AS_TEXT)["input_ids"]
         (encoded,) = lw.encoder.encoded([q], "prompt", 12)
         chosen = encoded.places[0].argmax(dim=1).tolist()
@@ -188,11 +188,11 @@ frame.src = `${origin}/`;
 @pytest.mark.skipif(CHROMIUM is None, reason="neither chromium nor google-chrome is on PATH, and CHROMIUM is not set")
 @pytest.mark.parametrize("token", ["", "sesame"])
 def test_in_a_browser_a_click_shows_answers_and_nothing_comes_from_elsewhere(
-    lw, readers, questions, tmp_path, monkeypatch, token
+    lw, readers, short_questions, tmp_path, monkeypatch, token
 ):
     """Where there is a token, the browser sends it as the password of the page."""
     monkeypatch.setenv("LATENTWIRE_TOKEN", token)
-    q, seen = questions[1], []
+    q, seen = short_questions[1], []
     context = f"{q.context} <i>Not</i> a tag & no link."
 
     async def done(request: Request) -> Response:
