@@ -381,10 +381,10 @@ def test_a_process_killed_in_the_middle_loses_no_finished_question(finished, tmp
 
 
 def test_an_llm_without_an_id_and_a_wording_of_nobody_are_named(tmp_path):
-    with pytest.raises(ValueError, match="GEMMA_ID"):
-        evaluate(config(tmp_path / "r", llms="gemma"))
-    with pytest.raises(ValueError, match="wordings='gemma'"):
-        evaluate(config(tmp_path / "r", wordings="gemma=chat"))
+    with pytest.raises(ValueError, match="MISTRAL_ID"):
+        evaluate(config(tmp_path / "r", llms="mistral"))
+    with pytest.raises(ValueError, match="wordings='mistral'"):
+        evaluate(config(tmp_path / "r", wordings="mistral=chat"))
 
 
 def test_an_unwritable_folder_is_named(tmp_path):
