@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import small_world
 from evaluation.evaluations import config as evaluation_config
 from evaluation.evaluations import timeless
@@ -52,7 +53,7 @@ for line in sys.stdin:
     if pid == 0:
         os.setpgid(0, 0)
         os.dup2(writing, 1), os.dup2(writing, 2)
-        torch.set_num_threads(1)
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         if asked["file_bytes"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (asked["file_bytes"],) * 2)
         sys.argv = [asked["program"] + ".py", *asked["argv"]]
@@ -108,7 +109,8 @@ class Starter:
 @pytest.fixture(scope="module")
 def starter(variables, tmp_path_factory):
     environment = {k: v for k, v in os.environ.items() if k != "SQUAD_DIR"} | variables
-    environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    # As many threads as here: the last bits of a run depend on them.
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     found = Starter(tmp_path_factory.mktemp("starter"), environment)
     yield found
     found.close()
