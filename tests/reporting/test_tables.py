@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from latentwire.api.documents import table as documents_table
 from latentwire.conditions.base import CONDITIONS
 from latentwire.evaluation.results import compare, critical_lines, row_key
 from latentwire.reporting.charts import hierarchy
@@ -21,7 +22,8 @@ from latentwire.reporting.tables import (
 
 ROOT = Path(__file__).parents[2]
 RECORDS = {path.parent: json.loads(path.read_text()) for path in sorted(ROOT.glob("results/**/results.json"))}
-EVALUATIONS = [folder for folder, found in RECORDS.items() if "results" in found]
+EVALUATIONS = [folder for folder, found in RECORDS.items() if "results" in found and "words" not in found]
+DOCUMENTS = [folder for folder in RECORDS if "words" in RECORDS[folder]]
 
 
 def row(condition, f1, m=None, llm="qwen"):
@@ -168,8 +170,13 @@ def test_the_committed_tables_are_those_of_their_results(folder):
 
 
 def test_the_committed_table_of_speed_is_that_of_its_record():
-    (folder,) = RECORDS.keys() - set(EVALUATIONS)
+    (folder,) = RECORDS.keys() - {*EVALUATIONS, *DOCUMENTS}
     assert (folder / "table.md").read_text() == speed_markdown(RECORDS[folder])
+
+
+@pytest.mark.parametrize("folder", DOCUMENTS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_the_committed_tables_of_long_documents_are_those_of_their_records(folder):
+    assert (folder / "table.md").read_text() == documents_table(RECORDS[folder])
 
 
 def test_the_headline_leaves_out_what_is_no_rival_and_tells_the_bits():
