@@ -27,7 +27,6 @@ from latentwire.models.wire import CODECS, pack, sealed, unpack
 LLMS = {"llama": "some/llama", "qwen": "some/qwen"}
 TEXT = "The museum opened in 1907; its tower is 31 metres high."
 CONTEXTS = ["The harbour of Łódź has 120 boats and one ferry.", 'Nobody "counts" the gulls.\nThey are many.']
-UNMENDED = pytest.mark.xfail(reason="plain lines are written without a checksum, a tokenizer is kept without a hash")
 QUESTIONS = {
     "data": [
         {"title": f"Town {n}", "paragraphs": [{"context": context, "qas": [
@@ -142,7 +141,7 @@ def lines_of(predictions):
     return [line for row in LINES for line in predictions.of(row).values() if line["id"] == row["id"]]
 
 
-@pytest.mark.parametrize("packed", [True, pytest.param(False, marks=UNMENDED)])
+@pytest.mark.parametrize("packed", [True, False])
 @drawn(200)
 @given(damage=damages())
 def test_damaged_predictions_are_refused_by_line_or_computed_again(tmp_path_factory, damage, packed):
@@ -207,11 +206,7 @@ def assert_same_or_an_error_that_names(folder, expected):
     assert found == expected
 
 
-def marked(unmended):
-    return [pytest.param(name, marks=UNMENDED) if name in unmended else name for name in FILES]
-
-
-@pytest.mark.parametrize("name", marked(FILES[-2:-1]))
+@pytest.mark.parametrize("name", FILES)
 def test_a_checkpoint_that_lacks_a_file_is_refused_or_is_the_same(checkpoint, name):
     folder, expected = checkpoint
     before = (folder / name).read_bytes()
@@ -222,7 +217,7 @@ def test_a_checkpoint_that_lacks_a_file_is_refused_or_is_the_same(checkpoint, na
         (folder / name).write_bytes(before)
 
 
-@pytest.mark.parametrize("name", marked(FILES[-3:-1]))
+@pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_is_refused_by_file_or_is_the_same(checkpoint, name):
     folder, expected = checkpoint
     before = (folder / name).read_bytes()
@@ -239,7 +234,6 @@ def test_a_damaged_checkpoint_is_refused_by_file_or_is_the_same(checkpoint, name
         (folder / name).write_bytes(before)
 
 
-@UNMENDED
 def test_a_checkpoint_whose_config_lacks_anything_is_refused_by_file_or_is_the_same(checkpoint):
     folder, expected = checkpoint
     before = (folder / "config.json").read_text()

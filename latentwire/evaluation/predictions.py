@@ -8,8 +8,9 @@ from pathlib import Path
 from latentwire.conditions.base import CONDITIONS, Condition
 from latentwire.evaluation.results import row_key
 from latentwire.utils.cli import require
-from latentwire.utils.files import read_json, read_lines, write_text
+from latentwire.utils.files import json_line, read_json, read_lines, write_text
 
+_KEYS = ("condition", "m", "llm", "id")  # of every line
 _OF_CHECKPOINT = {"wire", "untrained", "tuned"}  # what a condition may use that another evaluation has otherwise
 _FILES = {
     "wire": "checkpoint_sha256",
@@ -27,7 +28,7 @@ class Predictions:
     def __init__(self, path: Path):
         self.path = path
         if not path.is_file() and (packed := read_lines(path)):  # a record's, which further lines are added to
-            write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in packed))
+            write_text(path, "".join(map(json_line, packed)))
         written = path.read_bytes() if path.is_file() else b""
         whole = written.rfind(b"\n") + 1
         if whole < len(written):
@@ -61,13 +62,20 @@ class Predictions:
     def append(self, lines: list[dict]) -> None:
         """Write lines so that they survive a crash of the machine."""
         with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            file.writelines(map(json_line, lines))
             file.flush()
             os.fsync(file.fileno())
         self._keep(lines)
 
     def _keep(self, lines: list[dict]) -> None:
         for line in lines:
+            lacking = [key for key in _KEYS if key not in line]
+            require(
+                not lacking,
+                "run",
+                str(self.path),
+                f"a line lacks {', '.join(lacking)}; evaluate again with --fresh_eval",
+            )
             self.of(line)[line["id"]] = line
 
 

@@ -8,8 +8,8 @@
     FOLDER/training.pt              only in checkpoint_last: optimizer, scheduler and step, to continue exactly
 
 Tuned rivals are kept alike: config.json and soft_prompt_NAME. A checkpoint with .pt files alone, as older ones are,
-loads too. config.json has the sha256 of every weights file. Loading is strict: a mismatch is an error that names the
-file and the keys, never a score from half a checkpoint.
+loads too. config.json has the sha256 of every weights file, of tokenizer and of backbone. Loading is strict: a mismatch
+is an error that names the file and the keys, never a score from half a checkpoint.
 """
 
 import shutil
@@ -27,6 +27,7 @@ from latentwire.models.adapters import ADAPTERS, Adapter
 from latentwire.models.encoders.base import ENCODERS, Encoder
 from latentwire.models.weights import (
     FORMS,
+    PARTS,
     PROMPT,
     asked,
     check_llms,
@@ -34,6 +35,7 @@ from latentwire.models.weights import (
     load_strict,
     read_config,
     registered,
+    require_parts,
     sha256_of,
     wire_id_of,
 )
@@ -74,7 +76,7 @@ def save_checkpoint(
         encoder.save_parts(part)
         if training is not None:
             torch.save(training, part / "training.pt")
-        write_json(part / "config.json", config | shapes | {"sha256": _hashes(part)})
+        write_json(part / "config.json", config | shapes | {"sha256": _hashes(part), "parts_sha256": _parts(part)})
 
 
 def load_checkpoint(folder: Path, llms: Mapping[str, str]) -> tuple[Encoder, dict[str, Adapter], dict]:
@@ -91,6 +93,7 @@ def load_checkpoint(folder: Path, llms: Mapping[str, str]) -> tuple[Encoder, dic
 def load_encoder(folder: Path) -> Encoder:
     """The encoder of a checkpoint, and no LLM's adapter. Raises as `load_checkpoint` does."""
     config = read_config(folder)
+    require_parts(folder, config)
     shape, d_z = asked(config, "encoder", folder), asked(config, "d_z", folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder / "wire_tokenizer", local_files_only=True)
@@ -158,3 +161,8 @@ def _write(folder: Path, stem: str, state: Mapping[str, Tensor], forms: Sequence
 
 def _hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for end in FORMS for path in sorted(folder.glob(f"*{end}"))}
+
+
+def _parts(folder: Path) -> dict[str, str]:
+    found = sorted(path for part in PARTS for path in (folder / part).glob("*"))
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in found}

@@ -12,7 +12,7 @@ from latentwire.utils.files import read_json, write_json
 
 # What a checkpoint on a user's machine says that nobody else needs.
 _PRIVATE = ("init", "save_dir", "resume", "save_minutes", "tensorboard", "tracker", "ignore_memory", "device")
-_MADE_ANEW = ("encoder", "adapters", "widths", "sha256")
+_MADE_ANEW = ("encoder", "adapters", "widths", "sha256", "parts_sha256")
 
 
 def export(checkpoint: Path, folder: Path) -> dict:

@@ -21,6 +21,7 @@ from latentwire.utils.registry import Registry
 
 FORMS = (".safetensors", ".pt")  # of weights; the first one that is there is read
 PROMPT = "prompt"  # the one tensor of a soft prompt's file
+PARTS = ("wire_tokenizer", "backbone")  # folders of what an encoder reads with
 _FIRST_ADAPTER = "residual_mlp"  # of checkpoints that do not say their kind
 _WIRE_ID = 8  # bytes
 
@@ -55,7 +56,7 @@ def load_adapters(folder: Path, llms: Mapping[str, str]) -> dict[str, Adapter]:
     check_llms(folder, asked(config, "llms", folder), llms)
     kinds = registered(ADAPTERS, [config.get("adapters", {}).get(name, _FIRST_ADAPTER) for name in llms], folder)
     d_z, widths = asked(config, "d_z", folder), asked(config, "widths", folder)
-    adapters = {name: kind(d_z, widths[name]) for name, kind in zip(llms, kinds, strict=True)}
+    adapters = {name: kind(d_z, asked(widths, name, folder)) for name, kind in zip(llms, kinds, strict=True)}
     for name, adapter in adapters.items():
         load_strict(adapter, folder, f"adapter_{name}")
     return adapters
@@ -147,6 +148,15 @@ def load_strict(module: nn.Module, folder: Path, stem: str) -> None:
         module.load_state_dict(read_weights(path), strict=True)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{path} does not fit this program: {' '.join(str(error).split())}") from error
+
+
+def require_parts(folder: Path, config: Mapping) -> None:
+    """ValueError where what an encoder reads with is not what config.json promises (older ones promise nothing): an
+    altered tokenizer would be loaded in silence."""
+    for name, promised in config.get("parts_sha256", {}).items():
+        path = folder / name
+        if not path.is_file() or sha256_of(path) != promised:
+            raise ValueError(f"{path.parent} cannot be read ({path.name} is lacking or damaged); restore it")
 
 
 def sha256_of(path: Path) -> str:

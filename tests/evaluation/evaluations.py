@@ -1,8 +1,7 @@
 """Short evaluations, and what they leave on disk."""
 
-import json
-
 from latentwire.evaluation.settings import EvalSettings
+from latentwire.utils.files import read_lines
 
 OF_A_RUN = ("seconds", "examples_per_s", "git")  # somebody may commit while these tests run
 
@@ -23,4 +22,4 @@ def timeless(value):
 
 
 def predictions(folder):
-    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    return read_lines(folder / "predictions.jsonl")
