@@ -201,7 +201,9 @@ def test_without_predictions_or_with_other_data_nothing_is_recomputed(whole):
 
 
 RESULTS = Path(__file__).parents[2] / "results"
-KEPT = sorted(path.parent for path in RESULTS.glob("**/predictions.jsonl.gz"))
+KEPT = sorted(
+    path.parent for path in RESULTS.glob("**/predictions.jsonl.gz") if (path.parent / "manifest.json").is_file()
+)
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: str(folder.relative_to(RESULTS)))
