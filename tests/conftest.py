@@ -291,3 +291,11 @@ def short_questions():
     """Dev questions on contexts that the small encoder reads at once."""
     some = load("sample", "dev").questions
     return [dataclasses.replace(q, context=f"{q.context[:120].rsplit(' ', 1)[0]}.") for q in some]
+
+
+@pytest.fixture(scope="module")
+def lw(checkpoint_of):
+    """A checkpoint in use whose wires know the question."""
+    from latentwire import LatentWire
+
+    return LatentWire.from_pretrained(checkpoint_of("prompt"))

@@ -7,8 +7,9 @@ from the text saves the reader the difference in positions.
 
 from latentwire.api.encoding import LatentWire
 from latentwire.api.message import Wire
+from latentwire.llms.known import is_cached
 from latentwire.llms.loading import shape_of
-from latentwire.llms.offline import OFFLINE_LLMS, cache_dir
+from latentwire.llms.offline import OFFLINE_LLMS
 from latentwire.models.weights import read_weights, weights_file
 
 _TABLES = ("embedding", "codebook")  # looked up, not multiplied
@@ -23,17 +24,16 @@ def break_even(lw: LatentWire, wire: Wire) -> dict[str, dict]:
     saved_positions = wire.text_tokens - wire.m
     found = {}
     for name, llm_id in lw.llms.items():
-        if llm_id in OFFLINE_LLMS and not (cache_dir() / llm_id.removeprefix("offline:") / "config.json").is_file():
+        if llm_id in OFFLINE_LLMS and not is_cached(llm_id):
             found[name] = {"says": f"{llm_id} is not on this machine, so its size is not known here"}
             continue
         shape = shape_of(name, llm_id)
         saved = 2 * (shape.parameters - shape.vocabulary * shape.width) * saved_positions / 1e9
         questions = cost / saved if saved > 0 else None
         says = f"encoding {cost:.2f} GFLOP; "
-        says += (
-            f"saves {saved:.1f} GFLOP per question: pays after {questions:.2f} questions"
-            if questions
-            else (f"the text has {wire.text_tokens} tokens, so its {wire.m} latents save nothing")
-        )
+        if questions:
+            says += f"saves {saved:.1f} GFLOP per question: pays after {questions:.2f} questions"
+        else:
+            says += f"the text has {wire.text_tokens} tokens, so its {wire.m} latents save nothing"
         found[name] = {"encode_gflop": cost, "saved_gflop": saved, "questions": questions, "says": says}
     return found

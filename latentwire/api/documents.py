@@ -37,10 +37,8 @@ def measure(config: DocumentSettings) -> dict:
     """Predictions, results.json and table.md in save_dir. Each LLM is asked all questions before the next is loaded."""
     lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
     document, questions = document_of(config.words, config.each)
-    known, how = (
-        lw.source == "prompt",
-        {"codec": "fp16", "m": config.latent_len, "budget": config.budget, "blocks": config.blocks},
-    )
+    known = lw.source == "prompt"
+    how = {"m": config.latent_len, "budget": config.budget, "blocks": config.blocks}
     asked = [q.question for q in questions] if known else None
     started = time.perf_counter()
     if known:

@@ -42,6 +42,7 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         config = read_config(self.folder)
         self.source: str = asked(config, "source", self.folder)
         self.m: int = asked(config, "latent_len", self.folder)
+        self.d_z: int = asked(config, "d_z", self.folder)
         self.llms: dict[str, str] = asked(config, "llms", self.folder)
 
     @classmethod

@@ -49,19 +49,16 @@ class Wire:
     ) -> "Wire":
         """blocks: float32 [M_i, d_z] each. Raises ValueError for values that the codec cannot hold, and for more than
         65,535 blocks or latents of one block."""
-        if codec not in wire.CODECS:
-            raise ValueError(f"unknown wire codec {codec!r}; choose one of {', '.join(wire.CODECS)}")
         lengths = [len(block) for block in blocks]
         if max(len(lengths), *lengths) > _MOST:
             raise ValueError(f"{len(lengths)} blocks of at most {max(lengths)} latents: the wire holds {_MOST} of each")
         z = np.concatenate(blocks)
-        if not np.isfinite(z).all():
-            raise ValueError("the latents hold nan or inf, so there is nothing to send; look at the encoder's output")
+        values = wire.pack_values(z[None], codec)
         header = _HEADER.pack(
             wire.MAGIC, VERSION, wire.CODECS[codec], SOURCES.index(source), len(blocks), z.shape[1], encoder,
             text_bytes, text_tokens,
         )  # fmt: skip
-        body = header + struct.pack(f"<{len(lengths)}H", *lengths) + wire.pack_values(z[None], codec)
+        body = header + struct.pack(f"<{len(lengths)}H", *lengths) + values
         return cls.unpack(wire.sealed(body))
 
     @classmethod

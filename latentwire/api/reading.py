@@ -108,8 +108,5 @@ class WireReader:
     def _require_positions(self, slots: Iterable[Tensor], tails: Iterable[Sequence[int]], more: int) -> None:
         for slot, tail in zip(slots, tails, strict=True):
             needed = len(self.prompts.head) + len(slot) + len(tail) + more
-            if self.llm.positions and needed > self.llm.positions:
-                raise ValueError(
-                    f"the wire's {len(slot)} latents make a prompt of {needed} positions, and {self.name} "
-                    f"({self.llm.id}) reads {self.llm.positions}; encode with a smaller budget, or fewer parts"
-                )
+            what = f"the wire's {len(slot)} latents make a prompt of"
+            self.llm.require_positions(needed, what, "encode with a smaller budget, or fewer parts")

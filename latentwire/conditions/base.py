@@ -207,11 +207,8 @@ def require_positions(reader: Reader, questions: Sequence[Question], places: int
             continue  # a text has no more tokens than bytes
         slot = max(places, len(prompts.plain(text)))
         needed = len(prompts.head) + slot + len(prompts.tail(q.question)) + more
-        if needed > most:
-            raise ValueError(
-                f"question {q.id}: its prompt takes {needed} positions, and {reader.llm.name} ({reader.llm.id}) reads "
-                f"{most}; leave out the conditions that read whole texts, shorten it, or choose another LLM"
-            )
+        remedy = "leave out the conditions that read whole texts, shorten it, or choose another LLM"
+        reader.llm.require_positions(needed, f"question {q.id}: its prompt takes", remedy)
 
 
 def text_slot(reader: Reader, ids: list[int]) -> Slot:

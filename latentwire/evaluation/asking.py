@@ -37,11 +37,7 @@ class Demo:
         for name, shown in _SHOWN.items():
             (slot,) = CONDITIONS[name].slots(reader, [asked], self.m, self.shared)
             positions = len(prompts.head) + len(slot.embeds) + len(tail) + self.longest
-            if llm.positions and positions > llm.positions:
-                raise ValueError(
-                    f"context: as {shown} the prompt takes {positions} positions, and {llm.name} ({llm.id}) reads "
-                    f"{llm.positions}; shorten it"
-                )
+            llm.require_positions(positions, f"context: as {shown} the prompt takes", "shorten it")
             (answer,) = llm.generate_with_prefix(prompts.head, [slot.embeds], [tail], self.longest)
             lines.append(
                 f"{llm.name:>8} from {shown}  {len(slot.embeds):>5} positions  {slot.sent:>6} bytes   "

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from latentwire.llms.known import DEFAULT_LLMS, LARGE_LLMS, LARGE_SHAPES, id_variable
+from latentwire.llms.known import DEFAULT_LLMS, LARGE_LLMS, LARGE_SHAPES, cache_dir, id_variable, is_cached
 from latentwire.utils.cli import SCHEMA, Settings, gpu_count, has_gpu, option
 from latentwire.utils.surroundings import (
     aside,
@@ -128,7 +128,7 @@ def _in_date(root: Path) -> bool:
 
 def _has_to_fetch(root: Path) -> bool:
     """Whether a first run needs the package index."""
-    models = [name for name in _offline_ids(root) if not _cached(name)]
+    models = [name for name in _offline_ids(root) if not is_cached(name)]
     return bool(models) or not (os.environ.get("PYTHON") or _in_date(root))
 
 
@@ -182,11 +182,11 @@ def _hardware() -> Iterator[Finding]:
 
 
 def _disk(root: Path) -> Iterator[Finding]:
-    to_make = MODELS_MB if any(not _cached(name) for name in _offline_ids(root)) else 0
+    to_make = MODELS_MB if any(not is_cached(name) for name in _offline_ids(root)) else 0
     venv = 0 if os.environ.get("PYTHON") or (root / ".venv").is_dir() else ENVIRONMENT_MB
     places = {
         "runs/": (Path(os.environ.get("OUTPUT_DIR") or root / "runs"), 100 + venv, "OUTPUT_DIR"),
-        "cache": (_cache(), to_make, "LATENTWIRE_CACHE"),
+        "cache": (cache_dir(), to_make, "LATENTWIRE_CACHE"),
     }
     for what, (folder, needed, variable) in places.items():
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -198,15 +198,6 @@ def _disk(root: Path) -> Iterator[Finding]:
             yield Finding(MISSING, what, f"{text}, {needed / 1000:.1f} are needed; make room, or set {variable}")
         else:
             yield Finding(OK, what, text)
-
-
-def _cache() -> Path:
-    """As llms/offline.py has it, which is slow to import."""
-    return Path(os.environ.get("LATENTWIRE_CACHE") or "~/.cache/latentwire").expanduser()
-
-
-def _cached(model_id: str) -> bool:
-    return (_cache() / model_id.removeprefix("offline:") / "config.json").is_file()
 
 
 def _checkpoint_of(root: Path) -> Path | None:
@@ -256,14 +247,14 @@ def _offline_ids(root: Path) -> list[str]:
 
 def _models(root: Path, checkpoint: Path | None) -> Iterator[Finding]:
     for name in _offline_ids(root):
-        if _cached(name):
-            yield Finding(OK, "model", f"{name} is in {_cache()}")
+        if is_cached(name):
+            yield Finding(OK, "model", f"{name} is in {cache_dir()}")
         else:
             yield Finding(
                 NOTE, "model", f"{name} is not there yet; the first run fetches it, or takes it from MODELS_DIR"
             )
     encoder = _made_for(checkpoint).get("encoder_id") or ""
-    if encoder.startswith("offline:") and not _cached(encoder):
+    if encoder.startswith("offline:") and not is_cached(encoder):
         yield Finding(NOTE, "model", f"{encoder} is not there yet; the first training fetches it")
     folder = os.environ.get("MODELS_DIR")
     if folder and not Path(folder).is_dir():

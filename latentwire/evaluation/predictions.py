@@ -70,12 +70,8 @@ class Predictions:
     def _keep(self, lines: list[dict]) -> None:
         for line in lines:
             lacking = [key for key in _KEYS if key not in line]
-            require(
-                not lacking,
-                "run",
-                str(self.path),
-                f"a line lacks {', '.join(lacking)}; evaluate again with --fresh_eval",
-            )
+            remedy = f"a line lacks {', '.join(lacking)}; evaluate again with --fresh_eval"
+            require(not lacking, "run", str(self.path), remedy)
             self.of(line)[line["id"]] = line
 
 

@@ -114,6 +114,11 @@ class FrozenLLM:
         self._forward(self.embed([0])[None], torch.ones(1, 1, dtype=torch.long, device=self.device), cache, keep=1)
         return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
+    def require_positions(self, needed: int, what: str, remedy: str) -> None:
+        """ValueError where a prompt needs more positions than the LLM can read; what: the prompt, with its verb."""
+        if self.positions and needed > self.positions:
+            raise ValueError(f"{what} {needed} positions, and {self.name} ({self.id}) reads {self.positions}; {remedy}")
+
     def weights_sha256(self) -> str:
         """One hash of all weights: that they stayed frozen can be checked."""
         digest = hashlib.sha256()

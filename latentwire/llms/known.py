@@ -84,3 +84,18 @@ def llm_id(name: str, made_for: Mapping[str, str], device: str = "") -> str:
 def id_variable(name: str) -> str:
     """The variable that names the model of an LLM; one that every shell can export."""
     return re.sub(r"\W", "_", name.upper()) + "_ID"
+
+
+def cache_dir() -> Path:
+    """Folder of the converted models: LATENTWIRE_CACHE, else ~/.cache/latentwire."""
+    return Path(os.environ.get("LATENTWIRE_CACHE") or "~/.cache/latentwire").expanduser()
+
+
+def offline_folder(model_id: str) -> Path:
+    """Where an offline model is kept once it is converted."""
+    return cache_dir() / model_id.removeprefix("offline:")
+
+
+def is_cached(model_id: str) -> bool:
+    """Whether an offline model is there already."""
+    return (offline_folder(model_id) / "config.json").is_file()

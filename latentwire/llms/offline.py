@@ -25,6 +25,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from latentwire.llms.known import is_cached, offline_folder
 from latentwire.utils.cli import reason, run
 
 CHUNK = 1 << 20
@@ -92,11 +93,6 @@ ON_REQUEST = {"offline:gemma-3-270m"}  # fetched only by a run that names it
 OFFLINE_MODELS = {name: made for name, made in (OFFLINE_LLMS | OFFLINE_ENCODERS).items() if name not in ON_REQUEST}
 
 
-def cache_dir() -> Path:
-    """Folder of the converted models: LATENTWIRE_CACHE, else ~/.cache/latentwire."""
-    return Path(os.environ.get("LATENTWIRE_CACHE") or "~/.cache/latentwire").expanduser()
-
-
 def ensure_offline_model(model_id: str) -> Path:
     """Folder of an offline model in Hugging Face form (float32), fetched, verified and converted on first use.
 
@@ -104,8 +100,8 @@ def ensure_offline_model(model_id: str) -> Path:
     with the way out; a half-made folder never takes the final name.
     """
     model = (OFFLINE_LLMS | OFFLINE_MODELS)[model_id]
-    target = cache_dir() / model_id.removeprefix("offline:")
-    if (target / "config.json").is_file():
+    target = offline_folder(model_id)
+    if is_cached(model_id):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +112,7 @@ def ensure_offline_model(model_id: str) -> Path:
             f"cannot write the model cache ({error}); set LATENTWIRE_CACHE to a writable folder"
         ) from error
     try:
-        if not (target / "config.json").is_file():  # another process may have made it meanwhile
+        if not is_cached(model_id):  # another process may have made it meanwhile
             _make(model_id, model, target)
     finally:
         lock.release()

@@ -69,15 +69,11 @@ class PretrainedBackbone(nn.Module):
 
     def forward(self, questions: Sequence[Question], source: str) -> States:
         """States of the question (source "prompt") and the context, word piece by word piece."""
-        contents = [content(source, q.context, q.question) for q in questions]
         encoded = self._tokenize(questions, source)
         device = self.model.device
         inputs = {key: encoded[key].to(device) for key in self.tokenizer.model_input_names if key in encoded}
         hidden = self.model(**inputs).last_hidden_state  # [windows, L, w]
-        pieces = [_Pieces(c) for c in contents]
-        for window, text in enumerate(encoded["overflow_to_sample_mapping"].tolist()):
-            pieces[text].add(window, encoded["offset_mapping"][window].numpy(), encoded.sequence_ids(window))
-        chosen = [p.best() for p in pieces]  # per text: spans [S, 2], windows [S], positions [S]
+        chosen = _chosen_pieces(questions, source, encoded)
         rows = [hidden[torch.as_tensor(w, device=device), torch.as_tensor(p, device=device)] for _, w, p in chosen]
         lengths = torch.tensor([len(row) for row in rows], device=device)
         padded = pad_sequence(rows, batch_first=True)
@@ -104,13 +100,10 @@ class PretrainedBackbone(nn.Module):
         names = [key for key in self.tokenizer.model_input_names if key in encoded and key != "attention_mask"]
         texts = [{key: torch.tensor(encoded[key][w], device=device) for key in names} for w in windows]
         hidden = packed_states(self.model, texts, _first_position(self.model))
-        pieces = [_Pieces(content(source, q.context, q.question)) for q in questions]
-        for window, text in enumerate(encoded["overflow_to_sample_mapping"]):
-            pieces[text].add(window, np.array(encoded["offset_mapping"][window]), encoded.sequence_ids(window))
         begins = np.cumsum([0, *map(len, hidden)])  # of each window in the row of all
         everything = torch.cat(hidden)
         states = []
-        for spans, window, position in (p.best() for p in pieces):
+        for spans, window, position in _chosen_pieces(questions, source, encoded):
             row = everything[torch.as_tensor(begins[window] + position, device=device)][None]
             states.append(States(row, torch.ones(row.shape[:2], dtype=torch.bool, device=device), [spans]))
         return states
@@ -138,6 +131,16 @@ def _first_position(model: PreTrainedModel) -> int:
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return 0 if padding is None else padding + 1
+
+
+def _chosen_pieces(
+    questions: Sequence[Question], source: str, encoded: BatchEncoding
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Per text, its word pieces once each: spans [S, 2], windows [S], positions [S]."""
+    pieces = [_Pieces(content(source, q.context, q.question)) for q in questions]
+    for window, text in enumerate(encoded["overflow_to_sample_mapping"]):
+        pieces[text].add(window, np.asarray(encoded["offset_mapping"][window]), encoded.sequence_ids(window))
+    return [p.best() for p in pieces]
 
 
 class _Pieces:
@@ -258,15 +261,9 @@ class OnPretrained:
         """As `Encoder.save_parts`."""
         save_backbone_shape(self.backbone, folder / "backbone")
 
-    @torch.no_grad()
-    def encoded(self, questions: Sequence[Question], source: str, m: int, **how: bool) -> list:
-        """As `Encoder.encoded`, with the backbone's states of many questions at once."""
-        training = self.training
-        self.eval()
-        states = self.backbone.each(questions, source)
-        encoded = [self([q], source, m, states=one, **how) for q, one in zip(questions, states, strict=True)]
-        self.train(training)
-        return encoded
+    def ready(self, questions: Sequence[Question], source: str) -> list[dict[str, States]]:
+        """As `Encoder.ready`: the backbone's states."""
+        return [{"states": states} for states in self.backbone.each(questions, source)]
 
     def fits(self, question: Question, source: str) -> bool:
         """As `Encoder.fits`."""

@@ -30,17 +30,14 @@ def pack(z: np.ndarray, codec: str) -> bytes:
     z: float array [count, M, d_z]; codec: one of CODECS. Returns the packed bytes.
     Raises ValueError for an unknown codec, a wrong shape, or values that the codec cannot hold (nan, inf, overflow).
     """
-    if codec not in CODECS:
-        raise ValueError(f"unknown wire codec {codec!r}; choose one of {', '.join(CODECS)}")
     z = np.asarray(z, np.float32)
     if z.ndim != 3:
         raise ValueError(f"the wire takes latents of shape [count, M, d_z], got {list(z.shape)}")
     count, m, d_z = z.shape
     if m > 0xFFFF or d_z > 0xFFFF:
         raise ValueError(f"M={m}, d_z={d_z}: the wire holds at most 65535 of each")
-    if not np.isfinite(z).all():
-        raise ValueError("the latents hold nan or inf, so there is nothing to send; look at the encoder's output")
-    return sealed(_HEADER.pack(MAGIC, VERSION, CODECS[codec], m, d_z, count) + pack_values(z, codec))
+    values = pack_values(z, codec)
+    return sealed(_HEADER.pack(MAGIC, VERSION, CODECS[codec], m, d_z, count) + values)
 
 
 def unpack(data: bytes) -> np.ndarray:
@@ -80,7 +77,12 @@ def codec_of(number: int) -> str:
 
 
 def pack_values(z: np.ndarray, codec: str) -> bytes:
-    """Scales and values of float32 latents [count, M, d_z]. Raises ValueError for values that the codec cannot hold."""
+    """Scales and values of float32 latents [count, M, d_z]. Raises ValueError for an unknown codec, and for values that
+    it cannot hold."""
+    if codec not in CODECS:
+        raise ValueError(f"unknown wire codec {codec!r}; choose one of {', '.join(CODECS)}")
+    if not np.isfinite(z).all():
+        raise ValueError("the latents hold nan or inf, so there is nothing to send; look at the encoder's output")
     return _pack_fp16(z) if codec == "fp16" else _pack_int(z, codec)
 
 

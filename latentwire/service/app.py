@@ -31,7 +31,6 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from latentwire import __version__
 from latentwire.api.encoding import LatentWire
 from latentwire.api.message import Wire
-from latentwire.models.weights import asked, read_config
 from latentwire.models.wire import CODECS
 from latentwire.service import batching
 from latentwire.service.settings import ServeSettings
@@ -101,7 +100,7 @@ class Service:
         lw, readers = self.lw, {name: reader.llm.id for name, reader in self.readers.items()}
         return {
             "checkpoint": self.config.ckpt, "source": lw.source, "wire_id": lw.wire_id.hex(), "m": lw.m,
-            "d_z": asked(read_config(lw.folder), "d_z", lw.folder), "codecs": [*CODECS], "role": self.config.role,
+            "d_z": lw.d_z, "codecs": [*CODECS], "role": self.config.role,
             "readers": readers, "version": __version__,
         }  # fmt: skip
 
@@ -237,6 +236,7 @@ async def _streamed(request: Request, batcher: batching.Batcher, key: int, items
         failing.pop_all()
 
     async def events() -> AsyncIterator[str]:
+        """Pieces of text as they come, then the answer or the error."""
         sent, text = "", first
         try:
             while text is not None:

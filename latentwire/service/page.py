@@ -161,8 +161,7 @@ def _from_text(reader: "WireReader", context: str, question: str) -> Callable[[]
     def work() -> tuple[str, int]:
         ids, tail = prompts.plain(prompts.content_text(context, question)), prompts.tail(question)
         needed = len(prompts.head) + len(ids) + len(tail) + _TOKENS
-        if llm.positions and needed > llm.positions:
-            raise ValueError(f"the text makes a prompt of {needed} positions, and {llm.id} reads {llm.positions}")
+        llm.require_positions(needed, "the text makes a prompt of", "shorten it")
         (answer,) = llm.generate_with_prefix(prompts.head, [llm.embed(ids)], [tail], _TOKENS)
         return answer, len(ids)
 

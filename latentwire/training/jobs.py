@@ -11,12 +11,11 @@ import torch
 from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared
 from latentwire.data.question import QuestionSet
 from latentwire.evaluation.answering import answer, batches
-from latentwire.models.adapters import Adapter
-from latentwire.models.checkpoint import load_checkpoint, load_encoder, save_checkpoint, save_soft_prompts
+from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
 from latentwire.models.encoders.base import ENCODERS, Encoder, answer_edges
 from latentwire.models.latentwire import LatentWire
-from latentwire.models.weights import load_soft_prompts, read_config
-from latentwire.training.joining import joined, joining_adapters, others
+from latentwire.models.weights import load_soft_prompts
+from latentwire.training import joining
 from latentwire.training.settings import TrainSettings
 from latentwire.training.soft_prompts import SoftPrompts
 from latentwire.training.stages import STAGES
@@ -46,7 +45,10 @@ def _latentwire(start: Start) -> Job:
     """LatentWire from the stage before, or from where this one was stopped."""
     config, held = start.config, start.held
     joins = STAGES[config.stage].joins
-    encoder, adapters, made = (_joining if joins and not start.last else _begun)(start)
+    if joins and not start.last:
+        encoder, adapters, made = joining.begin(config, start.readers)
+    else:
+        encoder, adapters, made = load_checkpoint(start.last or Path(config.init), config.llm_ids)
     require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.init} has d_z={made['d_z']}; set that")
     if not (start.last or joins):
         encoder = _encoder(config, encoder)
@@ -61,23 +63,12 @@ def _latentwire(start: Start) -> Job:
         return _answer_figures("latentwire", ready, shared, held, config)
 
     def save(folder: Path, training: dict | None, notes: dict) -> None:
-        all_adapters = others(config) | adapters if joins else adapters
-        save_checkpoint(folder, encoder, all_adapters, (joined(config, origin) if joins else origin) | notes, training)
+        if joins:
+            joining.save(folder, encoder, adapters, config, origin, training, notes)
+        else:
+            save_checkpoint(folder, encoder, adapters, origin | notes, training)
 
     return Job(config, model, start.readers, start.questions.questions, validate, save, start.questions.spans)
-
-
-def _begun(start: Start) -> tuple[Encoder, dict[str, Adapter], dict]:
-    """What the stage before left, or this one when it was stopped."""
-    return load_checkpoint(start.last or Path(start.config.init), start.config.llm_ids)
-
-
-def _joining(start: Start) -> tuple[Encoder, dict[str, Adapter], dict]:
-    """The finished wire's encoder, and the adapters of the LLMs that join it, in closed form."""
-    config = start.config
-    encoder = load_encoder(Path(config.init))
-    adapters, _ = joining_adapters(encoder, start.readers, config)
-    return encoder, adapters, read_config(Path(config.init))
 
 
 def _rival(start: Start) -> Job:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from latentwire.conditions.base import Reader
 from latentwire.models.adapters import Adapter
+from latentwire.models.checkpoint import load_encoder, save_checkpoint
 from latentwire.models.closed_form import ClosedForm, fit_texts, least_squares_map, report, token_counts, wire_table
 from latentwire.models.encoders.base import Encoder
 from latentwire.models.weights import load_adapters, read_config
@@ -27,11 +28,11 @@ def of_the_wire(config: TrainSettings) -> TrainSettings:
     return dataclasses.replace(config, **fixed, encoder_type=made["encoder"]["type"], encoder=None)
 
 
-def joining_adapters(
-    encoder: Encoder, readers: Sequence[Reader], config: TrainSettings
-) -> tuple[dict[str, Adapter], dict[str, dict[str, float]]]:
-    """The adapters of new LLMs in closed form, of the kind that the wire's other readers have, and the figures of
-    `closed_form.report`. Raises ValueError for an encoder without a codebook."""
+def begin(config: TrainSettings, readers: Sequence[Reader]) -> tuple[Encoder, dict[str, Adapter], dict]:
+    """The finished wire's encoder, the adapters of new LLMs in closed form, of the kind that its other readers have,
+    and its config with the figures of `closed_form.report`. Raises ValueError for an encoder without a codebook."""
+    folder = Path(config.init)
+    encoder, made = load_encoder(folder), read_config(folder)
     require(
         hasattr(encoder, "codebook"), "init", config.init,
         f"its encoder {encoder.name!r} has no codebook, so there is nothing that a new LLM could read before training",
@@ -40,19 +41,34 @@ def joining_adapters(
     counts = token_counts(encoder.tokenizer, fit_texts(config.dataset))
     tables = {reader.llm.name: wire_table(reader.llm, encoder.tokenizer) for reader in readers}
     maps = {name: least_squares_map(codebook, table, counts) for name, table in tables.items()}
-    kind = type(next(iter(others(config).values())))
-    return {name: kind.from_closed_form(*found) for name, found in maps.items()}, report(
-        ClosedForm(codebook, maps), tables, counts
-    )
+    kind = type(next(iter(_others(config).values())))
+    figures = (made.get("interface") or {}) | report(ClosedForm(codebook, maps), tables, counts)
+    adapters = {name: kind.from_closed_form(*found) for name, found in maps.items()}
+    return encoder, adapters, made | {"interface": figures}
 
 
-def others(config: TrainSettings) -> dict[str, Adapter]:
+def save(
+    folder: Path,
+    encoder: Encoder,
+    adapters: Mapping[str, Adapter],
+    config: TrainSettings,
+    origin: Mapping,
+    training: dict | None = None,
+    notes: Mapping | None = None,
+) -> None:
+    """A checkpoint with the new adapters beside those that read the wire already. origin: of the new ones, with the
+    "interface" of `begin`; training, notes: as a job's `save` has them."""
+    config_json = _joined(config, origin) | {"interface": origin["interface"]} | (notes or {})
+    save_checkpoint(folder, encoder, _others(config) | adapters, config_json, training)
+
+
+def _others(config: TrainSettings) -> dict[str, Adapter]:
     """The adapters that read the wire already, as they are."""
     folder = Path(config.init)
     return load_adapters(folder, read_config(folder)["llms"])
 
 
-def joined(config: TrainSettings, origin: Mapping) -> dict:
+def _joined(config: TrainSettings, origin: Mapping) -> dict:
     """What the checkpoint says: all that it said before, and of each new LLM how it joined."""
     made = read_config(Path(config.init))
     found = {key: made.get(key, {}) | origin[key] for key in _OF_EACH_LLM}

@@ -16,12 +16,12 @@ from latentwire.conditions.base import CONDITIONS, Reader, readers, require_posi
 from latentwire.data.question import QuestionSet, split_by_article, subset
 from latentwire.data.squad import load
 from latentwire.llms.loading import device_map
-from latentwire.models.checkpoint import load_encoder, save_checkpoint
+from latentwire.models.checkpoint import save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.weights import checkpoint_sha256, load_training, read_config
+from latentwire.training import joining
 from latentwire.training.jobs import Start, job_of
-from latentwire.training.joining import joined, joining_adapters, of_the_wire, others
 from latentwire.training.memory import require_memory
 from latentwire.training.settings import TrainSettings
 from latentwire.training.stages import ALL, STAGES, needed
@@ -90,7 +90,7 @@ def _estimate_all(config: TrainSettings) -> dict[str, dict[str, float]]:
 
 def _stage(config: TrainSettings, shared: bool = True) -> dict[str, float] | None:
     """shared: whether all processes have one folder, which the first of them writes."""
-    config = on_this_machine(of_the_wire(config) if STAGES[config.stage].joins else config)
+    config = on_this_machine(joining.of_the_wire(config) if STAGES[config.stage].joins else config)
     accelerator = _accelerator(config)
     set_seed(config.seed)
     everything = load(config.dataset, "train")
@@ -208,12 +208,10 @@ def _origin(config: TrainSettings, questions: QuestionSet, frozen: dict[str, str
 def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: RunFolder | None) -> None:
     """What there is without steps: the codebook, or the adapters of LLMs that join one."""
     if STAGES[config.stage].joins:
-        encoder = load_encoder(Path(config.init))
-        adapters, figures = joining_adapters(encoder, ready, config)
+        encoder, adapters, made = joining.begin(config, ready)
         if run:
-            made = joined(config, origin)
-            made["interface"] = (made.get("interface") or {}) | figures
-            save_checkpoint(run.path / "checkpoint_best", encoder, others(config) | adapters, made)
+            whole = origin | {"interface": made["interface"]}
+            joining.save(run.path / "checkpoint_best", encoder, adapters, config, whole)
         return
     llms = {reader.llm.name: reader.llm for reader in ready}
     seed = config.seed if config.codes == "random" else None

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from latentwire.data.question import Question
 from latentwire.llms.frozen import FrozenLLM, PrefixLoss
-from latentwire.llms.offline import cache_dir
+from latentwire.llms.known import cache_dir
 from latentwire.llms.prompts import PromptBuilder
 
 TOP = 32  # tokens kept at each label

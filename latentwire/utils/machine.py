@@ -4,8 +4,6 @@ import dataclasses
 import platform
 import random
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
@@ -14,7 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from huggingface_hub import constants
+
+from latentwire.utils.surroundings import hub_is_there
+
+_HUB_S = 5  # that the hub may take to answer
 
 T = TypeVar("T")
 
@@ -75,15 +76,7 @@ def git_sha() -> str | None:
 @cache
 def hub_answers() -> bool:
     """Whether the model hub can be reached; asked once, because the hub's own client retries for most of a minute."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()
-    except urllib.error.HTTPError:
-        return True  # it answers, if with an error
-    except OSError:
-        return False
-    return True
+    return hub_is_there(_HUB_S)
 
 
 def _processor() -> str:

@@ -79,8 +79,8 @@ def aside(ask: Callable[[], bool]) -> Callable[[], bool]:
     return wait
 
 
-def hub_is_there() -> bool:
-    """Whether the model hub answers at once."""
+def hub_is_there(within_s: float = WITHIN_S) -> bool:
+    """Whether the model hub answers in time."""
     try:
         from huggingface_hub import constants
     except ImportError:
@@ -88,7 +88,7 @@ def hub_is_there() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        urllib.request.urlopen(constants.ENDPOINT, timeout=WITHIN_S).close()
+        urllib.request.urlopen(constants.ENDPOINT, timeout=within_s).close()
     except urllib.error.HTTPError:
         return True  # it answers, if with an error
     except OSError:

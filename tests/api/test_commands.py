@@ -11,16 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from latentwire import LatentWire, answer, inspect_wire, send
+from latentwire import answer, inspect_wire, send
 from latentwire.utils import cli
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("surroundings")
-
-
-@pytest.fixture(scope="module")
-def lw(checkpoint_of):
-    return LatentWire.from_pretrained(checkpoint_of("prompt"))
 
 
 @pytest.fixture

@@ -21,11 +21,6 @@ pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 @pytest.fixture(scope="module")
-def lw(checkpoint_of):
-    return LatentWire.from_pretrained(checkpoint_of("prompt"))
-
-
-@pytest.fixture(scope="module")
 def later(checkpoint_of):
     """A checkpoint whose wires do not know the question."""
     return LatentWire.from_pretrained(checkpoint_of("context"))

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from latentwire.llms import offline
-from latentwire.llms.offline import OfflineModel, cache_dir, ensure_offline_model
+from latentwire.llms.known import cache_dir
+from latentwire.llms.offline import OfflineModel, ensure_offline_model
 
 MODEL_ID = "offline:tiny-0.5b"
 NAME = "tiny-0.5b"

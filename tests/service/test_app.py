@@ -11,13 +11,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
+from service.service_tools import MOST_WAIT_S, listening, until
 
 from latentwire import LatentWire
 from latentwire.service.app import app_of, load_readers, serve
@@ -25,13 +24,7 @@ from latentwire.service.batching import Batcher, ClosingError, FullError
 from latentwire.service.settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]
-MOST_WAIT_S = 60
 pytestmark = pytest.mark.usefixtures("surroundings")
-
-
-@pytest.fixture(scope="module")
-def lw(checkpoint_of):
-    return LatentWire.from_pretrained(checkpoint_of("prompt"))
 
 
 @pytest.fixture(scope="module")
@@ -75,28 +68,6 @@ def post(app, path, **how):
             return await http.post(path, **how)
 
     return asyncio.run(run())
-
-
-@contextmanager
-def listening(app):
-    """The address of an app that uvicorn serves on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    until(lambda: server.started)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def until(holds):
-    """Wait for something to become true."""
-    end = time.monotonic() + MOST_WAIT_S
-    while not holds():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def text_of(wire):

@@ -4,16 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
-import uvicorn
+from service.service_tools import listening
 
-from latentwire import LatentWire
 from latentwire.service.app import app_of
 from latentwire.service.load import run_load
 from latentwire.service.settings import LoadSettings, ServeSettings
@@ -23,28 +20,8 @@ pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 @pytest.fixture(scope="module")
-def lw(checkpoint_of):
-    return LatentWire.from_pretrained(checkpoint_of("prompt"))
-
-
-@pytest.fixture(scope="module")
 def reader(lw):
     return lw.reader("qwen")
-
-
-@contextmanager
-def listening(app):
-    """The address of an app that uvicorn serves on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def test_two_services_are_measured_in_turns_and_compared(lw, reader, tmp_path):

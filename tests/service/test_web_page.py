@@ -5,14 +5,11 @@ import os
 import re
 import shutil
 import subprocess
-import threading
-import time
-from contextlib import contextmanager
 
 import pytest
-import uvicorn
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from service.service_tools import listening, until
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -22,40 +19,13 @@ from latentwire.service.app import app_of, load_readers
 from latentwire.service.page import LONGEST, _html_of, aligned
 from latentwire.service.settings import ServeSettings
 
-MOST_WAIT_S = 60
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 @pytest.fixture(scope="module")
-def lw(checkpoint_of):
-    return LatentWire.from_pretrained(checkpoint_of("prompt"))
-
-
-@pytest.fixture(scope="module")
 def readers(lw):
     return load_readers(ServeSettings(ckpt=str(lw.folder)), lw)
-
-
-@contextmanager
-def listening(app):
-    """The address of an app that uvicorn serves on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    until(lambda: server.started)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def until(holds):
-    end = time.monotonic() + MOST_WAIT_S
-    while not holds():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 def cells(table):

@@ -3,12 +3,14 @@
 import random
 import subprocess
 import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
 from latentwire.utils import machine as this
 from latentwire.utils.machine import git_sha, hub_answers, machine, machine_line, on_this_machine, set_seed
@@ -112,8 +114,8 @@ def hub(monkeypatch):
         return SimpleNamespace(close=lambda: None)
 
     error = []
-    monkeypatch.setattr(this.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(this.urllib.request, "urlopen", ask)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(urllib.request, "urlopen", ask)
     hub_answers.cache_clear()
     yield asked, error
     hub_answers.cache_clear()
@@ -121,7 +123,7 @@ def hub(monkeypatch):
 
 def test_the_hub_is_asked_once(hub):
     assert hub_answers() and hub_answers()
-    assert hub[0] == [this.constants.ENDPOINT]
+    assert hub[0] == [constants.ENDPOINT]
 
 
 def test_a_hub_that_cannot_be_reached_does_not_answer(hub):
@@ -130,10 +132,10 @@ def test_a_hub_that_cannot_be_reached_does_not_answer(hub):
 
 
 def test_a_hub_that_answers_with_an_error_answers(hub):
-    hub[1].append(urllib.error.HTTPError(this.constants.ENDPOINT, 503, "busy", {}, None))
+    hub[1].append(urllib.error.HTTPError(constants.ENDPOINT, 503, "busy", {}, None))
     assert hub_answers()
 
 
 def test_a_machine_that_is_told_to_be_offline_asks_nobody(hub, monkeypatch):
-    monkeypatch.setattr(this.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert not hub_answers() and hub[0] == []

@@ -115,12 +115,17 @@ class Encoder(nn.Module):
         """Whether the encoder reads a text at once; longer ones are read in parts."""
         return True
 
+    def ready(self, questions: Sequence[Question], source: str) -> list[dict]:
+        """What `forward` need not compute again for each question, as its arguments: what many get at once."""
+        return [{} for _ in questions]
+
     @torch.no_grad()
     def encoded(self, questions: Sequence[Question], source: str, m: int, **how: bool) -> list[Encoded]:
         """`forward` without dropout, one question at a time."""
         training = self.training
         self.eval()
-        encoded = [self([question], source, m, **how) for question in questions]
+        ready = self.ready(questions, source)
+        encoded = [self([q], source, m, **mine, **how) for q, mine in zip(questions, ready, strict=True)]
         self.train(training)
         return encoded
 
