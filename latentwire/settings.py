@@ -8,7 +8,7 @@ import argparse
 
 from latentwire.api.settings import PROGRAMS as API
 from latentwire.evaluation.doctor import DoctorSettings
-from latentwire.evaluation.settings import DemoSettings, EvalSettings
+from latentwire.evaluation.settings import PROGRAMS as EVALUATION
 from latentwire.service.settings import PROGRAMS as SERVICE
 from latentwire.studies import settings as studies
 from latentwire.training.settings import LaunchSettings, TrainSettings
@@ -16,9 +16,9 @@ from latentwire.utils.cli import require, run
 from latentwire.utils.declared import current, one, page
 
 PROGRAMS = {
-    "eval": EvalSettings, "train": TrainSettings, "launch": LaunchSettings, "demo": DemoSettings,
-    "diagnostics": studies.DiagnosticsSettings, "sweep": studies.SweepSettings, "benchmark": studies.BenchmarkSettings,
-    "suite": studies.SuiteSettings, "ablations": studies.AblationSettings, **API, **SERVICE, "doctor": DoctorSettings,
+    **EVALUATION, "train": TrainSettings, "launch": LaunchSettings, "diagnostics": studies.DiagnosticsSettings,
+    "sweep": studies.SweepSettings, "benchmark": studies.BenchmarkSettings, "suite": studies.SuiteSettings,
+    "ablations": studies.AblationSettings, **API, **SERVICE, "doctor": DoctorSettings,
 }  # fmt: skip
 
 

@@ -60,9 +60,9 @@ def answer(config: AnswerSettings) -> None:
 
 def inspect(config: InspectSettings) -> None:
     """What a wire holds."""
-    with _opened(config.wire) as file:
-        wire = Wire.unpack(file.read())
     lw = LatentWire.from_pretrained(config.ckpt)
+    with _opened(config.wire) as file:
+        wire = Wire.unpack(file.read(), lw.folder)
     mine = wire.encoder == lw.wire_id.hex()
     found = {
         "version": wire.packed[len(MAGIC)], "codec": wire.codec, "source": wire.source, "encoder": wire.encoder,

@@ -21,13 +21,14 @@ from latentwire.api.message import Wire
 from latentwire.data.question import Question
 from latentwire.data.relevance import relevance
 from latentwire.models.weights import FORMS, asked, read_config, wire_id
-from latentwire.models.wire import CODECS
+from latentwire.models.wire import CODECS, COMPACT, SCALAR
 from latentwire.utils.cli import reason, require
 from latentwire.utils.machine import device_of, hub_answers
 
 if TYPE_CHECKING:
     from latentwire.api.reading import WireReader
     from latentwire.models.encoders.base import Encoder
+    from latentwire.models.wire.compact import Compact
 
 _BATCH = 50_000  # characters between two steps of the progress bar
 _NOT_KEPT = ("training.*", "eval_*", *(f"*{form}" for form in FORMS))  # weights are written anew
@@ -73,6 +74,17 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         """What its wires name it by."""
         return wire_id(self.folder)
 
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """Codecs that this checkpoint can send: those that need tables, where they were fitted (fit_codec.py)."""
+        return tuple(CODECS) if (self.folder / "codec").is_dir() else SCALAR
+
+    @cached_property
+    def _compact(self) -> "Compact":
+        from latentwire.models.wire.compact import tables_of  # imports torch
+
+        return tables_of(self.folder)
+
     @overload
     def encode(self, context: str, question: str | None = None, **how: object) -> bytes: ...
     @overload
@@ -102,7 +114,10 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
             how = {"m": m, "codec": codec, "budget": budget, "blocks": blocks, "progress": progress}
             (one,) = self.encode([context], questions, **how)
             return one
-        require(codec in CODECS, "codec", codec, f"choose one of {', '.join(CODECS)}")
+        fit = f"; compact ones need tables: python latentwire/fit_codec.py --ckpt {self.folder}"
+        more = "" if CODECS.keys() == set(self.codecs) else fit
+        require(codec in self.codecs, "codec", codec, f"choose one of {', '.join(self.codecs)}{more}")
+        compact = self._compact if codec in COMPACT else None
         require(m is None or m > 0, "m", m, "must be at least 1")
         require(budget is None or budget > 0, "budget", budget, "must be above 0 latents per 100 words")
         require(m is None or budget is None, "budget", budget, f"m={m} says already how many latents; leave one out")
@@ -112,7 +127,7 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         with tqdm(total=len(asked_for), unit="text", desc="encoding", disable=not progress) as bar:
             wires = []
             for some in _grouped(asked_for):
-                wires += self._encode(some, m or self.m, codec, budget, most)
+                wires += self._encode(some, m or self.m, codec, compact, budget, most)
                 bar.update(len(some))
         return wires
 
@@ -139,7 +154,13 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         return blocks or (1 if self.source == "prompt" else None)
 
     def _encode(
-        self, questions: Sequence[Question], m: int, codec: str, budget: float | None, most: int | None
+        self,
+        questions: Sequence[Question],
+        m: int,
+        codec: str,
+        compact: "Compact | None",
+        budget: float | None,
+        most: int | None,
     ) -> list[bytes]:
         parts = [(number, part) for number, q in enumerate(questions) for part in _fitting(q, self._parts(q), most)]
         sizes = [_places(part.context, budget) if budget else m for _, part in parts]
@@ -151,12 +172,12 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         blocks: list[list] = [[] for _ in questions]
         for row, (number, _) in enumerate(parts):
             blocks[number].append(latents[row])
-        return [bytes(self._packed(q, some, codec)) for q, some in zip(questions, blocks, strict=True)]
+        return [bytes(self._packed(q, some, codec, compact)) for q, some in zip(questions, blocks, strict=True)]
 
-    def _packed(self, q: Question, blocks: list, codec: str) -> Wire:
+    def _packed(self, q: Question, blocks: list, codec: str, compact: "Compact | None") -> Wire:
         text = f"{q.context}\n{q.question}" if q.question else q.context
         tokens = len(self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return Wire.pack(blocks, codec, self.source, self.wire_id, len(text.encode()), tokens)
+        return Wire.pack(blocks, codec, self.source, self.wire_id, len(text.encode()), tokens, compact)
 
     def _parts(self, q: Question) -> list[Question]:
         """The question on each part of its context that the encoder reads at once."""

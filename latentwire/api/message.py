@@ -3,9 +3,9 @@
 Version 2, little-endian:
 
     magic "LWIR" | version u8 | codec u8 | source u8 | blocks u16 | d_z u16 | encoder 8 bytes | text bytes u32 |
-    text tokens u32 | latents of each block u16 | scales f16 | payload | CRC-32 u32
+    text tokens u32 | latents of each block u16 | payload | CRC-32 u32
 
-Scales and payload are those of `models.wire`. `encoder` names the encoder by its weights: only its readers can read the
+Payloads are those of `models.wire`. `encoder` names the encoder by its weights: only its readers can read the
 latents. Version 1 (`models.wire`) is latents alone; it is still read, but it cannot say whose it is.
 """
 
@@ -13,11 +13,15 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latentwire.data.content import SOURCES
 from latentwire.models import wire
+
+if TYPE_CHECKING:
+    from latentwire.models.wire.compact import Compact
 
 VERSION = 2
 _HEADER = struct.Struct("<4sBBBHH8sII")
@@ -45,41 +49,52 @@ class Wire:
 
     @classmethod
     def pack(
-        cls, blocks: Sequence[np.ndarray], codec: str, source: str, encoder: bytes, text_bytes: int, text_tokens: int
+        cls,
+        blocks: Sequence[np.ndarray],
+        codec: str,
+        source: str,
+        encoder: bytes,
+        text_bytes: int,
+        text_tokens: int,
+        compact: "Compact | None" = None,
     ) -> "Wire":
-        """blocks: float32 [M_i, d_z] each. Raises ValueError for values that the codec cannot hold, and for more than
-        65,535 blocks or latents of one block."""
+        """blocks: float32 [M_i, d_z] each; compact: tables, for codecs that need them. Raises ValueError for values that
+        the codec cannot hold, and for more than 65,535 blocks or latents of one block."""
         lengths = [len(block) for block in blocks]
         if max(len(lengths), *lengths) > _MOST:
             raise ValueError(f"{len(lengths)} blocks of at most {max(lengths)} latents: the wire holds {_MOST} of each")
         z = np.concatenate(blocks)
-        values = wire.pack_values(z[None], codec)
+        values = wire.pack_values(z[None], codec, compact)
         header = _HEADER.pack(
             wire.MAGIC, VERSION, wire.CODECS[codec], SOURCES.index(source), len(blocks), z.shape[1], encoder,
             text_bytes, text_tokens,
         )  # fmt: skip
         body = header + struct.pack(f"<{len(lengths)}H", *lengths) + values
-        return cls.unpack(wire.sealed(body))
+        return cls.unpack(wire.sealed(body), compact=compact)
 
     @classmethod
-    def unpack(cls, data: bytes, checkpoint: Path | None = None) -> "Wire":
-        """The wire of these bytes. Raises ValueError on short, altered, foreign or newer bytes: a wrong latent is never
-        returned, and what a header claims takes no memory before it is compared with the bytes that are there."""
+    def unpack(cls, data: bytes, checkpoint: Path | None = None, compact: "Compact | None" = None) -> "Wire":
+        """The wire of these bytes; compact: tables, else those of the checkpoint. Raises ValueError on short, altered,
+        foreign or newer bytes: a wrong latent is never returned, and what a header claims takes no memory before it is
+        compared with the bytes that are there."""
         data = bytes(data)
         body = wire.opened(data, (wire.VERSION, VERSION))
+        codec = wire.codec_of(body[len(wire.MAGIC) + 1])
+        if codec in wire.COMPACT and compact is None and checkpoint is not None:
+            from latentwire.models.wire.compact import tables_of  # imports torch
+
+            compact = tables_of(checkpoint)
         if body[len(wire.MAGIC)] == wire.VERSION:
-            z = wire.unpack(data)
-            codec = wire.codec_of(body[len(wire.MAGIC) + 1])
+            z = wire.unpack(data, compact)
             return cls(z.reshape(-1, z.shape[2]), (z.shape[1],) * len(z), codec, "", "", 0, 0, data, checkpoint)
         if len(body) < _HEADER.size:
             raise ValueError(f"wire too short: {len(data)} bytes, the header of version {VERSION} does not fit")
-        _, _, code, source, count, d_z, encoder, text_bytes, text_tokens = _HEADER.unpack_from(body)
+        _, _, _, source, count, d_z, encoder, text_bytes, text_tokens = _HEADER.unpack_from(body)
         lengths_end = _HEADER.size + 2 * count
         if source >= len(SOURCES) or len(body) < lengths_end:
             raise ValueError(f"wire header: source number {source}, {count} blocks: that is no wire of this program")
         blocks = struct.unpack_from(f"<{count}H", body, _HEADER.size)
-        codec = wire.codec_of(code)
-        z = wire.unpack_values(memoryview(body)[lengths_end:], (1, sum(blocks), d_z), codec)[0]
+        z = wire.unpack_values(memoryview(body)[lengths_end:], (1, sum(blocks), d_z), codec, compact)[0]
         return cls(z, blocks, codec, SOURCES[source], encoder.hex(), text_bytes, text_tokens, data, checkpoint)
 
     @property

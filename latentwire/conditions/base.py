@@ -24,6 +24,7 @@ from latentwire.llms.prompts import PromptBuilder
 from latentwire.models import wire
 from latentwire.models.adapters import Adapter
 from latentwire.models.encoders.base import Encoder
+from latentwire.models.wire.compact import Compact
 from latentwire.utils.registry import Registry
 
 # What a condition may need of the encoder and of the questions.
@@ -56,16 +57,26 @@ class Reader:
 class Sender:
     """Encodes each question once and keeps the packed bytes, so that all LLMs decode the same ones."""
 
-    def __init__(self, encoder: Encoder, source: str, codec: str):
-        self.encoder, self.source, self.codec = encoder, source, codec
+    def __init__(self, encoder: Encoder, source: str, codec: str, compact: Compact | None = None):
+        """compact: tables, for a codec that needs them."""
+        self.encoder, self.source, self.codec, self.compact = encoder, source, codec, compact
         self._packed: dict[tuple[str, int], bytes] = {}
 
     def send(self, questions: Sequence[Question], m: int) -> list[bytes]:
         """The packed Z of each question."""
         missing = [q for q in questions if (q.id, m) not in self._packed]
         for question, z in zip(missing, self.encoder.encode(missing, self.source, m), strict=True):
-            self._packed[question.id, m] = wire.pack(z[None].cpu().numpy(), self.codec)
+            self._packed[question.id, m] = self.pack(z)
         return [self._packed[q.id, m] for q in questions]
+
+    def pack(self, z: Tensor) -> bytes:
+        """The bytes of latents [P, d_z]."""
+        return wire.pack(z[None].cpu().numpy(), self.codec, self.compact)
+
+    def slot(self, packed: bytes, restore: Callable[[Tensor], Tensor]) -> "Slot":
+        """A slot of what the packed bytes hold; `restore` maps latents [P, d_z] to embeddings [P, d]."""
+        with torch.no_grad():
+            return Slot(restore(torch.from_numpy(wire.unpack(packed, self.compact)[0])), len(packed))
 
 
 @dataclass
@@ -218,10 +229,5 @@ def text_slot(reader: Reader, ids: list[int]) -> Slot:
 
 def latent_slot(z: Tensor, codec: str, restore: Callable[[Tensor], Tensor]) -> Slot:
     """A slot of latents [P, k] after the wire; `restore` maps them to embeddings [P, d]."""
-    return received_slot(wire.pack(z[None].numpy(), codec), restore)
-
-
-def received_slot(packed: bytes, restore: Callable[[Tensor], Tensor]) -> Slot:
-    """A slot of what the packed bytes hold."""
-    with torch.no_grad():
-        return Slot(restore(torch.from_numpy(wire.unpack(packed)[0])), len(packed))
+    packed = wire.pack(z[None].numpy(), codec)
+    return Slot(restore(torch.from_numpy(wire.unpack(packed)[0])), len(packed))

@@ -3,21 +3,21 @@
 import random
 from collections.abc import Sequence
 
-from latentwire.conditions.base import Reader, Shared, Slot, condition, received_slot, text_slot
+from latentwire.conditions.base import Reader, Shared, Slot, condition, text_slot
 from latentwire.data.question import Question
 
 
 @condition("latentwire", "#d1495b", "places", uses=("m", "d_z", "wire"), groups=("learned", "quick"))
 def latents(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """Z through the adapter, after the wire."""
-    return [received_slot(packed, reader.adapter) for packed in shared.sender.send(questions, m)]
+    return [shared.sender.slot(packed, reader.adapter) for packed in shared.sender.send(questions, m)]
 
 
 @condition("untrained", "#e08a98", "places", uses=("m", "d_z", "untrained"), default_in=(), groups=("learned", "quick"))
 def untrained(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """The wire before any training (closed form): LatentWire minus this is what training added."""
     sender, adapters = shared.untrained
-    return [received_slot(packed, adapters[reader.llm.name]) for packed in sender.send(questions, m)]
+    return [sender.slot(packed, adapters[reader.llm.name]) for packed in sender.send(questions, m)]
 
 
 @condition("shuffled_z", "#b8a9c9", "places", uses=("m", "d_z", "wire"), needs=("two_articles",), groups=("learned",))

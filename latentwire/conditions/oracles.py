@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from latentwire.conditions.base import Reader, Shared, Slot, condition, latent_slot, text_slot
+from latentwire.conditions.base import Reader, Shared, Slot, condition, text_slot
 from latentwire.data.question import Question
 
 _NEEDS = ("chooses_tokens", "spans")
@@ -21,4 +21,4 @@ def oracle_text(reader: Reader, questions: Sequence[Question], m: int, shared: S
 def oracle_wire(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """The same tokens through wire and adapter: a window around one reference answer."""
     chosen = [shared.sender.encoder.perfect(q, reader.prompts.source, m)[0] for q in questions]
-    return [latent_slot(z.cpu(), shared.codec, reader.adapter) for z in chosen]
+    return [shared.sender.slot(shared.sender.pack(z), reader.adapter) for z in chosen]

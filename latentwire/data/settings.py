@@ -7,11 +7,17 @@ from latentwire.utils.cli import Settings, option
 
 
 @dataclass(kw_only=True)
-class DataSettings(Settings):
-    """Which questions, and what the encoder reads of them."""
+class QuestionSettings(Settings):
+    """Which questions."""
 
     dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path")
+    seed: int = option(0, "seed of every choice: of questions, of their order, of new weights, of the bootstrap")
+
+
+@dataclass(kw_only=True)
+class DataSettings(QuestionSettings):
+    """Which questions, and what the encoder reads of them."""
+
     source: str = option(
         "prompt", "prompt: Z stands for context and question; context: for the context alone", choices=SOURCES
     )
-    seed: int = option(0, "seed of every choice: of questions, of their order, of new weights, of the bootstrap")

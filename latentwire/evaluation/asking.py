@@ -6,6 +6,8 @@ from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared, reade
 from latentwire.data.question import Question
 from latentwire.evaluation.settings import DemoSettings
 from latentwire.models.checkpoint import load_checkpoint
+from latentwire.models.wire import COMPACT
+from latentwire.models.wire.compact import tables_of
 from latentwire.utils.cli import require
 from latentwire.utils.machine import on_this_machine
 
@@ -19,7 +21,8 @@ class Demo:
         config = on_this_machine(config)
         encoder, adapters, made = load_checkpoint(Path(config.ckpt), config.llm_ids)
         self.source, self.m, self.longest = made.get("source", "prompt"), made["latent_len"], config.max_new_tokens
-        self.shared = Shared(sender=Sender(encoder.to(config.device), self.source, config.codec))
+        compact = tables_of(Path(config.ckpt)) if config.codec in COMPACT else None
+        self.shared = Shared(sender=Sender(encoder.to(config.device), self.source, config.codec, compact))
         self.readers = readers(config, self.source, adapters)
 
     def answers(self, context: str, question: str) -> str:

@@ -25,12 +25,15 @@ from latentwire.evaluation.predictions import Predictions, reusable
 from latentwire.evaluation.results import compare, critical_lines, row_key, summarise
 from latentwire.evaluation.scores import show_interval
 from latentwire.evaluation.settings import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalSettings
+from latentwire.evaluation.sizes import bytes_table
 from latentwire.llms.prompts import WORDINGS
 from latentwire.models.adapters import Adapter
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, read_config
+from latentwire.models.wire import COMPACT, SCALAR
+from latentwire.models.wire.compact import tables_of
 from latentwire.utils.cli import SCHEMA, refuse_long, require
 from latentwire.utils.files import write_json
 from latentwire.utils.machine import on_this_machine, set_seed
@@ -67,7 +70,14 @@ class Plan:
             train_sha256=digest(self.train_texts),
             checkpoint_sha256=checkpoint_sha256(Path(config.ckpt))[:16] if config.ckpt else None,
             tuned_sha256=[checkpoint_sha256(folder)[:16] for folder in tuned],
+            **({"tables": tables_of(Path(config.ckpt)).id.hex()} if config.codec in COMPACT else {}),
         )  # fmt: skip
+
+    @property
+    def scalar(self) -> str:
+        """The codec of what has no tables for a compact one: PCA, and the wire before training, which then lose
+        nothing by their codec."""
+        return self.config.codec if self.config.codec in SCALAR else SCALAR[0]
 
 
 def evaluate(config: EvalSettings) -> dict | None:
@@ -131,6 +141,8 @@ def _able(encoder_type: str, chosen: QuestionSet) -> set[str]:
 
 
 def _check(config: EvalSettings, conditions: Sequence[tuple[Condition, int]]) -> None:
+    fitted = bool(config.ckpt) or config.codec in SCALAR
+    require(fitted, "codec", config.codec, f"needs a checkpoint's tables; name one, or choose {', '.join(SCALAR)}")
     for name, wording in config.llm_wordings.items():
         require(wording in WORDINGS, "wordings", f"{name}={wording}", f"choose among {', '.join(WORDINGS)}")
     for condition, _ in conditions:
@@ -168,16 +180,25 @@ def _evaluate(plan: Plan, predictions: Predictions) -> dict:
         "dtype": config.dtype, "wordings": config.llm_wordings, "checkpoint": config.ckpt or "untrained",
         "interface": made.get("interface"),
         "results": rows, "comparisons": compare(rows, scores, paragraphs, config.seed),
+        "bytes_table": _bytes(plan, ready[0], shared),
     }  # fmt: skip
+
+
+def _bytes(plan: Plan, reader: Reader, shared: Shared) -> list[dict]:
+    """What the texts take by other means, where there is a wire; printed."""
+    if shared.sender is None:
+        return []
+    rows = bytes_table(shared.questions, plan.config.source, plan.config.latent_len, shared, reader)
+    for row in rows:
+        print(f"{row['bytes']:>8.0f} bytes per question: {row['way']}", flush=True)
+    return rows
 
 
 def _ready(plan: Plan, folder: Path | None) -> tuple[list[Reader], Shared, dict]:
     """The readers, what they share, and how the checkpoint was made; folder: where the closed form is kept."""
     config, used = plan.config, {part for condition, _ in plan.conditions for part in condition.uses}
     ready = readers(config, config.source)
-    shared = Shared(
-        plan.chosen.questions, config.seed, codec=config.codec, d_z=config.d_z, train_texts=plan.train_texts
-    )
+    shared = Shared(plan.chosen.questions, config.seed, codec=plan.scalar, d_z=config.d_z, train_texts=plan.train_texts)
     made: Mapping = {}
     if "wire" in used:
         shared.sender, adapters, made = _wire(plan, ready, folder)
@@ -189,7 +210,7 @@ def _ready(plan: Plan, folder: Path | None) -> tuple[list[Reader], Shared, dict]
         require_positions(reader, plan.chosen.questions, places, whole, config.max_new_tokens)
     if "untrained" in used:
         encoder, adapters, _ = closed_form({r.llm.name: r.llm for r in ready}, plan.train_texts, config.d_z)
-        shared.untrained = Sender(encoder, config.source, config.codec), adapters
+        shared.untrained = Sender(encoder, config.source, plan.scalar), adapters
     if "tuned" in used and not config.estimate:
         shared.soft_prompts = {
             condition.name: load_soft_prompts(Path(config.tuned) / condition.name / "checkpoint_best", config.llm_ids)
@@ -210,7 +231,8 @@ def _wire(plan: Plan, ready: Sequence[Reader], folder: Path | None) -> tuple[Sen
             note = f"note: {config.ckpt} was trained with source {trained!r}, and is evaluated with {config.source!r}"
             print(note, file=_words(config))
         adapters = {name: adapter.to(config.device) for name, adapter in adapters.items()}
-        return Sender(encoder.to(config.device), config.source, config.codec), adapters, made
+        compact = tables_of(Path(config.ckpt)) if config.codec in COMPACT else None
+        return Sender(encoder.to(config.device), config.source, config.codec, compact), adapters, made
     encoder, adapters, figures = closed_form({r.llm.name: r.llm for r in ready}, plan.train_texts, config.d_z)
     made = {
         "schema": SCHEMA, "stage": "codebook", "latent_len": config.latent_len, "d_z": config.d_z,

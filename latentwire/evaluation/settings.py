@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from latentwire.data.question import SPLITS
-from latentwire.data.settings import DataSettings
+from latentwire.data.settings import DataSettings, QuestionSettings
 from latentwire.llms.known import LLMSettings
 from latentwire.models.wire import CODECS
 from latentwire.utils.cli import option, require
@@ -63,3 +63,15 @@ class DemoSettings(LLMSettings):
         require(
             bool(self.context) or not self.question, "context", self.context, "--question needs a file with the text"
         )
+
+
+@dataclass(kw_only=True)
+class CodecSettings(QuestionSettings):
+    """Tables for the compact codecs of a checkpoint, fitted on questions of train, and written beside it."""
+
+    ckpt: str = option("checkpoints/latentwire_m32", "checkpoint folder; the default is the one that ships here")
+    samples: int = option(2000, "questions of train to fit on", least=1)
+    device: str = option("", "cpu, cuda, cuda:1, ...; default: cuda where there is one")
+
+
+PROGRAMS = {"eval": EvalSettings, "demo": DemoSettings, "fit_codec": CodecSettings}

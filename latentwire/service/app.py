@@ -100,7 +100,7 @@ class Service:
         lw, readers = self.lw, {name: reader.llm.id for name, reader in self.readers.items()}
         return {
             "checkpoint": self.config.ckpt, "source": lw.source, "wire_id": lw.wire_id.hex(), "m": lw.m,
-            "d_z": lw.d_z, "codecs": [*CODECS], "role": self.config.role,
+            "d_z": lw.d_z, "codecs": [*lw.codecs], "role": self.config.role,
             "readers": readers, "version": __version__,
         }  # fmt: skip
 

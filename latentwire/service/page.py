@@ -18,7 +18,6 @@ from latentwire.api.encoding import LatentWire, require_text
 from latentwire.api.message import Wire
 from latentwire.data.content import content
 from latentwire.llms.prompts import AS_TEXT
-from latentwire.models.wire import CODECS
 from latentwire.service.batching import ClosingError, FullError
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def _blocks(service: "Service") -> gradio.Blocks:
                 question = gradio.Textbox(ASKED, label="Question", elem_id="question")
                 with gradio.Row():
                     m = gradio.Slider(1, MOST_LATENTS, min(lw.m, MOST_LATENTS), step=1, label="M, latents per block")
-                    codec = gradio.Radio([*CODECS], value="fp16", label="Codec")
+                    codec = gradio.Radio([*lw.codecs], value="fp16", label="Codec")
                 button = gradio.Button("Ask", variant="primary", elem_id="ask")
             with gradio.Column(scale=3):
                 answers = gradio.HTML(_HINT, elem_id="answers", elem_classes="answers")

@@ -193,7 +193,7 @@ def _compression(subject: Subject) -> dict:
     return {
         "text_bytes": float(np.mean([len(text) for text in texts])),
         "zlib_bytes": float(np.mean([len(zlib.compress(text, 9)) for text in texts])),
-        "wire_bytes": {codec: float(np.mean([len(wire.pack(one, codec)) for one in z])) for codec in wire.CODECS},
+        "wire_bytes": {codec: float(np.mean([len(wire.pack(one, codec)) for one in z])) for codec in wire.SCALAR},
         "positions": positions,
         "kv_bytes": {
             r.llm.name: {kind: r.llm.kv_bytes * n for kind, n in positions[r.llm.name].items()} for r in subject.readers

@@ -12,7 +12,6 @@ from latentwire.conditions.base import (
     Sender,
     Shared,
     parse_conditions,
-    received_slot,
     require_positions,
 )
 from latentwire.conditions.pca import fitted
@@ -188,7 +187,7 @@ def test_a_damaged_wire_gives_an_error_and_no_slot(at, questions):
     data = bytearray(there.shared.sender.send(questions[:1], M)[0])
     data[len(data) // 2] ^= 1
     with pytest.raises(ValueError, match="checksum"):
-        received_slot(bytes(data), there.reader.adapter)
+        there.shared.sender.slot(bytes(data), there.reader.adapter)
 
 
 def test_smaller_codecs_send_fewer_bytes_and_lose_little(at, questions):

@@ -18,6 +18,7 @@ from latentwire.models.encoders.codebook import ClosedFormEncoder
 from latentwire.models.encoders.queries import ByteEncoder, QueryEncoder
 from latentwire.models.encoders.selecting import SelectingEncoder
 from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, load_training, read_config, weights_bytes
+from latentwire.utils.files import write_sealed
 
 LLMS = {"llama": "some/llama", "qwen": "some/qwen"}
 CONFIG = {"d_z": 8, "llms": LLMS, "train_seed": None}
@@ -39,9 +40,8 @@ def folder(parts, tmp_path):
 
 
 def in_config(folder, **changes):
-    """Change keys of config.json."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+    """Change keys of config.json, as someone who means it would."""
+    write_sealed(folder / "config.json", read_config(folder) | changes)
 
 
 def only(folder, end):
@@ -120,7 +120,7 @@ def test_a_write_that_fails_keeps_the_checkpoint_before_it(folder, parts, monkey
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("latentwire.models.checkpoint.write_json", full)
+    monkeypatch.setattr("latentwire.models.checkpoint.write_sealed", full)
     before = (folder / "encoder.pt").read_bytes()
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(folder, *parts, CONFIG)
@@ -212,6 +212,43 @@ def test_a_damaged_config_is_named(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: not JSON"):
         load_checkpoint(folder, LLMS)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json: not a JSON object"):
+        load_checkpoint(folder, LLMS)
+
+
+def test_an_altered_config_is_named(folder):
+    path = folder / "config.json"
+    text = path.read_text()
+    path.write_text(text.replace('"train_seed": null', '"train_seed": 7'))
+    with pytest.raises(ValueError, match=rf"{path} was altered; restore it, or take 'config_sha256' out of it"):
+        load_checkpoint(folder, LLMS)
+    path.write_text(json.dumps(json.loads(text), sort_keys=True))
+    assert load_checkpoint(folder, LLMS)[2]["train_seed"] is None, "the same, written otherwise"
+    config = json.loads(text)
+    del config["config_sha256"]
+    path.write_text(json.dumps(config | {"train_seed": 7}))
+    assert load_checkpoint(folder, LLMS)[2]["train_seed"] == 7, "older checkpoints promise nothing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"encoder": {"type": "codebook", "vocabulary": 10**12}},
+            r"encoder\.safetensors does not fit .*\[1000000000000, 8\]",
+        ),
+        ({"encoder": {"type": "codebook", "vocabulary": 10**30}}, r"config\.json does not fit the encoder codebook"),
+        ({"d_z": 10**10}, r"encoder\.safetensors does not fit .*10000000000\]"),
+        ({"widths": {"llama": 10**12, "qwen": 64}}, r"adapter_llama\.safetensors does not fit .*1000000000000"),
+        ({"widths": {"llama": -1, "qwen": 64}}, r"config\.json does not fit the adapter residual_mlp"),
+        ({"widths": {"llama": "wide", "qwen": 64}}, r"config\.json does not fit the adapter residual_mlp"),
+    ],
+)
+def test_a_config_that_claims_more_than_its_files_hold_is_refused_before_memory_is_taken(folder, changes, says):
+    in_config(folder, **changes)
+    with pytest.raises(ValueError, match=says):
+        load_checkpoint(folder, LLMS)
 
 
 @pytest.mark.parametrize("shape", [{"type": "magic"}, {}])
@@ -237,7 +274,7 @@ def test_adapters_of_an_unknown_type_are_named_with_the_known_ones(folder):
 
 
 def test_a_checkpoint_that_does_not_say_what_its_adapters_are_has_the_first_kind(folder):
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     assert config.pop("adapters") == dict.fromkeys(LLMS, "residual_mlp")
     (folder / "config.json").write_text(json.dumps(config))
     assert {type(adapter) for adapter in load_checkpoint(folder, LLMS)[1].values()} == {ResidualAdapter}
@@ -322,7 +359,7 @@ def test_a_file_that_is_no_safetensors_is_refused_although_its_hash_is_right(fol
 def test_no_checkpoint_and_foreign_folders_are_named(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_checkpoint(tmp_path / "nowhere", LLMS)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(folder)
     del config["widths"]
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="widths"):

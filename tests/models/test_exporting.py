@@ -6,12 +6,15 @@ import sys
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 
 from latentwire.export import main
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.closed_form import closed_form
 from latentwire.models.encoders.selecting import SelectingEncoder
-from latentwire.models.exporting import export
+from latentwire.models.exporting import as_safetensors, export
+from latentwire.models.weights import read_config
+from latentwire.utils.files import write_sealed
 
 MADE = {
     "stage": "joint", "source": "prompt", "latent_len": 16, "d_z": 24, "train_seed": 0, "samples": 8, "git": "abc",
@@ -67,8 +70,16 @@ def test_figures_of_another_checkpoint_are_refused(trained, tmp_path, monkeypatc
     assert "| a table |" in (shipped / "README.md").read_text()
 
 
+def test_a_full_disk_is_told_with_the_folder(trained, tmp_path, monkeypatch):
+    def full(*args):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("latentwire.models.exporting.save_file", full)
+    with pytest.raises(OSError, match=rf"cannot write the checkpoint {tmp_path} \(.*No space.*; make room"):
+        as_safetensors(trained, tmp_path)
+
+
 def test_only_a_trained_checkpoint_is_exported(trained, tmp_path):
-    record = trained / "config.json"
-    record.write_text(record.read_text().replace('"joint"', '"scores"'))
+    write_sealed(trained / "config.json", read_config(trained) | {"stage": "scores"})
     with pytest.raises(ValueError, match="stage joint"):
         export(trained, tmp_path / "shipped")

@@ -1,92 +1,21 @@
-"""The wire: latents as bytes, and back. `api.message` puts them into what one program sends to another.
-
-Layout, little-endian:
-
-    magic "LWIR" | version u8 | codec u8 | M u16 | d_z u16 | count u32 | scales f16 | payload | CRC-32 u32
+"""Codecs that keep every value of a latent: fp16, int8, int4. They need nothing but the bytes.
 
 `fp16` has no scales. `int8` and `int4` quantise symmetrically with one scale per group of GROUP values of one latent
 (the last group of a latent may be shorter); int4 stores two values a byte, low nibble first.
-The checksum covers everything before it. Anything unexpected raises ValueError: a wrong Z is never returned.
 """
-
-import struct
-import zlib
-from collections.abc import Collection
 
 import numpy as np
 
-MAGIC = b"LWIR"
-VERSION = 1
-CODECS = {"fp16": 0, "int8": 1, "int4": 2}
 GROUP = 32
-_HEADER = struct.Struct("<4sBBHHI")
-_CRC = struct.Struct("<I")
 _LEVELS = {"int8": 127, "int4": 7}
 
 
-def pack(z: np.ndarray, codec: str) -> bytes:
-    """Encode latents.
-
-    z: float array [count, M, d_z]; codec: one of CODECS. Returns the packed bytes.
-    Raises ValueError for an unknown codec, a wrong shape, or values that the codec cannot hold (nan, inf, overflow).
-    """
-    z = np.asarray(z, np.float32)
-    if z.ndim != 3:
-        raise ValueError(f"the wire takes latents of shape [count, M, d_z], got {list(z.shape)}")
-    count, m, d_z = z.shape
-    if m > 0xFFFF or d_z > 0xFFFF:
-        raise ValueError(f"M={m}, d_z={d_z}: the wire holds at most 65535 of each")
-    values = pack_values(z, codec)
-    return sealed(_HEADER.pack(MAGIC, VERSION, CODECS[codec], m, d_z, count) + values)
-
-
-def unpack(data: bytes) -> np.ndarray:
-    """Decode what `pack` made: float32 [count, M, d_z]. Raises ValueError on short, altered or foreign bytes."""
-    body = opened(data, (VERSION,))
-    _, _, code, m, d_z, count = _HEADER.unpack_from(body)
-    return unpack_values(memoryview(body)[_HEADER.size :], (count, m, d_z), codec_of(code))
-
-
-def sealed(body: bytes) -> bytes:
-    """The body and its checksum."""
-    return body + _CRC.pack(zlib.crc32(body))
-
-
-def opened(data: bytes, versions: Collection[int]) -> bytes:
-    """The body of a sealed wire of one of these versions. Raises ValueError on short, altered or foreign bytes."""
-    if len(data) < _HEADER.size + _CRC.size:
-        raise ValueError(f"wire too short: {len(data)} bytes, the header alone takes {_HEADER.size + _CRC.size}")
-    body, (crc,) = data[: -_CRC.size], _CRC.unpack(data[-_CRC.size :])
-    if body[: len(MAGIC)] != MAGIC:
-        raise ValueError(f"not a LatentWire wire: it starts with {bytes(body[: len(MAGIC)])!r}, not {MAGIC!r}")
-    version = body[len(MAGIC)]
-    if version not in versions:
-        known = " and ".join(map(str, versions))
-        raise ValueError(f"wire version {version} is unknown; this program reads version {known}")
-    if zlib.crc32(body) != crc:
-        raise ValueError("wire checksum mismatch: the bytes were cut or altered; send it again")
-    return body
-
-
-def codec_of(number: int) -> str:
-    """The codec with this number; ValueError for one that is unknown."""
-    names = {number: name for name, number in CODECS.items()}
-    if number not in names:
-        raise ValueError(f"wire codec number {number} is unknown; known: {names}")
-    return names[number]
-
-
-def pack_values(z: np.ndarray, codec: str) -> bytes:
-    """Scales and values of float32 latents [count, M, d_z]. Raises ValueError for an unknown codec, and for values that
-    it cannot hold."""
-    if codec not in CODECS:
-        raise ValueError(f"unknown wire codec {codec!r}; choose one of {', '.join(CODECS)}")
-    if not np.isfinite(z).all():
-        raise ValueError("the latents hold nan or inf, so there is nothing to send; look at the encoder's output")
+def pack_scalars(z: np.ndarray, codec: str) -> bytes:
+    """Scales and values of float32 latents [count, M, d_z]. Raises ValueError for values that the codec cannot hold."""
     return _pack_fp16(z) if codec == "fp16" else _pack_int(z, codec)
 
 
-def unpack_values(payload: memoryview, shape: tuple[int, int, int], codec: str) -> np.ndarray:
+def unpack_scalars(payload: memoryview, shape: tuple[int, int, int], codec: str) -> np.ndarray:
     """The reverse: float32 of this shape. What the header claims is compared with what is there before memory is taken.
 
     Raises ValueError where they differ, or for values that no sender packs.

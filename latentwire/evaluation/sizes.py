@@ -1,0 +1,63 @@
+"""How many bytes a question's text takes by other means, so that a wire's bytes can be judged.
+
+Each way codes the same text: what the wire stands for. A way that a receiver can undo with less is the stronger rival.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import zstandard
+from tqdm import tqdm
+
+from latentwire.conditions.base import Reader, Shared
+from latentwire.data.content import content
+from latentwire.data.question import Question
+
+QUESTIONS = 200  # that the table is of; evaluations of fewer have none
+_DICTIONARY = 64 * 1024  # bytes of zstd's dictionary
+
+
+def bytes_table(questions: Sequence[Question], source: str, m: int, shared: Shared, reader: Reader) -> list[dict]:
+    """Mean bytes of the first QUESTIONS texts, by way: [{"way", "bytes", "n"}]; empty where there are fewer texts.
+
+    shared: sender (its wires are the first row) and train texts; reader: the LLM of the last row, which codes the whole
+    text at the cost of its own likelihood (arithmetic coding to within a byte).
+    """
+    some = list(questions[:QUESTIONS])
+    if len(some) < QUESTIONS:
+        return []
+    encoder, codec = shared.sender.encoder, shared.sender.codec
+    texts = [content(source, q.context, q.question).text.strip() for q in some]
+    ids = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    dictionary = zstandard.train_dictionary(_DICTIONARY, [text.encode() for text in shared.train_texts])
+    squeeze = zstandard.ZstdCompressor(level=19, dict_data=dictionary).compress
+    rows = [
+        _row(f"the wire, {codec}", [len(packed) for packed in shared.sender.send(some, m)]),
+        _row("text, UTF-8", [len(text.encode()) for text in texts]),
+        _row("text, zlib", [len(zlib.compress(text.encode(), 9)) for text in texts]),
+        _row("text, zstd with a dictionary of train text", [len(squeeze(text.encode())) for text in texts]),
+        _row("text, 2 bytes per token", [2 * len(one) for one in ids]),
+    ]
+    if encoder.chooses_tokens:
+        chosen = [encoder.tokenizer.decode(encoder.select(q, source, m)) for q in some]
+        rows.append(_row("the selected tokens as text", [len(text.encode()) for text in chosen]))
+    rows.append(_row(f"text, coded by {reader.llm.name} itself", _by_llm(reader, texts)))
+    return rows
+
+
+def _by_llm(reader: Reader, texts: Sequence[str]) -> list[int]:
+    """Bytes that the LLM's own likelihood codes each text in, the first token in 2 bytes."""
+    llm = reader.llm
+    start = llm.tokenizer.bos_token_id
+    head = (llm.tokenizer.eos_token_id if start is None else start,)
+    found = []
+    for text in tqdm(texts, unit="text", desc=f"coding by {llm.name}", leave=False):
+        first, *others = reader.prompts.plain(text)
+        (nats,) = llm.answer_nll(llm.prefill(head, [llm.embed([first])], [[]]), [others]).tolist()
+        found.append(2 + math.ceil(nats / math.log(2) / 8))
+    return found
+
+
+def _row(way: str, sizes: Sequence[int]) -> dict:
+    return {"way": way, "bytes": sum(sizes) / len(sizes), "n": len(sizes)}

@@ -1,0 +1,177 @@
+"""Codec `compact`: a latent as the token whose code lies nearest, and the residual on a few directions.
+
+    z ~ code(token) + mean + sum over j < r of value_j step_j direction_j
+
+Tokens and values are coded by what is likely in wires of train questions (a range coder: Martin 1979; library
+constriction), so sender and reader need the same tables. They are fitted once and lie beside the checkpoint:
+
+    FOLDER/codec/tables.safetensors
+
+Payload: tables' id u16 | words u32 of the coder. The id refuses a wire that was made with other tables.
+Shapes: V wire vocabulary, P latents, R directions kept, r of them used.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+
+import constriction
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentwire.models.weights import read_config, read_weights, weights_file
+from latentwire.utils.cli import reason
+
+TABLES = Path("codec", "tables.safetensors")
+DIRECTIONS = 8  # that are kept; a codec may use fewer
+LEVELS = 31  # a value is -31 to 31 steps
+_ID = 2  # bytes
+_SMOOTHING = 0.02  # share of tokens' probability that comes from plain train text, and from all tokens alike
+_LIKELIEST = 0.5  # no token's share is larger: each takes a bit or more, so a short payload cannot claim many latents
+_NAMES = ("shares", "mean", "directions", "steps", "levels")
+_Category = constriction.stream.model.Categorical
+_REMEDY = "fit it: python latentwire/fit_codec.py --ckpt"
+
+
+@dataclass(frozen=True)
+class Compact:
+    """codes: float32 [V, d_z]; shares: float32 [V], how likely each token is; mean: float32 [d_z] of residuals;
+    directions: float32 [R, d_z], orthonormal, of most variance first; steps: float32 [R]; levels: float32 [R, 63], how
+    likely each value is."""
+
+    codes: Tensor = field(repr=False)
+    shares: Tensor = field(repr=False)
+    mean: Tensor = field(repr=False)
+    directions: Tensor = field(repr=False)
+    steps: Tensor
+    levels: Tensor = field(repr=False)
+
+    @classmethod
+    def fit(cls, codes: Tensor, latents: Tensor, counts: Tensor) -> "Compact":
+        """codes: [V, d_z]; latents: [P, d_z] of many texts; counts: [V], tokens of plain train text."""
+        ids = nearest(latents, codes)
+        residuals = (latents - codes[ids]).double()
+        mean = residuals.mean(dim=0)
+        centred = residuals - mean
+        _, directions = torch.linalg.eigh(centred.T @ centred)
+        directions = directions.flip(1)[:, :DIRECTIONS].T
+        values = centred @ directions.T  # [P, R]
+        steps = values.abs().amax(dim=0).clamp(min=1e-6) / LEVELS
+        sent = (values / steps).round().long() + LEVELS
+        seen = torch.stack([torch.bincount(column, minlength=2 * LEVELS + 1) for column in sent.T]).double() + 0.5
+        found = torch.bincount(ids, minlength=len(codes)).double()
+        plain = counts.double() + 1  # a token that no text of the fit has can still be sent
+        shares = (1 - _SMOOTHING) * found / found.sum() + _SMOOTHING * plain / plain.sum()
+        tables = (shares.clamp(max=_LIKELIEST), mean, directions, steps, seen / seen.sum(dim=1, keepdim=True))
+        return cls(codes, *(table.float() for table in tables))
+
+    def save(self, folder: Path) -> None:
+        """Write the tables beside a checkpoint."""
+        tables = self._tables()
+        (folder / TABLES).parent.mkdir(exist_ok=True)
+        part = (folder / TABLES).with_suffix(".part")
+        save_file(tables, part, {"sha256": _sha256(tables)})
+        part.replace(folder / TABLES)
+
+    @classmethod
+    def load(cls, folder: Path, codes: Tensor) -> "Compact":
+        """The tables of a checkpoint. Raises FileNotFoundError where there are none, ValueError where they are damaged
+        or of other codes."""
+        path = folder / TABLES
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: compact codecs need tables; {_REMEDY} {folder}")
+        try:
+            with safe_open(path, "pt") as file:
+                tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                promised = (file.metadata() or {}).get("sha256")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"{path} is cut or damaged ({reason(error)}); {_REMEDY} {folder}") from error
+        fits = tables.keys() == set(_NAMES) and promised == _sha256(tables)
+        if not fits or (len(tables["shares"]), len(tables["mean"])) != tuple(codes.shape):
+            raise ValueError(f"{path} is damaged, or of another checkpoint; {_REMEDY} {folder}")
+        return cls(codes, *(tables[name] for name in _NAMES))
+
+    def pack(self, z: np.ndarray, r: int) -> bytes:
+        """Payload of latents [P, d_z] with r directions."""
+        latents = torch.from_numpy(np.ascontiguousarray(z, np.float32))
+        ids = nearest(latents, self.codes)
+        values = (latents - self.codes[ids] - self.mean) @ self.directions[:r].T / self.steps[:r]  # [P, r]
+        sent = values.round().clamp(-LEVELS, LEVELS).int() + LEVELS
+        return self._coded(ids.int().numpy(), [column.contiguous().numpy() for column in sent.T])
+
+    def unpack(self, payload: bytes, count: int, r: int) -> np.ndarray:
+        """The reverse: float32 [count, d_z]. Raises ValueError for another checkpoint's tables, or for bytes that no
+        sender packs."""
+        if payload[:_ID] != self.id:
+            raise ValueError("the wire was packed with the tables of another checkpoint; read it with that one")
+        words, rest = divmod(len(payload) - _ID, 4)
+        if rest or count > 32 * words:
+            raise ValueError(f"wire length does not fit its header: {len(payload)} bytes cannot hold {count} latents")
+        decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4", offset=_ID).astype(np.uint32))
+        try:
+            ids = decoder.decode(self._of_tokens, count)
+            values = [decoder.decode(model, count) for model in self._of_values[:r]]
+        except AssertionError as error:  # so constriction tells of bytes that code nothing
+            raise ValueError("the wire holds bytes that no sender packs; it was forged") from error
+        if self._coded(ids, values) != payload:
+            raise ValueError("the wire holds other than its latents, which no sender packs; it was forged")
+        sent = torch.from_numpy(np.stack(values, axis=1)).float() - LEVELS if values else torch.zeros(count, 0)
+        return (
+            self.codes[torch.from_numpy(ids).long()] + self.mean + (sent * self.steps[:r]) @ self.directions[:r]
+        ).numpy()
+
+    def _coded(self, ids: np.ndarray, values: Sequence[np.ndarray]) -> bytes:
+        """Payload of tokens int32 [P] and, for each direction used, its values int32 [P] from 0 on."""
+        coder = constriction.stream.queue.RangeEncoder()
+        coder.encode(ids, self._of_tokens)
+        for column, model in zip(values, self._of_values, strict=False):
+            coder.encode(column, model)
+        return self.id + coder.get_compressed().astype("<u4").tobytes()
+
+    @cached_property
+    def id(self) -> bytes:
+        """What names these tables and codes in a payload."""
+        return bytes.fromhex(_sha256(self._tables() | {"codes": self.codes.half()}))[:_ID]  # exports are half precision
+
+    @cached_property
+    def _of_tokens(self) -> _Category:
+        return _Category(self.shares.numpy(), perfect=False)
+
+    @cached_property
+    def _of_values(self) -> list[_Category]:
+        return [_Category(row.numpy(), perfect=False) for row in self.levels]
+
+    def _tables(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).contiguous() for name in _NAMES}
+
+
+def tables_of(folder: Path) -> Compact:
+    """The tables of a checkpoint, with its codebook. Raises as `Compact.load` and `codebook_of` do."""
+    return Compact.load(folder, codebook_of(folder))
+
+
+@cache
+def codebook_of(folder: Path) -> Tensor:
+    """Codes [V, d_z] of a checkpoint; no encoder is built for it. ValueError where it has none."""
+    weights = read_weights(weights_file(folder, "encoder"))
+    if "codebook.weight" not in weights:
+        kind = read_config(folder)["encoder"]["type"]
+        raise ValueError(f"the encoder {kind!r} of {folder} has free queries, which stand for no words")
+    return weights["codebook.weight"].float()
+
+
+def nearest(latents: Tensor, codes: Tensor) -> Tensor:
+    """Token [P] whose code [V, d_z] lies nearest to each latent [P, d_z]."""
+    return torch.cat([torch.cdist(some, codes).argmin(dim=1) for some in latents.split(512)] or [torch.zeros(0).long()])
+
+
+def _sha256(tables: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, table in sorted(tables.items()):
+        digest.update(f"{name} {table.dtype} {list(table.shape)}".encode() + table.contiguous().numpy().tobytes())
+    return digest.hexdigest()
