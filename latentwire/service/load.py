@@ -48,16 +48,17 @@ def run_load(config: LoadSettings) -> dict:
 async def _measured(config: LoadSettings) -> dict:
     urls = {"batched": config.url} | ({"one": config.one_url} if config.one_url else {})
     services = {name: _Target(url, config.llm) for name, url in urls.items()}
+    clients = [int(number) for number in config.clients.split(",")]
     try:
         for target in services.values():
-            await target.begin()
+            await target.begin(max(clients))
         rows: dict[tuple, _Asked] = {}
         order = [*services, *reversed(services)]
-        for clients in map(int, config.clients.split(",")):
+        for number in clients:
             for kind in _KINDS:
                 for name in order:
-                    asked = await services[name].ask(kind, clients, config.seconds / 2)
-                    rows[name, kind, clients] = asked + rows.get((name, kind, clients), _Asked())
+                    asked = await services[name].ask(kind, number, config.seconds / 2)
+                    rows[name, kind, number] = asked + rows.get((name, kind, number), _Asked())
         found = [asked.row(*key) for key, asked in rows.items()]
         return {
             "schema": SCHEMA, "git": git_sha(), "machine": machine(), "seconds": config.seconds,
@@ -100,8 +101,8 @@ class _Target:
         )  # fmt: skip
         self.bodies: dict[str, list[dict]] = {}
 
-    async def begin(self) -> None:
-        """What will be asked; each request once, so that all is warm."""
+    async def begin(self, most: int) -> None:
+        """What will be asked; each request once, and then so many clients at once, so that all is warm."""
         self.about = (await self._good("GET", "/v1/models")).json()
         readers = self.about["readers"]
         if self.about["role"] != "both" or (self.llm and self.llm not in readers):
@@ -116,11 +117,15 @@ class _Target:
             asked = {"wire": (await self._good("POST", "/v1/encode", json=body)).json()["wire"], "llm": self.llm}
             self.bodies["answer"].append(asked if known else asked | {"question": q.question})
         await self._good("POST", "/v1/answer", json=self.bodies["answer"][0])
+        # The largest batches take their memory now: what grows after that is a leak.
+        self.warm = {kind: await self.ask(kind, most, 0.1) for kind in _KINDS}
         self.before = self._memory()
 
     async def end(self) -> dict:
         """What the service is, and its memory before and after, in bytes (None where it cannot be seen)."""
-        return {"about": self.about, "llm": self.llm, "rss_before": self.before, "rss_after": self._memory()}
+        warm = {kind: {"requests": len(asked.times), "errors": dict(asked.errors)} for kind, asked in self.warm.items()}
+        memory = {"rss_before": self.before, "rss_after": self._memory()}
+        return {"about": self.about, "llm": self.llm, "warm": warm, **memory}
 
     async def ask(self, kind: str, clients: int, seconds: float) -> _Asked:
         """So many clients, for so long; requests that run at the end are waited for and counted."""
