@@ -16,14 +16,13 @@ from latentwire.data.question import Question
 from latentwire.data.registry import DATASETS, dataset
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.settings import EvalSettings
-from latentwire.models.adapters import ADAPTERS, Adapter, adapter
+from latentwire.models.adapters import ADAPTERS, SOFT_VECTORS, Adapter, adapter
 from latentwire.models.checkpoint import load_checkpoint
 from latentwire.models.components import component
 from latentwire.models.encoders.base import ENCODERS, Encoded, Encoder, encoder
 from latentwire.models.weights import load_soft_prompts, read_config
 from latentwire.training.running import stages_of, train
 from latentwire.training.settings import TrainSettings
-from latentwire.training.soft_prompts import SOFT_VECTORS
 from latentwire.training.stages import STAGES, Stage, stage
 from latentwire.utils.cli import Settings, option, parse
 

@@ -58,8 +58,8 @@ class Wire:
         text_tokens: int,
         compact: "Compact | None" = None,
     ) -> "Wire":
-        """blocks: float32 [M_i, d_z] each; compact: tables, for codecs that need them. Raises ValueError for values that
-        the codec cannot hold, and for more than 65,535 blocks or latents of one block."""
+        """blocks: float32 [M_i, d_z] each; compact: tables, for codecs that need them. Raises ValueError for values
+        that the codec cannot hold, and for more than 65,535 blocks or latents of one block."""
         lengths = [len(block) for block in blocks]
         if max(len(lengths), *lengths) > _MOST:
             raise ValueError(f"{len(lengths)} blocks of at most {max(lengths)} latents: the wire holds {_MOST} of each")

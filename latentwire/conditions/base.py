@@ -22,7 +22,7 @@ from latentwire.llms.known import LLMSettings
 from latentwire.llms.loading import load_llm
 from latentwire.llms.prompts import PromptBuilder
 from latentwire.models import wire
-from latentwire.models.adapters import Adapter
+from latentwire.models.adapters import SOFT_VECTORS, Adapter
 from latentwire.models.encoders.base import Encoder
 from latentwire.models.wire.compact import Compact
 from latentwire.utils.registry import Registry
@@ -202,6 +202,12 @@ def reader_of(llm: FrozenLLM, config: LLMSettings, source: str, adapter: Adapter
     """The reader of a loaded LLM."""
     prompts = PromptBuilder(llm.tokenizer, source, config.llm_wordings[llm.name])
     return Reader(llm, prompts, adapter.to(llm.device) if adapter else None)
+
+
+def begin_adapters(adapters: Mapping[str, Adapter], ready: Sequence[Reader]) -> None:
+    """Tell new adapters how their LLM's prompt begins."""
+    for reader in ready:
+        adapters[reader.llm.name].begin(reader.llm.embed(reader.prompts.head[:SOFT_VECTORS]))
 
 
 def require_positions(reader: Reader, questions: Sequence[Question], places: int, whole: bool, more: int) -> None:

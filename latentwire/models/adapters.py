@@ -4,18 +4,26 @@
 class Mine(Adapter): ...
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from latentwire.models.components import Component, component
 from latentwire.utils.registry import Registry
 
+SOFT_VECTORS = 16  # learned vectors before what differs between questions: of a preamble, and of a rival's soft prompt
 _HIDDEN = 1024
 
 
 class Adapter(nn.Module):
-    """Z [..., d_z] -> prefix [..., width]. A subclass takes (d_z, width): all that a checkpoint keeps."""
+    """Z [..., M, d_z] -> prefix [..., constant + M, width]. A subclass takes (d_z, width): all that a checkpoint keeps.
+
+    constant: vectors before those of the latents that are the same for every Z.
+    """
 
     name: str
+    constant = 0
 
     def __init__(self, d_z: int, width: int):
         super().__init__()
@@ -25,6 +33,13 @@ class Adapter(nn.Module):
     def from_closed_form(cls, weight: Tensor, bias: Tensor) -> "Adapter":
         """The adapter that training starts from. weight: [width, d_z], bias: [width], for latents of RMS 1."""
         raise NotImplementedError
+
+    def begin(self, instruction: Tensor) -> None:
+        """Told once before training: the LLM's embeddings [SOFT_VECTORS, width] of the prompt's first words."""
+
+    def components(self, llm: str) -> list[Component]:
+        """Every trainable parameter, by the part that stages name."""
+        return [component("adapter", self, llm=llm)]
 
 
 ADAPTERS: Registry[type[Adapter]] = Registry("adapter_type")
@@ -60,3 +75,36 @@ class ResidualAdapter(Adapter):
     def forward(self, z: Tensor) -> Tensor:
         z = z.to(self.linear.weight.device)  # what comes off the wire is on the CPU
         return self.scale * (self.linear(z) + self.mlp(z))
+
+
+@adapter("preamble")
+class PreambleAdapter(ResidualAdapter):
+    """The residual adapter behind SOFT_VECTORS learned vectors, so that LatentWire learns the task by the same means as
+    a rival with a soft prompt (prompt tuning, Lester et al. 2021, arXiv:2104.08691).
+
+    They start as the embeddings of the instruction's first words, and are learned in units of a power of two near their
+    size, so that the units cost no bit.
+    """
+
+    constant = SOFT_VECTORS
+
+    def __init__(self, d_z: int, width: int):
+        super().__init__(d_z, width)
+        self.register_buffer("unit", torch.ones(()))
+        self.preamble = nn.Parameter(torch.zeros(SOFT_VECTORS, width))
+
+    @torch.no_grad()
+    def begin(self, instruction: Tensor) -> None:
+        found = instruction.float()
+        self.unit.fill_(2.0 ** round(math.log2(found.square().mean().sqrt())))
+        self.preamble.copy_(found / self.unit)
+
+    def components(self, llm: str) -> list[Component]:
+        return [
+            component("adapter", self.linear, self.mlp, llm=llm),
+            component("preamble", self.preamble, llm=llm, rate="soft_prompt_lr"),
+        ]
+
+    def forward(self, z: Tensor) -> Tensor:
+        own = (self.preamble * self.unit).expand(*z.shape[:-2], -1, -1)
+        return torch.cat([own, super().forward(z)], dim=-2)

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from latentwire.data.question import Question
 from latentwire.models.adapters import Adapter
-from latentwire.models.components import Component, component
+from latentwire.models.components import Component
 from latentwire.models.encoders.base import Encoded, Encoder
 
 
@@ -33,11 +34,13 @@ class LatentWire(nn.Module):
     def forward(self, questions: Sequence[Question]) -> Slots:
         """The slots of each LLM, from one Z."""
         encoded = self.encoder(questions, self.source, self.m)
-        prefixes = {name: adapter(encoded.z) for name, adapter in self.adapters.items()}  # [B, M, d]
-        rows = {n: [p[u] for p, u in zip(prefix, encoded.used, strict=True)] for n, prefix in prefixes.items()}
+        rows = {}
+        for name, adapter in self.adapters.items():
+            used = pad(encoded.used, (adapter.constant, 0), value=True)  # [B, constant + M]
+            rows[name] = [prefix[mine] for prefix, mine in zip(adapter(encoded.z), used, strict=True)]
         return Slots(rows, encoded)
 
     def components(self) -> list[Component]:
-        """Those of the encoder, and one per adapter."""
-        adapters = [component("adapter", adapter, llm=name) for name, adapter in self.adapters.items()]
+        """Those of the encoder, and of each adapter."""
+        adapters = [found for name, adapter in self.adapters.items() for found in adapter.components(name)]
         return [*self.encoder.components(), *adapters]

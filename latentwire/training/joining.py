@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from latentwire.conditions.base import Reader
+from latentwire.conditions.base import Reader, begin_adapters
 from latentwire.models.adapters import Adapter
 from latentwire.models.checkpoint import load_encoder, save_checkpoint
 from latentwire.models.closed_form import ClosedForm, fit_texts, least_squares_map, report, token_counts, wire_table
@@ -44,6 +44,7 @@ def begin(config: TrainSettings, readers: Sequence[Reader]) -> tuple[Encoder, di
     kind = type(next(iter(_others(config).values())))
     figures = (made.get("interface") or {}) | report(ClosedForm(codebook, maps), tables, counts)
     adapters = {name: kind.from_closed_form(*found) for name, found in maps.items()}
+    begin_adapters(adapters, readers)
     return encoder, adapters, made | {"interface": figures}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from latentwire.conditions.base import CONDITIONS, Reader, readers, require_positions
+from latentwire.conditions.base import CONDITIONS, Reader, begin_adapters, readers, require_positions
 from latentwire.data.question import QuestionSet, split_by_article, subset
 from latentwire.data.squad import load
 from latentwire.llms.loading import device_map
@@ -216,6 +216,7 @@ def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: 
     llms = {reader.llm.name: reader.llm for reader in ready}
     seed = config.seed if config.codes == "random" else None
     encoder, adapters, figures = closed_form(llms, fit_texts(config.dataset), config.d_z, seed, config.adapter_type)
+    begin_adapters(adapters, ready)
     if run:
         save_checkpoint(run.path / "checkpoint_best", encoder, adapters, origin | {"interface": figures})
 

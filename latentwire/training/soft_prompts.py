@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from latentwire.conditions.base import CONDITIONS, Reader, Shared
 from latentwire.data.question import Question
+from latentwire.models.adapters import SOFT_VECTORS
 from latentwire.models.components import Component
 from latentwire.models.latentwire import Slots
-
-SOFT_VECTORS = 16
 
 
 class SoftPrompts(nn.Module):

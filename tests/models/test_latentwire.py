@@ -8,13 +8,13 @@ import torch
 
 from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared
 from latentwire.llms.prompts import PromptBuilder
-from latentwire.models.adapters import ResidualAdapter
+from latentwire.models.adapters import SOFT_VECTORS, ResidualAdapter
 from latentwire.models.closed_form import closed_form
 from latentwire.models.components import Component, component, require_complete
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.latentwire import LatentWire
 from latentwire.training.losses import answer_sums, span_sum
-from latentwire.training.soft_prompts import SOFT_VECTORS, SoftPrompts
+from latentwire.training.soft_prompts import SoftPrompts
 
 M, D_Z, K = 16, 24, 4
 HF = {"codebook", "backbone", "score", "span", "residual"}
