@@ -18,16 +18,24 @@ from latentwire.utils.surroundings import hub_is_there
 _HUB_S = 5  # that the hub may take to answer
 
 T = TypeVar("T")
+NATIVE = "native"  # a dtype that the device decides
 
 
 def on_this_machine(config: T) -> T:
     """The settings with `device` and `dtype` filled in: CUDA and bfloat16 where there is a GPU, else CPU and float32.
 
+    dtype "native": bfloat16 wherever the device computes in it.
     Raises ValueError for a device that this machine does not have.
     """
     device = device_of(config.device)
-    dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
+    fast = device != "cpu" or (config.dtype == NATIVE and native_bfloat16())
+    dtype = config.dtype if config.dtype not in ("", NATIVE) else ("bfloat16" if fast else "float32")
     return dataclasses.replace(config, device=device, dtype=dtype)
+
+
+def native_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices itself (AVX-512 BF16, AMX): others only imitate it, slowly."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def device_of(name: str) -> str:
