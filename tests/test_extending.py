@@ -178,7 +178,8 @@ def test_a_condition_of_ones_own_is_evaluated_and_its_rival_may_train(short, row
     for name in LLMS:
         row, rival = rows["token_last", name], rows["token_last_tuned", name]
         assert (row["m"], row["d_z"], row["llm_positions"], row["colour"]) == (M, None, M, "#557799")
-        assert (rival["llm_positions"], rival["wire_bytes"]) == (M + SOFT_VECTORS, row["wire_bytes"])
+        assert (rival["llm_positions"], rival["constant_positions"]) == (M, SOFT_VECTORS)
+        assert rival["wire_bytes"] == row["wire_bytes"]
         assert rival["colour"] == "#99aabb"
     assert rows_of(conditions="token_last@5")["token_last", "llama"]["llm_positions"] == 5
 

@@ -39,10 +39,13 @@ COSTS = ("whole", "places", "nothing")  # what an LLM reads: the whole text, M p
 
 @dataclass
 class Slot:
-    """embeds: [P, d] for one LLM; sent: bytes that would have to be transmitted for them."""
+    """embeds: [P, d] for one LLM; sent: bytes that would have to be transmitted for them; constant: how many of the
+    first of them are the same for all questions (a preamble, a soft prompt), so that they are read once, like the head.
+    """
 
     embeds: Tensor
     sent: int
+    constant: int = 0
 
 
 @dataclass
@@ -73,10 +76,11 @@ class Sender:
         """The bytes of latents [P, d_z]."""
         return wire.pack(z[None].cpu().numpy(), self.codec, self.compact)
 
-    def slot(self, packed: bytes, restore: Callable[[Tensor], Tensor]) -> "Slot":
-        """A slot of what the packed bytes hold; `restore` maps latents [P, d_z] to embeddings [P, d]."""
+    def slot(self, packed: bytes, adapter: Adapter) -> "Slot":
+        """A slot of what the packed bytes hold."""
         with torch.no_grad():
-            return Slot(restore(torch.from_numpy(wire.unpack(packed, self.compact)[0])), len(packed))
+            z = torch.from_numpy(wire.unpack(packed, self.compact)[0])
+            return Slot(adapter(z), len(packed), adapter.constant)
 
 
 @dataclass

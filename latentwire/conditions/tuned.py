@@ -17,7 +17,7 @@ def tuned(base: str, colour: str) -> Condition:
     def build(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
         soft = shared.soft_prompts[name][reader.llm.name].to(reader.llm.device, reader.llm.dtype)
         slots = behind.slots(reader, questions, m, shared)
-        return [Slot(torch.cat([soft, slot.embeds]), slot.sent) for slot in slots]
+        return [Slot(torch.cat([soft, slot.embeds]), slot.sent, len(soft)) for slot in slots]
 
     build.__doc__ = f"{base} behind a soft prompt that was trained on LatentWire's data and loss (see --tuned)."
     made = Condition(

@@ -82,7 +82,8 @@ def _read(reader: Reader, slots: Sequence, batch: Sequence[Question], max_new_to
         {
             "prediction": texts[i], "first_token_correct": first[i] in prompts.first_token_ids(q.answers),
             "answer_nll": nll[i], "answer_tokens": len(answers[i]),
-            "llm_positions": len(slots[i].embeds), "wire_bytes": slots[i].sent,
+            "llm_positions": len(slots[i].embeds) - slots[i].constant, "constant_positions": slots[i].constant,
+            "wire_bytes": slots[i].sent,
         }
         for i, q in enumerate(batch)
     ]  # fmt: skip
@@ -93,7 +94,7 @@ def _quote(answers: Sequence[str]) -> list[dict]:
     return [
         {
             "prediction": text, "first_token_correct": None, "answer_nll": None, "answer_tokens": None,
-            "llm_positions": 0, "wire_bytes": len(text.encode()),
+            "llm_positions": 0, "constant_positions": 0, "wire_bytes": len(text.encode()),
         }
         for text in answers
     ]  # fmt: skip

@@ -1,8 +1,8 @@
 """From one line per question to results.json: means, intervals, paired comparisons, the three critical tests.
 
 A prediction line holds: id, condition, m, llm, prediction, references, f1, em, first_token_correct, answer_nll (nats),
-answer_tokens, answer_bytes, llm_positions, wire_bytes, text_bytes, seconds; and, where another evaluation computed
-it, taken_from.
+answer_tokens, answer_bytes, llm_positions, constant_positions, wire_bytes, text_bytes, seconds; and, where another
+evaluation computed it, taken_from.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,6 +50,7 @@ def summarise(lines: Mapping[str, Line], questions: Sequence[Question], seed: in
         "bits_per_answer_byte": nll / np.log(2) / sum(column("answer_bytes")) if by_llm else None,
         "empty_answers": float(np.mean([not prediction for prediction in column("prediction")])),
         "llm_positions": float(np.mean(column("llm_positions"))),
+        "constant_positions": ordered[0].get("constant_positions"),  # older lines count them among the others
         "wire_bytes": round(np.mean(column("wire_bytes"))),
         "text_bytes": float(np.mean(column("text_bytes"))),
         "seconds": seconds,

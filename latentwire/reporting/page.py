@@ -18,7 +18,7 @@ from latentwire.data.squad import load
 from latentwire.evaluation.results import critical_lines
 from latentwire.evaluation.scores import show_interval
 from latentwire.reporting import charts
-from latentwire.reporting.labels import figure, llms_of, row_name
+from latentwire.reporting.labels import figure, llms_of, positions, row_name
 from latentwire.reporting.records import Part
 from latentwire.reporting.signs import BAD, GOOD, UNDECIDED, judge_log, judge_predictions, judge_results, not_measured
 from latentwire.training.log import flat
@@ -103,7 +103,7 @@ def _rows_table(rows: Sequence[Mapping]) -> Table:
     return Table(head, [
         (row["condition"], figure(row["m"], 0), f"{row['f1']:.3f} {show_interval(row['f1_ci95'])}", f"{row['em']:.3f}",
          figure(row["first_token_acc"], 3), figure(row["bits_per_answer_byte"], 2),
-         figure(row["llm_positions"], 0), figure(row["wire_bytes"], 0))
+         positions(row), figure(row["wire_bytes"], 0))
         for row in rows
     ])  # fmt: skip
 

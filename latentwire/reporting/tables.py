@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from latentwire.evaluation.results import critical_lines, row_key
 from latentwire.evaluation.scores import show_interval
-from latentwire.reporting.labels import describe_llm, figure, llm_label, model_name
+from latentwire.reporting.labels import describe_llm, figure, llm_label, model_name, positions
 from latentwire.utils.machine import machine_line
 
-_SIZES = ("llm_positions", "wire_bytes")
 _SAMPLE_WARNING = "\n**The sample set shows that everything runs; its numbers support no claim.**"
 # Rows of the one table in the README: what LatentWire is compared with, its controls, and the encoder alone.
 _HEADLINE = (
@@ -38,12 +37,13 @@ def table_markdown(results: Mapping) -> str:
     )
     rows = [
         (llm_label(row), row["condition"], row["m"] or "", _f1(row), f"{row['em']:.3f}",
-         figure(row["first_token_acc"], 3), figure(row["bits_per_answer_byte"], 2), f"{row['llm_positions']:.0f}",
+         figure(row["first_token_acc"], 3), figure(row["bits_per_answer_byte"], 2), positions(row),
          row["wire_bytes"])
         for row in results["results"]
     ]  # fmt: skip
     lines = [*_origin(results), *markdown(head, rows), "", _llm_line(results["results"]), ""]
     lines += [*_variance_lines(results["results"]), *_codes_lines(results), *_taken_lines(results["results"])]
+    lines += _bytes_lines(results.get("bytes_table"))
     return "\n".join([*lines, *_difference_lines(results["comparisons"]), *_critical_block(results)]) + "\n"
 
 
@@ -81,8 +81,8 @@ def _side_by_side(results: Mapping, shown: Sequence[str] | None, columns: Sequen
             cells.append(f"{pair['diff']:+.3f} {show_interval(pair['ci95'])}" if pair else "")
             cells.append(figure(row["bits_per_answer_byte"], 2) if row else "")
         cells = [cell for number, cell in enumerate(cells) if number % 3 < len(columns)]
-        positions, size = ("–".join(dict.fromkeys(f"{row[key]:.0f}" for row in found)) for key in _SIZES)
-        table.append((f"`{condition}`", m or "", *cells, positions, size))
+        spent, size = ("–".join(dict.fromkeys(map(show, found))) for show in (positions, _bytes_sent))
+        table.append((f"`{condition}`", m or "", *cells, spent, size))
     head = (
         "condition",
         "M",
@@ -92,6 +92,18 @@ def _side_by_side(results: Mapping, shown: Sequence[str] | None, columns: Sequen
     )
     lines = [*_origin(results), *markdown(head, table), "", _llm_line(results["results"]), *_critical_block(results)]
     return "\n".join(lines) + "\n"
+
+
+def _bytes_sent(row: Mapping) -> str:
+    return f"{row['wire_bytes']:.0f}"
+
+
+def _bytes_lines(rows: Sequence[Mapping] | None) -> list[str]:
+    """What the wire's texts take by other means; nothing for records without it."""
+    if not rows:
+        return []
+    head = (f"the same text, mean of {rows[0]['n']} questions", "bytes")
+    return ["", *markdown(head, [(row["way"], f"{row['bytes']:.0f}") for row in rows]), ""]
 
 
 def comparison_markdown(compared: Mapping) -> str:
@@ -177,14 +189,14 @@ def _served(lines: Sequence[Mapping]) -> list[str]:
     for line in lines:
         kinds.setdefault((line["text_positions"], line["llm"]), []).append(line)
     rows = []
-    for (positions, llm), repeats in kinds.items():
+    for (length, llm), repeats in kinds.items():
         encode, z, text, *decode = (
             statistics.median(line["seconds"][name] for line in repeats)
             for name in ("encode", "prefill_z", "prefill_text", "decode_z", "decode_text")
         )
         times = (f"{seconds:.3f} s" for seconds in (encode, encode + z, text, *decode))
         sizes = (f"{repeats[0][key] / 1e6:.2f} MB" for key in ("kv_bytes_z", "kv_bytes_text"))
-        rows.append((positions, llm, *times, *sizes, f"{encode / (text - z):.1f}" if text > z else "never"))
+        rows.append((length, llm, *times, *sizes, f"{encode / (text - z):.1f}" if text > z else "never"))
     head = ("positions of text", "LLM", "encoding", "first token from Z", "from text", "each further one", "from text",
             "cache of Z", "of text", "questions that pay")  # fmt: skip
     return markdown(head, rows)

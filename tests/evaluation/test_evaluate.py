@@ -21,7 +21,9 @@ from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.settings import EvalSettings
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
 from latentwire.models.encoders.selecting import SelectingEncoder
+from latentwire.models.weights import read_config
 from latentwire.utils.cli import parse
+from latentwire.utils.files import write_sealed
 from latentwire.utils.runs import RunFolder
 
 pytestmark = pytest.mark.usefixtures("tiny_models")
@@ -264,10 +266,9 @@ def test_the_encoder_alone_has_one_row_without_llm_and_latentwire_meets_it_for_e
 
 def test_held_out_questions_are_those_that_no_training_sees(trained, tmp_path):
     pool, held = split_by_article(load("sample", "train").questions)
-    made = json.loads((trained / "config.json").read_text())
-    write = (trained / "config.json").write_text
+    made = read_config(trained)
     for seed in (3, 5):
-        write(json.dumps(made | {"train_seed": seed}))
+        write_sealed(trained / "config.json", made | {"train_seed": seed})
         folder = tmp_path / f"r{seed}"
         evaluate(config(folder, ckpt=str(trained), split="held_out", samples=99, conditions="no_context"))
         ids = json.loads((folder / "manifest.json").read_text())["ids"]
@@ -307,12 +308,12 @@ def test_tuned_rivals_are_read_from_their_folder(finished, tmp_path, llms):
         save_soft_prompts(tmp_path / "tuned" / name / "checkpoint_best", soft, {"llms": ids, "stage": name})
     conditions = "text,text_tuned,token_budget,token_budget_tuned"
     results = evaluate(config(tmp_path / "r", tuned=str(tmp_path / "tuned"), conditions=conditions))
-    positions = {(r["llm"], r["condition"]): r["llm_positions"] for r in results["results"]}
-    sent = {(r["llm"], r["condition"]): r["wire_bytes"] for r in results["results"]}
+    rows = {(r["llm"], r["condition"]): r for r in results["results"]}
     for llm in ids:
         for name in ("text", "token_budget"):
-            assert positions[llm, f"{name}_tuned"] == positions[llm, name] + 16
-            assert sent[llm, f"{name}_tuned"] == sent[llm, name]
+            rival, base = rows[llm, f"{name}_tuned"], rows[llm, name]
+            assert (rival["constant_positions"], base["constant_positions"]) == (16, 0)
+            assert all(rival[key] == base[key] for key in ("llm_positions", "wire_bytes"))
     save_soft_prompts(tmp_path / "tuned" / "text_tuned" / "checkpoint_best", soft, {"llms": ids, "stage": "other"})
     with pytest.raises(ValueError, match="tuned_sha256"):
         evaluate(config(tmp_path / "r", tuned=str(tmp_path / "tuned"), conditions=conditions))

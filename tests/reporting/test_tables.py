@@ -19,11 +19,13 @@ from latentwire.reporting.tables import (
     summary_markdown,
     table_markdown,
 )
+from latentwire.service.load import table as load_table
 
 ROOT = Path(__file__).parents[2]
 RECORDS = {path.parent: json.loads(path.read_text()) for path in sorted(ROOT.glob("results/**/results.json"))}
 EVALUATIONS = [folder for folder, found in RECORDS.items() if "results" in found and "words" not in found]
 DOCUMENTS = [folder for folder in RECORDS if "words" in RECORDS[folder]]
+OTHERS = [folder for folder in RECORDS if folder not in (*EVALUATIONS, *DOCUMENTS)]
 
 
 def row(condition, f1, m=None, llm="qwen"):
@@ -169,9 +171,10 @@ def test_the_committed_tables_are_those_of_their_results(folder):
         assert (folder / f"{name}.md").read_text() == made(RECORDS[folder])
 
 
-def test_the_committed_table_of_speed_is_that_of_its_record():
-    (folder,) = RECORDS.keys() - {*EVALUATIONS, *DOCUMENTS}
-    assert (folder / "table.md").read_text() == speed_markdown(RECORDS[folder])
+@pytest.mark.parametrize("folder", OTHERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_the_committed_tables_of_times_are_those_of_their_records(folder):
+    show = load_table if "services" in RECORDS[folder] else speed_markdown
+    assert (folder / "table.md").read_text() == show(RECORDS[folder])
 
 
 @pytest.mark.parametrize("folder", DOCUMENTS, ids=lambda folder: str(folder.relative_to(ROOT)))
@@ -223,3 +226,12 @@ def test_a_condition_has_its_own_colour_or_one_of_its_name():
     drawn = hierarchy(RESULTS | {"results": rows}, ["qwen"])
     faces = [bar.get_facecolor() for bar in drawn.axes[0].patches]
     assert len(set(faces)) == 2 and (0x12 / 255, 0x34 / 255, 0x56 / 255, 1.0) in faces
+
+
+def test_positions_that_are_the_same_for_all_questions_and_other_ways_to_send_a_text_stand_beside():
+    rows = [row("latentwire", 0.4, 32) | {"constant_positions": 16}, row("text", 0.6) | {"constant_positions": 0}]
+    ways = [{"way": "text, zlib", "bytes": 471.6, "n": 200}]
+    text = table_markdown(RESULTS | {"results": rows, "bytes_table": ways})
+    assert "| 32 + 16 | 100 |" in text and "| 32 | 100 |" in text
+    assert "| the same text, mean of 200 questions | bytes |" in text and "| text, zlib | 472 |" in text
+    assert "32 + 16" in summary_markdown(RESULTS | {"results": rows})
