@@ -27,7 +27,7 @@ from latentwire.evaluation.scores import show_interval
 from latentwire.evaluation.settings import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalSettings
 from latentwire.evaluation.sizes import bytes_table
 from latentwire.llms.prompts import WORDINGS
-from latentwire.models.adapters import Adapter
+from latentwire.models.adapters import SOFT_VECTORS, Adapter
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
@@ -207,7 +207,8 @@ def _ready(plan: Plan, folder: Path | None) -> tuple[list[Reader], Shared, dict]
     whole = any(condition.cost == "whole" for condition, _ in plan.conditions)
     places = max((m for condition, m in plan.conditions if condition.cost == "places"), default=0)
     for reader in ready:
-        require_positions(reader, plan.chosen.questions, places, whole, config.max_new_tokens)
+        soft = max(SOFT_VECTORS if "tuned" in used else 0, reader.adapter.constant if reader.adapter else 0)
+        require_positions(reader, plan.chosen.questions, places, whole, config.max_new_tokens + soft)
     if "untrained" in used:
         encoder, adapters, _ = closed_form({r.llm.name: r.llm for r in ready}, plan.train_texts, config.d_z)
         shared.untrained = Sender(encoder, config.source, plan.scalar), adapters

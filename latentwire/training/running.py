@@ -141,9 +141,9 @@ def _run(
         return None
     whole = bool(config.kd_weight) or (bool(stage.rival) and CONDITIONS[stage.rival].cost == "whole")
     asked = [*questions.questions, *held.questions]
-    for reader in ready:
-        require_positions(reader, asked, config.latent_len, whole, config.max_new_tokens)
     job = job_of(Start(config, ready, questions, held, origin, last if state else None))
+    for reader in ready:
+        require_positions(reader, asked, config.latent_len, whole, config.max_new_tokens + job.model.constant)
     trainer = Trainer(job, accelerator, folder, state)
     estimate = _estimate(trainer, job, config, accelerator, len(held.questions))
     if config.estimate:
