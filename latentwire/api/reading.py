@@ -66,10 +66,13 @@ class WireReader:
             (one,) = self.answer([z], [question], max_new_tokens)
             return one
         asked_for = self._asked(question, len(z))
+        z = [self.wire(one) for one in z]
         slots = [self.prefix(one) for one in z]
         tails = [self.prompts.tail(one) for one in asked_for]
         self._require_positions(slots, tails, max_new_tokens)
-        return self.llm.generate_with_prefix(self.prompts.head, slots, tails, max_new_tokens)
+        with torch.no_grad():
+            deltas = [self.adapter.deltas(torch.from_numpy(one.z)) for one in z]
+        return self.llm.generate_with_prefix(self.prompts.head, slots, tails, max_new_tokens, deltas)
 
     def generate(self, z: Sent, prompt: str | None = None, **how: object) -> str:
         """Free continuation by transformers' own `generate`; `how`: its settings (max_new_tokens, do_sample, ...).
@@ -89,6 +92,10 @@ class WireReader:
         return self._whole(self.prefix(z), self.prompts.tail(asked_for), 1)
 
     def _whole(self, prefix: Tensor, tail: Sequence[int], more: int) -> Tensor:
+        require(
+            not self.adapter.deep, "adapter", self.adapter.name,
+            "adds to keys and values, which embeddings alone cannot carry: use answer()",
+        )  # fmt: skip
         self._require_positions([prefix], [tail], more)
         return torch.cat([self.llm.embed(self.prompts.head), prefix, self.llm.embed(tail)])
 

@@ -22,7 +22,7 @@ from latentwire.llms.known import LLMSettings
 from latentwire.llms.loading import load_llm
 from latentwire.llms.prompts import PromptBuilder
 from latentwire.models import wire
-from latentwire.models.adapters import SOFT_VECTORS, Adapter
+from latentwire.models.adapters import Adapter
 from latentwire.models.encoders.base import Encoder
 from latentwire.models.wire.compact import Compact
 from latentwire.utils.registry import Registry
@@ -40,12 +40,14 @@ COSTS = ("whole", "places", "nothing")  # what an LLM reads: the whole text, M p
 @dataclass
 class Slot:
     """embeds: [P, d] for one LLM; sent: bytes that would have to be transmitted for them; constant: how many of the
-    first of them are the same for all questions (a preamble, a soft prompt), so that they are read once, like the head.
+    first of them are the same for all questions (a preamble, a soft prompt); deltas: what is added to their keys and
+    values, [layers, 2, P, k], if anything.
     """
 
     embeds: Tensor
     sent: int
     constant: int = 0
+    deltas: Tensor | None = None
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Sender:
         """A slot of what the packed bytes hold."""
         with torch.no_grad():
             z = torch.from_numpy(wire.unpack(packed, self.compact)[0])
-            return Slot(adapter(z), len(packed), adapter.constant)
+            return Slot(adapter(z), len(packed), adapter.constant, adapter.deltas(z))
 
 
 @dataclass
@@ -211,7 +213,7 @@ def reader_of(llm: FrozenLLM, config: LLMSettings, source: str, adapter: Adapter
 def begin_adapters(adapters: Mapping[str, Adapter], ready: Sequence[Reader]) -> None:
     """Tell new adapters how their LLM's prompt begins."""
     for reader in ready:
-        adapters[reader.llm.name].begin(reader.llm.embed(reader.prompts.head[:SOFT_VECTORS]))
+        adapters[reader.llm.name].begin(reader.llm, reader.prompts.head)
 
 
 def require_positions(reader: Reader, questions: Sequence[Question], places: int, whole: bool, more: int) -> None:

@@ -74,7 +74,8 @@ def _read(reader: Reader, slots: Sequence, batch: Sequence[Question], max_new_to
     """The LLM reads the slots and answers."""
     llm, prompts = reader.llm, reader.prompts
     answers = [prompts.answer_ids(q.answers[0]) for q in batch]
-    prefill = llm.prefill(prompts.head, [slot.embeds for slot in slots], [prompts.tail(q.question) for q in batch])
+    tails = [prompts.tail(q.question) for q in batch]
+    prefill = llm.prefill(prompts.head, [s.embeds for s in slots], tails, [s.deltas for s in slots])
     first = prefill.logits.argmax(-1).tolist()
     nll = llm.answer_nll(prefill, answers).tolist()
     texts = llm.generate(prefill, max_new_tokens)

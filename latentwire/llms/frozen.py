@@ -9,12 +9,14 @@ row would count as distance: there it stands in front of the head, and masks alo
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -128,15 +130,22 @@ class FrozenLLM:
         return digest.hexdigest()
 
     @torch.inference_mode()
-    def prefill(self, head: tuple[int, ...], slots: Sequence[Tensor], tails: Sequence[Sequence[int]]) -> Prefill:
+    def prefill(
+        self,
+        head: tuple[int, ...],
+        slots: Sequence[Tensor],
+        tails: Sequence[Sequence[int]],
+        deltas: Sequence[Tensor | None] = (),
+    ) -> Prefill:
         """Read head + slot + tail for each row.
 
         head: token ids, the same for all rows, computed once per distinct head; slots: B tensors [P_i, d];
-        tails: B lists of token ids.
+        tails: B lists of token ids; deltas: what is added to the slots' keys and values (see `_adding`).
         """
         rows = [self._row(slot, tail) for slot, tail in zip(slots, tails, strict=True)]
         embeds, mask, cache = self._after_head(head, rows)
-        logits = self._forward(embeds, mask, cache, keep=1)
+        with self._adding(deltas, rows, embeds.shape[1]):
+            logits = self._forward(embeds, mask, cache, keep=1)
         return Prefill(cache, mask, logits[:, -1])
 
     @torch.inference_mode()
@@ -166,10 +175,15 @@ class FrozenLLM:
         return (nll * real).sum(dim=1)
 
     def generate_with_prefix(
-        self, head: tuple[int, ...], slots: Sequence[Tensor], tails: Sequence[Sequence[int]], max_new_tokens: int
+        self,
+        head: tuple[int, ...],
+        slots: Sequence[Tensor],
+        tails: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        deltas: Sequence[Tensor | None] = (),
     ) -> list[str]:
         """Greedy answers [B] to head + slot + tail; see `prefill` for the shapes."""
-        return self.generate(self.prefill(head, slots, tails), max_new_tokens)
+        return self.generate(self.prefill(head, slots, tails, deltas), max_new_tokens)
 
     def loss_with_prefix(
         self,
@@ -177,8 +191,9 @@ class FrozenLLM:
         slots: Sequence[Tensor],
         tails: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
+        deltas: Sequence[Tensor | None] = (),
     ) -> PrefixLoss:
-        """Teacher forcing: score the answer tokens after head + slot + tail, with gradients to the slots.
+        """Teacher forcing: score the answer tokens after head + slot + tail, with gradients to slots and deltas.
 
         Only answer tokens carry a label; logits are computed at the last A + 1 positions alone.
         """
@@ -188,9 +203,54 @@ class FrozenLLM:
         labels = torch.full((len(rows), longest), IGNORE, device=self.device)
         for label, answer in zip(labels, answers, strict=True):
             label[longest - len(answer) :] = torch.tensor(answer, device=self.device)
-        logits = self._forward(embeds, mask, cache, keep=longest + 1)[:, :-1]
+        with self._adding(deltas, rows, embeds.shape[1]):
+            logits = self._forward(embeds, mask, cache, keep=longest + 1)[:, :-1]
         nll = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
         return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, logits)
+
+    @property
+    def kv_shape(self) -> tuple[int, int]:
+        """Layers, and width of a position's keys in each (values have the same).
+
+        Raises ValueError for a model whose layers do not have `k_proj` and `v_proj` of one width.
+        """
+        layers = self.model.get_decoder().layers
+        attention = [getattr(layer, "self_attn", None) for layer in layers]
+        parts = [getattr(one, name, None) for one in attention for name in ("k_proj", "v_proj")]
+        widths = {getattr(part, "out_features", None) for part in parts}
+        if len(widths) != 1 or None in widths:
+            raise ValueError(
+                f"{self.name} ({self.id}): its layers have no k_proj and v_proj of one width, so nothing can be "
+                "added to its keys and values; choose another adapter_type"
+            )
+        return len(layers), widths.pop()
+
+    @contextmanager
+    def _adding(self, deltas: Sequence[Tensor | None], rows: list[Tensor], length: int) -> Iterator[None]:
+        """Inside, each row's delta [layers, 2, P, k] is added to what k_proj and v_proj give at its first P positions.
+
+        rows: [L_i, d] each, which stand at the end of `length` positions. Keys are changed before their rotary angles.
+        """
+        given = [(number, delta) for number, delta in enumerate(deltas) if delta is not None]
+        if not given:
+            yield
+            return
+        layers, width = self.kv_shape
+        whole = torch.zeros(layers, 2, len(rows), length, width, device=self.device, dtype=self.dtype)
+        for number, delta in given:
+            start = length - len(rows[number])
+            gap = (0, 0, start, length - start - delta.shape[2])
+            whole[:, :, number] = pad(delta.to(self.device, self.dtype), gap)
+        hooks = [
+            getattr(layer.self_attn, name).register_forward_hook(partial(_plus, whole[n, which]))
+            for n, layer in enumerate(self.model.get_decoder().layers)
+            for which, name in enumerate(("k_proj", "v_proj"))
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _row(self, slot: Tensor, tail: Sequence[int]) -> Tensor:
         return torch.cat([slot.to(self.device, self.dtype), self.embed(tail)])
@@ -281,6 +341,10 @@ class FrozenLLM:
     def _text(self, ids: list[int]) -> str:
         end = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
         return self.tokenizer.decode(ids[:end], skip_special_tokens=True).lstrip(" ").split("\n")[0].strip()
+
+
+def _plus(delta: Tensor, _module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+    return output + delta
 
 
 def _sees_all(who: str, model: PreTrainedModel) -> bool:

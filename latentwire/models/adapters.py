@@ -5,25 +5,30 @@ class Mine(Adapter): ...
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from latentwire.llms.frozen import FrozenLLM
 from latentwire.models.components import Component, component
 from latentwire.utils.registry import Registry
 
 SOFT_VECTORS = 16  # learned vectors before what differs between questions: of a preamble, and of a rival's soft prompt
 _HIDDEN = 1024
+_RANK = 64  # of the maps to keys and values
 
 
 class Adapter(nn.Module):
-    """Z [..., M, d_z] -> prefix [..., constant + M, width]. A subclass takes (d_z, width): all that a checkpoint keeps.
+    """Z [..., M, d_z] -> prefix [..., constant + M, width]. A subclass takes (d_z, width), and what its `shape` gives.
 
-    constant: vectors before those of the latents that are the same for every Z.
+    constant: vectors before those of the latents that are the same for every Z; deep: whether it has `deltas`.
     """
 
     name: str
     constant = 0
+    deep = False
 
     def __init__(self, d_z: int, width: int):
         super().__init__()
@@ -34,8 +39,16 @@ class Adapter(nn.Module):
         """The adapter that training starts from. weight: [width, d_z], bias: [width], for latents of RMS 1."""
         raise NotImplementedError
 
-    def begin(self, instruction: Tensor) -> None:
-        """Told once before training: the LLM's embeddings [SOFT_VECTORS, width] of the prompt's first words."""
+    def begin(self, llm: FrozenLLM, head: Sequence[int]) -> None:
+        """Told once before training: the LLM, and the token ids that its prompt begins with."""
+
+    def shape(self) -> dict:
+        """What a checkpoint's config keeps beside the weights, as JSON: further arguments of the class."""
+        return {}
+
+    def deltas(self, z: Tensor) -> Tensor | None:
+        """What is added to keys and values: [layers, 2, constant + M, k] for Z [M, d_z]; None where nothing is."""
+        return None
 
     def components(self, llm: str) -> list[Component]:
         """Every trainable parameter, by the part that stages name."""
@@ -94,8 +107,8 @@ class PreambleAdapter(ResidualAdapter):
         self.preamble = nn.Parameter(torch.zeros(SOFT_VECTORS, width))
 
     @torch.no_grad()
-    def begin(self, instruction: Tensor) -> None:
-        found = instruction.float()
+    def begin(self, llm: FrozenLLM, head: Sequence[int]) -> None:
+        found = llm.embed(head[:SOFT_VECTORS]).float()
         self.unit.fill_(2.0 ** round(math.log2(found.square().mean().sqrt())))
         self.preamble.copy_(found / self.unit)
 
@@ -108,3 +121,35 @@ class PreambleAdapter(ResidualAdapter):
     def forward(self, z: Tensor) -> Tensor:
         own = (self.preamble * self.unit).expand(*z.shape[:-2], -1, -1)
         return torch.cat([own, super().forward(z)], dim=-2)
+
+
+@adapter("deep")
+class DeepAdapter(PreambleAdapter):
+    """The preamble adapter, which also adds to the keys and values of each layer at the latents' positions: what one
+    embedding cannot hold (prefix tuning, Li and Liang 2021, arXiv:2101.00190, made to depend on Z).
+
+    The maps are of rank _RANK and start at zero. The cache keeps as many positions as before.
+    """
+
+    deep = True
+
+    def __init__(self, d_z: int, width: int, layers: int = 0, k: int = 0):
+        """layers, k: of the LLM, see `FrozenLLM.kv_shape`; 0 until `begin`."""
+        super().__init__(d_z, width)
+        self.down = nn.Linear(d_z, _RANK, bias=False)
+        self.up = nn.Parameter(torch.zeros(layers, 2, _RANK, k))
+
+    def begin(self, llm: FrozenLLM, head: Sequence[int]) -> None:
+        super().begin(llm, head)
+        layers, k = llm.kv_shape
+        self.up = nn.Parameter(torch.zeros(layers, 2, _RANK, k))
+
+    def shape(self) -> dict:
+        return {"layers": self.up.shape[0], "k": self.up.shape[3]}
+
+    def components(self, llm: str) -> list[Component]:
+        return [*super().components(llm), component("deep", self.down, self.up, llm=llm)]
+
+    def deltas(self, z: Tensor) -> Tensor:
+        z = z.to(self.up.device)
+        return pad(self.down(z) @ self.up, (0, 0, self.constant, 0))

@@ -4,7 +4,7 @@ Shapes: P_i positions of a slot, d LLM width, M latents.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -17,10 +17,12 @@ from latentwire.models.encoders.base import Encoded, Encoder
 
 @dataclass
 class Slots:
-    """embeds: per LLM, one slot [P_i, d] per question; encoded: what the encoder says of them, if there is one."""
+    """embeds: per LLM, one slot [P_i, d] per question; encoded: what the encoder says of them, if there is one; deltas:
+    per LLM whose adapter is deep, what is added to each slot's keys and values [layers, 2, P_i, k]."""
 
     embeds: dict[str, list[Tensor]]
     encoded: Encoded | None = None
+    deltas: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 class LatentWire(nn.Module):
@@ -34,11 +36,13 @@ class LatentWire(nn.Module):
     def forward(self, questions: Sequence[Question]) -> Slots:
         """The slots of each LLM, from one Z."""
         encoded = self.encoder(questions, self.source, self.m)
-        rows = {}
+        rows, deltas = {}, {}
         for name, adapter in self.adapters.items():
             used = pad(encoded.used, (adapter.constant, 0), value=True)  # [B, constant + M]
             rows[name] = [prefix[mine] for prefix, mine in zip(adapter(encoded.z), used, strict=True)]
-        return Slots(rows, encoded)
+            if adapter.deep:
+                deltas[name] = [adapter.deltas(z[mine]) for z, mine in zip(encoded.z, encoded.used, strict=True)]
+        return Slots(rows, encoded, deltas)
 
     @property
     def constant(self) -> int:

@@ -45,11 +45,11 @@ stage(Stage("codebook", trains=(), losses=(), needs_checkpoint=False))
 # The encoder learns which tokens matter, from answer spans alone.
 stage(Stage("scores", ("backbone", "span"), losses=("spans",), needs_llms=False, needs=("reads_answers",)))
 # The adapters and the codebook, with a selection that is fixed: free queries cannot be read before they are trained.
-_READ = ("codebook", "residual", "adapter", "preamble")
+_READ = ("codebook", "residual", "adapter", "preamble", "deep")
 stage(Stage("adapters", _READ, losses=("answers",), needs=("chooses_tokens",)))
 stage(Stage("joint", None, losses=("answers", "spans")))
 # New LLMs learn to read a finished wire; encoder, codebook and the other adapters stay as they are.
-stage(Stage("join", ("adapter", "preamble"), losses=("answers",), joins=True))
+stage(Stage("join", ("adapter", "preamble", "deep"), losses=("answers",), joins=True))
 # The rivals' soft prompts.
 stage(Stage("text_tuned", None, losses=("answers",), needs_checkpoint=False, rival="text"))
 stage(Stage("token_budget_tuned", None, losses=("answers",), needs_checkpoint=False, rival="token_budget"))

@@ -255,7 +255,8 @@ class Trainer:
         rows = slots.embeds[llm.name]
         labels = {q.id: prompts.label_ids(q.answers[0], config.k) for q in whole}
         tails = [prompts.tail(q.question) for q in mine]
-        scored = llm.loss_with_prefix(prompts.head, rows, tails, [labels[q.id] for q in mine])
+        deltas = slots.deltas.get(llm.name, ())
+        scored = llm.loss_with_prefix(prompts.head, rows, tails, [labels[q.id] for q in mine], deltas)
         count = sum(map(len, labels.values()))
         sums = answer_sums(scored)
         parts = {

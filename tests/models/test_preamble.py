@@ -1,5 +1,7 @@
 """Learned vectors before the latents: for every question the same, and learned by the same means as a rival's."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def test_vectors_stand_before_the_latents_whose_own_prefix_is_unchanged():
     torch.manual_seed(0)
     weight, bias, words = torch.randn(48, 24), torch.randn(48), torch.randn(SOFT_VECTORS, 48)
     adapter, z = PreambleAdapter.from_closed_form(weight, bias), torch.randn(2, 5, 24)
-    adapter.begin(words)
+    adapter.begin(SimpleNamespace(embed=lambda ids: words[: len(ids)]), range(40))
     found = adapter(z)
     assert found.shape == (2, SOFT_VECTORS + 5, 48)
     assert torch.equal(found[:, SOFT_VECTORS:], ResidualAdapter.from_closed_form(weight, bias)(z))
