@@ -6,14 +6,17 @@ class Mine(Adapter): ...
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from latentwire.llms.frozen import FrozenLLM
 from latentwire.models.components import Component, component
 from latentwire.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from latentwire.llms.frozen import FrozenLLM
 
 SOFT_VECTORS = 16  # learned vectors before what differs between questions: of a preamble, and of a rival's soft prompt
 _HIDDEN = 1024
@@ -39,7 +42,7 @@ class Adapter(nn.Module):
         """The adapter that training starts from. weight: [width, d_z], bias: [width], for latents of RMS 1."""
         raise NotImplementedError
 
-    def begin(self, llm: FrozenLLM, head: Sequence[int]) -> None:
+    def begin(self, llm: "FrozenLLM", head: Sequence[int]) -> None:
         """Told once before training: the LLM, and the token ids that its prompt begins with."""
 
     def shape(self) -> dict:
@@ -107,7 +110,7 @@ class PreambleAdapter(ResidualAdapter):
         self.preamble = nn.Parameter(torch.zeros(SOFT_VECTORS, width))
 
     @torch.no_grad()
-    def begin(self, llm: FrozenLLM, head: Sequence[int]) -> None:
+    def begin(self, llm: "FrozenLLM", head: Sequence[int]) -> None:
         found = llm.embed(head[:SOFT_VECTORS]).float()
         self.unit.fill_(2.0 ** round(math.log2(found.square().mean().sqrt())))
         self.preamble.copy_(found / self.unit)
@@ -139,7 +142,7 @@ class DeepAdapter(PreambleAdapter):
         self.down = nn.Linear(d_z, _RANK, bias=False)
         self.up = nn.Parameter(torch.zeros(layers, 2, _RANK, k))
 
-    def begin(self, llm: FrozenLLM, head: Sequence[int]) -> None:
+    def begin(self, llm: "FrozenLLM", head: Sequence[int]) -> None:
         super().begin(llm, head)
         layers, k = llm.kv_shape
         self.up = nn.Parameter(torch.zeros(layers, 2, _RANK, k))

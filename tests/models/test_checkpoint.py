@@ -87,6 +87,15 @@ def test_either_form_alone_is_a_checkpoint(folder, parts, end):
     assert both == weights_bytes(folder) or end == "pt", "weights in two forms count once"
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_weights_in_half_precision_are_computed_with_in_full(folder, parts, end):
+    only(folder, end)
+    put(folder, f"adapter_qwen.{end}", parts[1]["qwen"].half().state_dict())
+    loaded = load_checkpoint(folder, LLMS)[1]["qwen"]
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.linear.weight, parts[1]["qwen"].linear.weight.float())
+
+
 def test_a_folder_without_weights_has_no_bytes_of_them(tmp_path):
     assert weights_bytes(tmp_path) == weights_bytes(tmp_path / "nowhere") == 0
 

@@ -68,6 +68,8 @@ def norm(parameters):
         ("hf", HF),
         ("queries", {"backbone", "resampler"}),
         ("byte", {"backbone", "resampler"}),
+        ("anchors", {"codebook", "backbone", "score", "residual"}),
+        ("windows", {"backbone", "windows"}),
     ],
 )
 def test_every_parameter_belongs_to_one_component(model_of, kind, expected):
@@ -81,9 +83,14 @@ def test_every_parameter_belongs_to_one_component(model_of, kind, expected):
     require_complete(model, components)
 
 
-@pytest.mark.parametrize(("kind", "pooling"), [("hf", "select"), ("hf", "cif"), ("queries", ""), ("byte", "")])
+@pytest.mark.parametrize(
+    ("kind", "pooling"),
+    [("hf", "select"), ("hf", "cif"), ("queries", ""), ("byte", ""), ("anchors", ""), ("windows", "")],
+)
 def test_the_answers_loss_reaches_every_component_and_no_llm(model_of, readers, questions, kind, pooling):
     model, batch = model_of(kind, pooling=pooling), questions[:1]
+    if kind == "anchors":  # its residual is zero at the start, and lets nothing through to the backbone
+        torch.nn.init.normal_(model.encoder.residual.weight, std=0.01)
     for reader in readers:
         model.zero_grad()
         answer_loss(reader, model(batch), batch).backward()

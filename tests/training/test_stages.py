@@ -124,7 +124,8 @@ def test_of_all_stages_an_encoder_has_those_that_it_can_train():
     assert names("hf") == list(ALL) == ["codebook", "scores", "adapters", "joint"]
     assert names("hf", spans=False) == ["codebook", "adapters", "joint"]
     assert names("codebook") == ["codebook", "adapters", "joint"], "it reads no answers"
-    assert names("queries") == names("byte") == ["codebook", "joint"]
+    assert names("queries") == names("byte") == names("windows") == ["codebook", "joint"]
+    assert names("anchors") == ["codebook", "adapters", "joint"], "it chooses tokens"
 
 
 def test_a_stage_minimises_losses_that_there_are_and_has_a_name_of_its_own():

@@ -1,0 +1,157 @@
+"""anchors, windows: a text is cut into M windows of wire tokens, and each window gives one latent.
+
+Nothing of it is trained on answer spans, so it serves sources where the question is not known. Any M can be asked for:
+the windows follow it. Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's states.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+from transformers import PreTrainedTokenizerBase
+
+from latentwire.data.content import content
+from latentwire.data.question import Question
+from latentwire.models.backbones import BackboneSettings, OnPretrained, PretrainedBackbone, States, load_backbone
+from latentwire.models.components import Component, component
+from latentwire.models.encoders.base import Encoded, Encoder, Tokens, answer_edges, encoder
+from latentwire.models.encoders.selecting import SelectingEncoder
+
+_KNOWN = 1e4  # salience of tokens that an oracle wants
+
+
+@encoder("anchors")
+class AnchorEncoder(SelectingEncoder):
+    """The rarest token of each window leads its latent: z = its code + a dense residual, which starts at zero, of the
+    token's own state and the window's mean (anchors as in SAC, arXiv:2510.08907; windows as in arXiv:2510.20797).
+
+    How rare: by the token's id, since a byte-level BPE numbers its tokens from frequent to rare; a learned correction
+    starts at zero. The choice has the gradient of a softmax over the window (straight-through).
+    """
+
+    reads_answers = False
+    Settings = BackboneSettings
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, d_z: int, vocabulary: int, backbone: PretrainedBackbone):
+        super().__init__(tokenizer, d_z, vocabulary, backbone, "select")
+        del self.span
+        self.residual = nn.Linear(2 * backbone.width, d_z)
+        nn.init.zeros_(self.residual.weight)
+        nn.init.zeros_(self.residual.bias)
+
+    @classmethod
+    def begin(cls, before: Encoder, settings: BackboneSettings, m: int) -> Encoder:
+        """With the closed form's codebook and a pretrained backbone."""
+        codebook = before.codebook.weight.detach()
+        made = cls(before.tokenizer, before.d_z, len(codebook), load_backbone(settings.encoder_id))
+        with torch.no_grad():
+            made.codebook.weight.copy_(codebook)
+        return made
+
+    def shape(self) -> dict:
+        return {"vocabulary": self.codebook.num_embeddings}
+
+    def components(self) -> list[Component]:
+        return [
+            component("codebook", self.codebook, rate="codebook_lr"),
+            self.backbone_component(),
+            component("score", self.score, self.outside),
+            component("residual", self.residual),
+        ]
+
+    def forward(
+        self, questions: Sequence[Question], source: str, m: int, states: States | None = None, known: bool = False
+    ) -> Encoded:
+        """states, known: as in `SelectingEncoder.forward`."""
+        tokens = self.tokenize(questions, source)
+        hidden = self._align(states or self.backbone(questions, source), tokens)  # [B, T, w]
+        salience = torch.log1p(tokens.ids.float()) + self.score(hidden).float()[..., 0]  # [B, T]
+        if known:
+            for row, (first, last) in zip(salience, answer_edges(tokens, questions), strict=True):
+                row[first : last + 1] += _KNOWN
+        member, used = windows(_sent(tokens, source), m)
+        places = _anchors(salience, member)
+        leading = places.to(hidden.dtype) @ hidden  # [B, M, w]
+        residual = self.residual(torch.cat([leading, _means(member, hidden)], dim=2))
+        z = places @ self.codebook(tokens.ids) + residual.float()
+        return Encoded(z, used, tokens, salience, None, places)
+
+
+@encoder("windows")
+class WindowEncoder(OnPretrained, Encoder):
+    """The mean of each window's states, one linear map: the field's usual choice (arXiv:2510.20797), for comparison.
+
+    scale: [d_z], the standard deviation of the codes that the adapters were made for: the latents start there.
+    """
+
+    Settings = BackboneSettings
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        d_z: int,
+        backbone: PretrainedBackbone,
+        scale: Tensor | None = None,
+    ):
+        super().__init__(tokenizer, d_z)
+        self.backbone = backbone
+        self.out, self.norm = nn.Linear(backbone.width, d_z), nn.LayerNorm(d_z)
+        if scale is not None:
+            self.norm.weight.data.copy_(scale)
+
+    @classmethod
+    def begin(cls, before: Encoder, settings: BackboneSettings, m: int) -> Encoder:
+        """Latents begin at the size of the closed form's codes."""
+        scale = before.codebook.weight.detach().std(dim=0)
+        return cls(before.tokenizer, before.d_z, load_backbone(settings.encoder_id), scale)
+
+    def components(self) -> list[Component]:
+        return [self.backbone_component(), component("windows", self.out, self.norm)]
+
+    def forward(self, questions: Sequence[Question], source: str, m: int, states: States | None = None) -> Encoded:
+        """states: as in `SelectingEncoder.forward`."""
+        states = states or self.backbone(questions, source)
+        mask = states.mask.clone()
+        for row, spans, q in zip(mask, states.spans, questions, strict=True):
+            if source != "prompt":
+                row[: len(spans)] &= torch.as_tensor(_in_context(spans, source, q), device=row.device)
+        member, used = windows(mask, m)
+        return Encoded(self.norm(self.out(_means(member, states.hidden))).float(), used)
+
+
+def windows(mask: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """Which tokens [B, M, T] (bool) each of M windows holds, and which windows are used [B, M] (bool).
+
+    mask: [B, T] bool. A text of n tokens has min(n, M) windows, whose sizes differ by one token at most.
+    """
+    count = mask.sum(dim=1, keepdim=True)  # [B, 1]
+    number = (mask.cumsum(dim=1) - 1) * count.clamp(max=m) // count.clamp(min=1)
+    member = one_hot(number.clamp(min=0), m).bool() & mask[..., None]  # [B, T, M]
+    return member.transpose(1, 2), torch.arange(m, device=mask.device) < count
+
+
+def _anchors(salience: Tensor, member: Tensor) -> Tensor:
+    """Assignment [B, M, T]: in each window the token of most salience, with the gradient of a softmax over the window
+    (straight-through: Bengio et al. 2013, arXiv:1308.3432). salience: [B, T]; member: [B, M, T]."""
+    logits = salience[:, None].masked_fill(~member, torch.finfo(salience.dtype).min)
+    soft = logits.softmax(dim=2) * member
+    hard = one_hot(logits.argmax(dim=2), salience.shape[1]) * member
+    return hard + soft - soft.detach()
+
+
+def _sent(tokens: Tokens, source: str) -> Tensor:
+    """Which tokens are sent [B, T]: with source "prompt" the question, too."""
+    return tokens.mask if source == "prompt" else tokens.mask & tokens.context
+
+
+def _means(member: Tensor, hidden: Tensor) -> Tensor:
+    """Mean state [B, M, w] of each window; zero for one that is not used."""
+    return member.to(hidden.dtype) @ hidden / member.sum(dim=2, keepdim=True).clamp(min=1)
+
+
+def _in_context(spans: np.ndarray, source: str, question: Question) -> np.ndarray:
+    """Which spans [S, 2] of a content's characters belong to its context."""
+    begin = content(source, question.context, question.question).context_at
+    return (spans[:, 1] > begin) & (spans[:, 0] < begin + len(question.context))

@@ -1,0 +1,90 @@
+"""Windows of wire tokens: each gives one latent, whatever M is asked for, and the question stays out of the wire."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+
+from latentwire.data.content import content
+from latentwire.models.adapters import ADAPTERS
+from latentwire.models.backbones import BackboneSettings
+from latentwire.models.checkpoint import load_encoder, save_checkpoint
+from latentwire.models.closed_form import closed_form
+from latentwire.models.encoders.base import ENCODERS
+from latentwire.models.encoders.windows import windows
+
+KINDS = ("anchors", "windows")
+
+
+@pytest.fixture(scope="module")
+def made(llms, texts, encoder_folder):
+    torch.manual_seed(0)
+    before, *_ = closed_form(llms, texts, 24)
+    return {kind: ENCODERS[kind].begin(before, BackboneSettings(encoder_id=encoder_folder), 8).eval() for kind in KINDS}
+
+
+def test_windows_cut_a_text_into_runs_of_nearly_equal_length():
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0, 0], [0] * 8], dtype=torch.bool)
+    member, used = windows(mask, 3)
+    assert used.tolist() == [[True] * 3, [True, True, False], [False] * 3]
+    assert member.sum(dim=2).tolist() == [[3, 2, 2], [1, 1, 0], [0, 0, 0]]
+    assert member[0].int().argmax(dim=1).tolist() == [0, 3, 5] and torch.equal(member.any(dim=1), mask)
+
+
+@pytest.mark.parametrize("m", [1, 7, 16, 1000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_checkpoint_serves_any_m_and_a_text_is_encoded_alike_in_any_batch(made, kind, short_questions, m):
+    encoder, some = made[kind], short_questions[:3]
+    together = encoder.encode(some, "context", m)
+    for q, z in zip(some, together, strict=True):
+        assert z.shape[1] == 24 and 1 <= len(z) <= m
+        assert torch.equal(z, encoder.encode([q], "context", m)[0])
+        batch = encoder(some, "context", m)
+        torch.testing.assert_close(batch.z[some.index(q)][batch.used[some.index(q)]], z, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_source_context_the_question_changes_nothing(made, kind, short_questions):
+    q = short_questions[0]
+    other = dataclasses.replace(q, question="Something else?")
+    assert torch.equal(made[kind].encode([q], "context", 9)[0], made[kind].encode([other], "context", 9)[0])
+
+
+def test_at_the_start_an_anchors_latent_is_the_code_of_its_windows_rarest_token(made, short_questions):
+    encoder, q = made["anchors"], short_questions[0]
+    (z,), chosen = encoder.encode([q], "context", 6), encoder.select(q, "context", 6)
+    torch.testing.assert_close(z, encoder.codebook.weight[chosen])
+    ids = encoder.tokenizer(content("context", q.context, q.question).text, add_special_tokens=False)["input_ids"]
+    at = [len(ids) * n // 6 + (len(ids) * n % 6 > 0) for n in range(7)]
+    assert chosen == [max(ids[a:b]) for a, b in pairwise(at)]
+
+
+def test_an_oracle_anchors_the_answer(made, short_questions):
+    q = next(q for q in short_questions if q.answers[0] in q.context and q.context.find(q.answers[0]) == q.starts[0])
+    encoder = made["anchors"]
+    z, text = encoder.perfect(q, "context", 4)
+    answer = encoder.tokenizer(q.answers[0], add_special_tokens=False)["input_ids"]
+    assert len(z) == 4 and any(encoder.tokenizer.decode([i]).strip() in text for i in answer)
+
+
+def test_the_salience_learns_which_token_of_a_window_leads(made, short_questions):
+    encoder = made["anchors"].train()
+    encoded = encoder(short_questions[:2], "context", 6)
+    encoded.z.square().sum().backward()
+    assert encoder.score.weight.grad.abs().sum() > 0
+    encoder.zero_grad()
+    encoder.eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_gives_the_same_latents(made, kind, short_questions, tmp_path, llms):
+    torch.manual_seed(1)
+    for parameter in made[kind].parameters():
+        parameter.data.add_(0.01 * torch.randn_like(parameter))
+    adapters = {"llama": ADAPTERS["residual_mlp"](24, 48)}
+    config = {"schema": 1, "stage": "joint", "source": "context", "latent_len": 8, "d_z": 24, "llms": {"llama": "x"}}
+    save_checkpoint(tmp_path / "c", made[kind], adapters, config)
+    again = load_encoder(tmp_path / "c")
+    for z, other in zip(*(e.encode(short_questions[:2], "context", 5) for e in (made[kind], again)), strict=True):
+        assert torch.equal(z, other)
