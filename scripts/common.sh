@@ -48,5 +48,6 @@ train() {
     processes=$(setting launch nproc)
     rendezvous=$(setting launch rendezvous)
     read -ra machines <<<"$rendezvous"
-    logged "$PYTHON" -u -m torch.distributed.run "${machines[@]}" --nproc_per_node="$processes" latentwire/train.py "$@"
+    logged "$PYTHON" -u -m latentwire.utils.launcher torch.distributed.run "${machines[@]}" \
+        --nproc_per_node="$processes" latentwire/train.py "$@"
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with everything that requirements.txt names. Run again, it does nothing unless requirements.txt changed.
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 base=${BASE_PYTHON:-python3}

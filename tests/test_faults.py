@@ -1,5 +1,8 @@
-"""What happens to machines: kills at any moment, a full disk, a read-only checkout, a clock that goes back, two runs in
-one folder. What was finished stays, and the same command ends with the results of a run that nothing happened to.
+"""What happens to machines: kills at any moment, a full disk, a GPU that vanishes, a read-only checkout, a clock that
+goes back, two runs in one folder. What was finished stays, and the same command ends with the results of a run that
+nothing happened to.
+
+    KILLS=20 bash scripts/test.sh tests/test_faults.py -k killed -s        # kills each program 20 times, not twice
 """
 
 import contextlib
@@ -8,6 +11,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -25,15 +29,18 @@ from latentwire.data.question import split_by_article
 from latentwire.data.squad import load
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.predictions import Predictions
+from latentwire.llms.frozen import FrozenLLM
 from latentwire.models.checkpoint import load_checkpoint
 from latentwire.models.weights import read_config
 from latentwire.training.running import train
+from latentwire.utils.cli import run
 from latentwire.utils.files import read_json, read_lines
 
 ROOT = Path(__file__).parents[1]
-KILLS = 2  # of each program, two in each folder; by hand, 20
+KILLS = int(os.environ.get("KILLS", "2"))  # of each program, two in each folder
 # Imports everything once; then each line of standard input is a program's run in a process of its own, forked from it:
-# {"program", "argv", "kill_after", "file_bytes"}. It prints how each ended, after how long, and what it said.
+# {"program", "argv", "kill_after", "file_bytes", "environment"}. It prints how each ended, after how long, and what it
+# said.
 STARTER = """
 import contextlib, importlib, json, os, resource, signal, sys, threading, time
 
@@ -41,7 +48,7 @@ import torch
 
 from latentwire.utils.cli import run
 
-names = ("eval", "train", "export", "sweep")
+names = ("eval", "train", "export", "report")
 mains = {name: importlib.import_module(f"latentwire.{name}").main for name in names}
 for module in ("evaluation.evaluate", "training.running", "models.exporting", "reporting.card", "reporting.charts"):
     importlib.import_module(f"latentwire.{module}")
@@ -54,6 +61,7 @@ for line in sys.stdin:
         os.setpgid(0, 0)
         os.dup2(writing, 1), os.dup2(writing, 2)
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        os.environ.update(asked["environment"])
         if asked["file_bytes"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (asked["file_bytes"],) * 2)
         sys.argv = [asked["program"] + ".py", *asked["argv"]]
@@ -94,9 +102,10 @@ class Starter:
         )  # fmt: skip
         assert self._process.stdout.readline() == "ready\n"
 
-    def run(self, program, argv, kill_after=None, file_bytes=0):
+    def run(self, program, argv, kill_after=None, file_bytes=0, **environment):
         """(exit status, seconds, what it said)."""
         asked = {"program": program, "argv": argv, "kill_after": kill_after, "file_bytes": file_bytes}
+        asked["environment"] = environment
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
@@ -124,8 +133,18 @@ def flags(config):
     return switches + [f"--{k}={v}" for k, v in given.items() if v not in ("", None) and not isinstance(v, bool)]
 
 
+def killed_often(once):
+    """once(number) kills programs that work in a folder of this number, looks at what they did when they were left
+    alone at last, and tells how many did not end before they were killed. KILLS of them at least."""
+    killed = number = 0
+    while killed < KILLS:
+        killed, number = killed + once(str(number)), number + 1
+    print(f"{killed} killed in {number} folders, and all ended alike")
+
+
 def killed_until_done(starter, program, argv, seconds, draw):
-    """Kill a program twice, each time at some moment of what a whole run takes, then let it end."""
+    """Kill a program twice, each time at some moment of what a whole run takes, then let it end. How many kills came
+    in time."""
     moments = [draw.uniform(0, seconds) for _ in range(2)]
     ends = [starter.run(program, argv, kill_after=moment) for moment in moments]
     assert {status for status, *_ in ends} <= {-9, 0}, ends
@@ -133,6 +152,7 @@ def killed_until_done(starter, program, argv, seconds, draw):
     assert status == 0, said
     killed = [round(moment, 2) for moment, (status, *_) in zip(moments, ends, strict=True) if status]
     print(f"{program}: killed after {killed} of {seconds:.1f} s")
+    return len(killed)
 
 
 def assert_same_evaluation(folder, results):
@@ -156,19 +176,26 @@ def whole(starter, tmp_path_factory):
 def test_an_evaluation_that_is_killed_at_any_moment_ends_with_the_same_results(starter, whole, tmp_path):
     seconds, results = whole
     draw = random.Random("evaluation")
-    for number in range(KILLS // 2):
-        folder = tmp_path / str(number)
-        killed_until_done(starter, "eval", flags(evaluation_config(folder)), seconds, draw)
-        assert_same_evaluation(folder, results)
+
+    def once(number):
+        killed = killed_until_done(starter, "eval", flags(evaluation_config(tmp_path / number)), seconds, draw)
+        assert_same_evaluation(tmp_path / number, results)
+        return killed
+
+    killed_often(once)
 
 
 def test_a_training_that_is_killed_at_any_moment_ends_with_the_same_bits(starter, joint_config, joint, tmp_path):
     _, seconds, _ = starter.run("train", flags(joint_config(tmp_path / "whole")))
     assert_same_run(tmp_path / "whole", joint)
     draw = random.Random("training")
-    for number in range(KILLS // 2):
-        killed_until_done(starter, "train", flags(joint_config(tmp_path / str(number))), seconds, draw)
-        assert_same_run(tmp_path / str(number), joint)
+
+    def once(number):
+        killed = killed_until_done(starter, "train", flags(joint_config(tmp_path / number)), seconds, draw)
+        assert_same_run(tmp_path / number, joint)
+        return killed
+
+    killed_often(once)
 
 
 def test_an_export_that_is_killed_at_any_moment_leaves_a_whole_checkpoint(starter, joint, tmp_path):
@@ -176,10 +203,14 @@ def test_an_export_that_is_killed_at_any_moment_leaves_a_whole_checkpoint(starte
     _, seconds, _ = starter.run("export", [str(best), str(expected)])
     starter.run("export", [str(best), str(shipped)])
     draw = random.Random("export")
-    for _ in range(KILLS):
+
+    def once(_):
         status, _, said = starter.run("export", [str(best), str(shipped)], kill_after=draw.uniform(0, seconds))
         assert status in (-9, 0), said
         load_checkpoint(shipped, read_config(shipped)["llms"])
+        return status == -9
+
+    killed_often(once)
     status, _, said = starter.run("export", [str(best), str(shipped)])
     assert status == 0, said
     for path in expected.glob("*.safetensors"):
@@ -206,19 +237,24 @@ def test_a_sweep_that_is_killed_at_any_moment_ends_with_the_same_ranking(tmp_pat
     said, _ = start("whole").communicate()
     assert (tmp_path / "whole" / "sweep_summary.json").is_file(), said.decode()
     seconds, draw = time.monotonic() - started, random.Random("sweep")
-    for number in range(KILLS // 2):
+
+    def once(number):
+        killed = 0
         for _ in range(2):
-            running = start(str(number))
+            running = start(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running.communicate(timeout=draw.uniform(0, seconds))
-            print(f"sweep: {'had ended' if running.poll() is not None else 'killed'} within {seconds:.1f} s")
+            killed += running.poll() is None
             running.kill()
             running.communicate()
-        running = start(str(number))
+        running = start(number)
         said, _ = running.communicate()
         assert running.returncode == 0, said.decode()
         for name in ("sweep_summary.json", "sweep_results.csv"):
-            assert (tmp_path / str(number) / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+            assert (tmp_path / number / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        return killed
+
+    killed_often(once)
 
 
 SIZES = [100, 1500, 4000, 12_000, 60_000, 250_000, 2_000_000]  # bytes of a file before the disk is "full"
@@ -243,11 +279,13 @@ def test_a_full_disk_ends_an_evaluation_with_one_line_and_loses_nothing(starter,
 
 
 def test_a_full_disk_ends_a_training_with_one_line_and_loses_nothing(starter, joint_config, joint, tmp_path):
-    argv, errors = flags(joint_config(tmp_path / "run")), []
+    argv, cache, errors = flags(joint_config(tmp_path / "run")), str(tmp_path / "cache"), []
     for size in (*SIZES, 0):
-        status, _, said = starter.run("train", argv, file_bytes=size)
+        status, _, said = starter.run("train", argv, file_bytes=size, LATENTWIRE_CACHE=cache)
         errors.append(told(status, said))
     assert len([*filter(None, errors)]) >= 3 and not errors[-1], errors
+    assert any("what the teacher read" in error for error in errors), errors
+    assert any("checkpoint" in error for error in errors), errors
     assert_same_run(tmp_path / "run", joint)
 
 
@@ -260,6 +298,50 @@ def test_a_full_disk_ends_an_export_with_one_line_and_keeps_the_one_before(start
         assert str(tmp_path / "shipped") in error and "previous one is kept" in error
         load_checkpoint(tmp_path / "shipped", read_config(tmp_path / "shipped")["llms"])
         assert (tmp_path / "shipped" / "encoder.safetensors").read_bytes() == before
+
+
+def test_a_full_disk_ends_a_report_with_one_line_and_the_next_one_is_whole(starter, finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    errors = [told(*starter.run("report", [str(folder)], file_bytes=size)[::2]) for size in (*SIZES, 0)]
+    assert len([*filter(None, errors)]) >= 3 and not errors[-1], errors
+    assert all((folder / name).stat().st_size for name in ("table.md", "summary.md", "headline.md", "report.html"))
+    assert (folder / "hierarchy.png").read_bytes().endswith(b"IEND\xaeB`\x82"), "the whole chart"
+
+
+def lost_after(calls):
+    """What an LLM computes on a GPU that vanishes after so many calls."""
+    forward, seen = FrozenLLM._forward, []
+
+    def losing(self, *args, **kwargs):
+        seen.append(self.name)
+        if len(seen) > calls:
+            raise torch.AcceleratorError("CUDA error: GPU is lost\nCUDA kernel errors might be reported elsewhere")
+        return forward(self, *args, **kwargs)
+
+    return losing
+
+
+@pytest.mark.parametrize(
+    ("program", "calls"),
+    [("evaluation", 1), ("evaluation", 20), ("evaluation", 100), ("training", 1), ("training", 40)],
+)
+def test_a_gpu_that_vanishes_ends_a_program_with_one_line_and_loses_nothing(
+    variables, whole, joint_config, joint, tmp_path, capsys, program, calls
+):
+    """The error that PyTorch raises for it, in an LLM's forward pass."""
+    folder = tmp_path / "run"
+    work = {"evaluation": lambda: evaluate(evaluation_config(folder)), "training": lambda: train(joint_config(folder))}
+    with small_world(variables) as patch:
+        patch.setattr(FrozenLLM, "_forward", lost_after(calls))
+        with pytest.raises(SystemExit) as end:
+            run(work[program])
+    assert "the device failed (CUDA error: GPU is lost)" in told(end.value.code, capsys.readouterr().err)
+    with small_world(variables):
+        run(work[program])
+    if program == "evaluation":
+        assert_same_evaluation(folder, whole[1])
+    else:
+        assert_same_run(folder, joint)
 
 
 # As a program, with a checkout that nothing can be written into: whatever tries is refused, as by a read-only disk.

@@ -12,12 +12,14 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from reprlib import repr as shown  # of anything, in a few words
 
 import latentwire.data
 from latentwire.data.question import SPLITS, Question, QuestionSet, split_by_article
 from latentwire.data.registry import DATASETS, dataset
 from latentwire.data.scoring import squad_scores
 from latentwire.utils.cli import reason
+from latentwire.utils.files import UNREADABLE
 from latentwire.utils.machine import hub_answers
 from latentwire.utils.registry import import_all
 
@@ -83,7 +85,7 @@ def read_squad_file(path: Path) -> list[Question]:
         raise ValueError(f"{path}: broken gzip file ({error}); fetch it again") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from error
-    except json.JSONDecodeError as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     try:
         rows = [
@@ -111,11 +113,11 @@ def _checked(rows: Iterable[tuple], source: str) -> list[Question]:
     questions, seen = [], set()
     paragraphs: dict[str, str] = {}  # by context: intervals are drawn by paragraph, however often a file repeats it
     for title, paragraph, context, id_, question, answers in rows:
-        where = f"{source}: question {id_}"
+        where = f"{source}: question {id_ if isinstance(id_, str) else shown(id_)}"
         if not isinstance(id_, str):
-            raise ValueError(f"{where}: the id must be a string, found {id_!r}")
+            raise ValueError(f"{where}: the id must be a string")
         if not isinstance(title, str):
-            raise ValueError(f"{where}: the title of its article must be a string, found {title!r}")
+            raise ValueError(f"{where}: the title of its article must be a string, found {shown(title)}")
         if not (isinstance(context, str) and _visible(context)):
             raise ValueError(f"{where}: its context is empty, or holds only signs that nobody sees")
         if not (isinstance(question, str) and question.strip()):
@@ -129,7 +131,7 @@ def _checked(rows: Iterable[tuple], source: str) -> list[Question]:
             raise ValueError(f"{where}: it has no answers (SQuAD v2's unanswerable questions are not supported)")
         for text, start in answers:
             if not (isinstance(text, str) and text.strip() and isinstance(start, int)):
-                raise ValueError(f"{where}: answer {text!r} at {start!r} is not a text and an offset")
+                raise ValueError(f"{where}: answer {shown(text)} at {shown(start)} is not a text and an offset")
             if start < 0 or context[start : start + len(text)] != text:
                 found = context[max(start, 0) : max(start, 0) + len(text)]
                 raise ValueError(

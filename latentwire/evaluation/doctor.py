@@ -21,6 +21,7 @@ from pathlib import Path
 
 from latentwire.llms.known import DEFAULT_LLMS, LARGE_LLMS, LARGE_SHAPES, cache_dir, id_variable, is_cached
 from latentwire.utils.cli import SCHEMA, Settings, gpu_count, has_gpu, option
+from latentwire.utils.files import UNREADABLE, read_sealed
 from latentwire.utils.surroundings import (
     aside,
     cards,
@@ -211,7 +212,7 @@ def _made_for(folder: Path | None) -> dict:
     """config.json of a checkpoint; {} where there is none that can be read."""
     path = folder / "config.json" if folder else None
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+        return read_sealed(path) if path and path.is_file() else {}
     except ValueError:
         return {}
 
@@ -278,7 +279,7 @@ def _squad() -> Finding:
             )  # fmt: skip
         try:
             counts[split] = _questions(found[0])
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        except (*UNREADABLE, OSError, EOFError, KeyError, TypeError, zlib.error) as error:
             said = (
                 f"{found[0]} is not in SQuAD v1.1's form ({type(error).__name__}); fetch it again, or unset SQUAD_DIR"
             )
@@ -346,7 +347,8 @@ def try_device(device: str) -> Iterator[Finding]:
 def _ways(device: str) -> dict[str, tuple[str, list[str], str]]:
     """By name: what a failure means, the command, and its DEVICE_MAP. Two processes need two GPUs."""
     processes = min(2, gpu_count()) if device.startswith("cuda") else 2
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    torchrun = ["-m", "latentwire.utils.launcher", "torch.distributed.run"]
+    torchrun += ["--standalone", f"--nproc_per_node={processes}"]
     train = [*torchrun, "latentwire/train.py", "--stage=all", "--encoder_type=byte", *_TINY_TRAINING]
     evaluate = ["latentwire/eval.py", "--conditions=text,latentwire", "--samples=4"]
     return {

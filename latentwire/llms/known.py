@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire.utils.cli import Settings, has_gpu, option, require
-from latentwire.utils.files import read_json
+from latentwire.utils.files import read_sealed
 
 DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2.5-coder-0.5b-instruct"}
 LARGE_LLMS = {"llama": "meta-llama/Meta-Llama-3.1-8B-Instruct", "qwen": "Qwen/Qwen2.5-7B-Instruct"}  # on a GPU
@@ -29,7 +29,8 @@ LARGE_SHAPES = {
         "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 32768,
     },
 }  # fmt: skip
-DTYPES = ("", "float32", "bfloat16", "float16")
+DTYPES = ("", "float32", "bfloat16", "float16", "native")
+NOT_IN_NAMES = set("/:\\.")  # of LLMs: files are called by them, and a model's id is no name
 
 
 @dataclass(kw_only=True)
@@ -40,13 +41,16 @@ class LLMSettings(Settings):
     wordings: str = option("", "LLM=WORDING,...; default: the wording chosen for the model on train questions")
     max_new_tokens: int = option(12, "longest answer, in tokens", least=1)
     device: str = option("", "cpu, cuda, cuda:1, ...; default: cuda where there is one")
-    dtype: str = option("", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU", choices=DTYPES)
+    dtype: str = option(
+        "", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU; native: bfloat16 where the device has it",
+        choices=DTYPES,
+    )  # fmt: skip
 
     def check(self) -> None:
         require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
         for name in self.llm_names:
             remedy = "that is a model's id: give it a name, for example x, and set X_ID to the id"
-            require(not set("/:\\.") & set(name), "llms", name, remedy)
+            require(not NOT_IN_NAMES & set(name), "llms", name, remedy)
 
     @property
     def llm_names(self) -> list[str]:
@@ -57,7 +61,7 @@ class LLMSettings(Settings):
         """Model id of each LLM by name: X_ID in the environment, else the checkpoint's that is begun with, else the
         default of this machine."""
         begun = Path(getattr(self, "ckpt", "") or getattr(self, "init", ""), "config.json")
-        made_for = read_json(begun).get("llms", {}) if begun.is_file() else {}
+        made_for = read_sealed(begun).get("llms", {}) if begun.is_file() else {}
         return {name: llm_id(name, made_for, self.device) for name in self.llm_names}
 
     @property

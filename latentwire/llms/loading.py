@@ -35,7 +35,7 @@ def shape_of(name: str, llm_id: str) -> Shape:
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     inner = config.get_text_config(decoder=True)
     heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
     head_width = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
@@ -55,7 +55,8 @@ def _where(name: str, llm_id: str) -> tuple[dict, str]:
     is_path = source.startswith((".", "/")) or Path(source).is_dir()
     if is_path and not Path(source, "config.json").is_file():
         raise FileNotFoundError(f"no model in {source!r} (no config.json there); {remedy}")
-    return {"pretrained_model_name_or_path": source, "local_files_only": is_path or not hub_answers()}, remedy
+    how = {"local_files_only": is_path or not hub_answers(), "trust_remote_code": False}
+    return {"pretrained_model_name_or_path": source} | how, remedy
 
 
 def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:

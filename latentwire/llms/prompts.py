@@ -23,7 +23,8 @@ IGNORE = -100  # label of every position that is not an answer token
 AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True}  # how a tokenizer reads users' text
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 _TODAY = datetime(2024, 7, 26)  # for every run
-_DATES = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_DATE = re.compile(r"strftime_now\s*\(")
+_DATES = re.compile(_DATE.pattern + r"\s*(['\"])(.*?)\1\s*\)")
 _MARK = "\u241f"  # stands for the slot while the chat template is rendered
 
 
@@ -67,7 +68,8 @@ WORDINGS = {
 class PromptBuilder:
     """Token ids of everything around the slot, for one LLM's tokenizer, one source and one wording.
 
-    Raises ValueError for an unknown source or wording, and for a tokenizer without a token that ends an answer.
+    Raises ValueError for an unknown source or wording, and for a tokenizer without a token that ends an answer, or one
+    that reads special tokens out of users' text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, wording: str):
@@ -78,6 +80,7 @@ class PromptBuilder:
         self.tokenizer, self.source = tokenizer, source
         # Not `all_special_tokens`, which leaves out those that have no role of their own, such as Qwen's <|im_start|>.
         self._special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._require_text_is_text()
         # With source "context" the label stands in the head: only the context itself is in the slot.
         slot = f"Context:{_MARK}" if source == "context" else _MARK
         self._before, self._after = self._render(WORDINGS[wording], slot).split(_MARK)
@@ -119,6 +122,17 @@ class PromptBuilder:
         """The first token of each reference: any of them counts as a right first token."""
         return {self.answer_ids(answer)[0] for answer in answers}
 
+    def _require_text_is_text(self) -> None:
+        """ValueError where a special token that a user spells would count as one: in a unigram vocabulary it is a piece
+        like any other."""
+        for token in self._special:
+            number, read = self.tokenizer.convert_tokens_to_ids(token), self.plain(token)
+            if number != self.tokenizer.unk_token_id and number in read and len(read) <= 2:  # a word's start is one
+                raise ValueError(
+                    f"the tokenizer {self.tokenizer.name_or_path!r} reads {token!r} in a user's text as a control "
+                    "token; choose another model"
+                )
+
     def _end_id(self, wording: Wording) -> int:
         """What follows an answer: the end of the turn, or in plain text the empty line between two examples; where the
         vocabulary has no such token, the end of sequence. Raises ValueError where it has neither."""
@@ -150,6 +164,11 @@ class PromptBuilder:
         messages[0]["content"] = f"{wording.instruction}\n\n{messages[0]['content']}"
         # A template that prints today's date would make another prompt of the same run on the next day.
         dated = _DATES.sub(lambda m: repr(_TODAY.strftime(m[2])), self.tokenizer.get_chat_template())
+        if _DATE.search(dated):
+            raise ValueError(
+                f"the chat template of {self.tokenizer.name_or_path!r} asks for today's date in a way that no run can "
+                "keep; give the format to strftime_now itself, or name the wording plain (WORDINGS=LLM=plain)"
+            )
         rendered = self.tokenizer.apply_chat_template(
             messages, chat_template=dated, tokenize=False, add_generation_prompt=True
         )

@@ -212,14 +212,14 @@ def load_backbone(encoder_id: str) -> PretrainedBackbone:
     if encoder_id.startswith("offline:") and encoder_id not in OFFLINE_ENCODERS:
         raise ValueError(f"unknown offline encoder {encoder_id!r}; {remedy}")
     where = str(ensure_offline_model(encoder_id)) if encoder_id in OFFLINE_ENCODERS else encoder_id
-    local = Path(where).is_dir() or not hub_answers()
+    how = {"local_files_only": Path(where).is_dir() or not hub_answers(), "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
-        config = AutoConfig.from_pretrained(where, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(where, **how)
+        config = AutoConfig.from_pretrained(where, **how)
         for name in _ATTENTION_DROPOUT & set(config.to_dict()):
             setattr(config, name, 0.0)
         model, loaded = AutoModel.from_pretrained(
-            where, config=config, local_files_only=local, dtype=torch.float32, output_loading_info=True
+            where, config=config, dtype=torch.float32, output_loading_info=True, **how
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"cannot load the encoder {encoder_id!r} ({reason(error)}); {remedy}") from error
@@ -241,12 +241,13 @@ def save_backbone_shape(backbone: PretrainedBackbone, folder: Path) -> None:
 
 def backbone_of_shape(folder: Path) -> PretrainedBackbone:
     """The reverse of `save_backbone_shape`, with random weights. Raises ValueError if the folder cannot be read."""
+    how = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        config, tokenizer = (kind.from_pretrained(folder, **how) for kind in (AutoConfig, AutoTokenizer))
+        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} cannot be read ({reason(error)}); restore it or train again") from error
-    return PretrainedBackbone(AutoModel.from_config(config, dtype=torch.float32), tokenizer)
+    return PretrainedBackbone(model, tokenizer)
 
 
 class OnPretrained:

@@ -8,13 +8,15 @@
     FOLDER/training.pt              only in checkpoint_last: optimizer, scheduler and step, to continue exactly
 
 Tuned rivals are kept alike: config.json and soft_prompt_NAME. A checkpoint with .pt files alone, as older ones are,
-loads too. config.json has the sha256 of every weights file, of tokenizer and of backbone. Loading is strict: a mismatch
-is an error that names the file and the keys, never a score from half a checkpoint.
+loads too. config.json has the sha256 of every weights file, of tokenizer and backbone, and of all that it says itself.
+Loading is strict: a mismatch is an error that names the file and the keys, never a score from half a checkpoint. No
+code of a checkpoint is run, and what it claims to hold is compared with its files before that takes memory.
 """
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,7 +42,7 @@ from latentwire.models.weights import (
     wire_id_of,
 )
 from latentwire.utils.cli import reason
-from latentwire.utils.files import write_json
+from latentwire.utils.files import write_sealed
 from latentwire.utils.registry import Registry
 
 
@@ -66,6 +68,7 @@ def save_checkpoint(
         "encoder": {"type": encoder.name, **encoder.shape()},
         "adapters": {name: adapter.name for name, adapter in adapters.items()},
         "widths": {name: adapter.width for name, adapter in adapters.items()},
+        "adapter_shapes": {name: adapter.shape() for name, adapter in adapters.items()},
         "wire_id": wire_id_of(encoder.state_dict()).hex(),
     }
     with _replaced(folder) as part:
@@ -76,7 +79,7 @@ def save_checkpoint(
         encoder.save_parts(part)
         if training is not None:
             torch.save(training, part / "training.pt")
-        write_json(part / "config.json", config | shapes | {"sha256": _hashes(part), "parts_sha256": _parts(part)})
+        write_sealed(part / "config.json", config | shapes | {"sha256": _hashes(part), "parts_sha256": _parts(part)})
 
 
 def load_checkpoint(folder: Path, llms: Mapping[str, str]) -> tuple[Encoder, dict[str, Adapter], dict]:
@@ -96,17 +99,15 @@ def load_encoder(folder: Path) -> Encoder:
     require_parts(folder, config)
     shape, d_z = asked(config, "encoder", folder), asked(config, "d_z", folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder / "wire_tokenizer", local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder / "wire_tokenizer", local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / 'wire_tokenizer'} cannot be read ({reason(error)})") from error
     kind, *_ = registered(ENCODERS, [shape.get("type")], folder)
     arguments = {key: value for key, value in shape.items() if key != "type"}
-    try:
-        encoder = kind.of_shape(tokenizer, d_z, folder, **arguments)
-    except TypeError as error:  # arguments that this class does not take
-        raise ValueError(f"{folder / 'config.json'} does not fit the encoder {kind.name} ({error})") from error
-    load_strict(encoder, folder, "encoder")
-    return encoder
+    build = partial(kind.of_shape, tokenizer, d_z, folder, **arguments)
+    return load_strict(build, folder, "encoder", f"encoder {kind.name}")
 
 
 def save_soft_prompts(folder: Path, prompts: Mapping[str, Tensor], config: dict, training: dict | None = None) -> None:
@@ -116,7 +117,7 @@ def save_soft_prompts(folder: Path, prompts: Mapping[str, Tensor], config: dict,
             _write(part, f"soft_prompt_{name}", {PROMPT: prompt})
         if training is not None:
             torch.save(training, part / "training.pt")
-        write_json(part / "config.json", config | {"sha256": _hashes(part)})
+        write_sealed(part / "config.json", config | {"sha256": _hashes(part)})
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.weights import read_config, read_weights, sha256_of, weights_file, weights_stems, wire_id
-from latentwire.utils.cli import require
-from latentwire.utils.files import read_json, write_json
+from latentwire.utils.cli import reason, require
+from latentwire.utils.files import read_json, write_sealed
 
 # What a checkpoint on a user's machine says that nobody else needs.
 _PRIVATE = ("init", "save_dir", "resume", "save_minutes", "tensorboard", "tracker", "ignore_memory", "device")
@@ -32,13 +33,20 @@ def export(checkpoint: Path, folder: Path) -> dict:
 
 
 def as_safetensors(checkpoint: Path, folder: Path) -> None:
-    """Write all weights of a checkpoint into `folder` as .safetensors, as they are, and a config that knows them."""
+    """Write all weights of a checkpoint into `folder` as .safetensors, as they are, and a config that knows them.
+
+    Raises OSError if it cannot be written.
+    """
     config = read_config(checkpoint)
     hashes = {}
     for stem in weights_stems(checkpoint):
-        save_file(read_weights(weights_file(checkpoint, stem)), folder / f"{stem}.safetensors")
+        weights = read_weights(weights_file(checkpoint, stem))
+        try:
+            save_file(weights, folder / f"{stem}.safetensors")
+        except SafetensorError as error:  # it reports a full disk as its own
+            raise OSError(f"cannot write the checkpoint {folder} ({reason(error)}); make room") from error
         hashes[f"{stem}.safetensors"] = sha256_of(folder / f"{stem}.safetensors")
-    write_json(folder / "config.json", config | {"sha256": hashes, "wire_id": wire_id(checkpoint).hex()})
+    write_sealed(folder / "config.json", config | {"sha256": hashes, "wire_id": wire_id(checkpoint).hex()})
 
 
 def table_of(results: Path | None, folder: Path) -> str:

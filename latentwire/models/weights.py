@@ -5,18 +5,20 @@ See `checkpoint` for the folder's files.
 
 import hashlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from latentwire.llms.known import id_variable
+from latentwire.llms.known import NOT_IN_NAMES, id_variable
 from latentwire.models.adapters import ADAPTERS, Adapter
 from latentwire.utils.cli import reason
-from latentwire.utils.files import read_json
+from latentwire.utils.files import read_sealed
 from latentwire.utils.registry import Registry
 
 FORMS = (".safetensors", ".pt")  # of weights; the first one that is there is read
@@ -25,9 +27,11 @@ PARTS = ("wire_tokenizer", "backbone")  # folders of what an encoder reads with
 _FIRST_ADAPTER = "residual_mlp"  # of checkpoints that do not say their kind
 _WIRE_ID = 8  # bytes
 
+M = TypeVar("M", bound=nn.Module)
+
 
 def read_config(folder: Path) -> dict:
-    """A checkpoint's config.json; FileNotFoundError if there is none.
+    """A checkpoint's config.json; FileNotFoundError if there is none, ValueError if it was altered.
 
     A save that was killed between its two renames is undone first.
     """
@@ -36,7 +40,11 @@ def read_config(folder: Path) -> dict:
         old.rename(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no checkpoint in {folder} (no config.json); train one, or leave out --ckpt")
-    return read_json(folder / "config.json")
+    config = read_sealed(folder / "config.json")
+    for name in config.get("llms", {}):  # files are called by them
+        if NOT_IN_NAMES & set(name):
+            raise ValueError(f"{folder / 'config.json'} calls an LLM {name!r}, which can be no part of a file's name")
+    return config
 
 
 def checkpoint_sha256(folder: Path) -> str:
@@ -56,9 +64,10 @@ def load_adapters(folder: Path, llms: Mapping[str, str]) -> dict[str, Adapter]:
     check_llms(folder, asked(config, "llms", folder), llms)
     kinds = registered(ADAPTERS, [config.get("adapters", {}).get(name, _FIRST_ADAPTER) for name in llms], folder)
     d_z, widths = asked(config, "d_z", folder), asked(config, "widths", folder)
-    adapters = {name: kind(d_z, asked(widths, name, folder)) for name, kind in zip(llms, kinds, strict=True)}
-    for name, adapter in adapters.items():
-        load_strict(adapter, folder, f"adapter_{name}")
+    adapters = {}
+    for name, kind in zip(llms, kinds, strict=True):
+        build = partial(kind, d_z, asked(widths, name, folder), **config.get("adapter_shapes", {}).get(name, {}))
+        adapters[name] = load_strict(build, folder, f"adapter_{name}", f"adapter {kind.name}")
     return adapters
 
 
@@ -142,19 +151,34 @@ def weights_file(folder: Path, stem: str) -> Path:
     return there[0]
 
 
-def load_strict(module: nn.Module, folder: Path, stem: str) -> None:
+def load_strict(build: Callable[[], M], folder: Path, stem: str, what: str) -> M:
+    """A module, `what`, that `build` makes of the shape that config.json tells, with its weights, `stem`. What that
+    claims is compared with the file before it takes memory: FileNotFoundError or ValueError where they differ."""
     path = weights_file(folder, stem)
+    state = read_weights(path)
     try:
-        module.load_state_dict(read_weights(path), strict=True)
+        with torch.device("meta"):
+            claimed = build()
+    except (TypeError, RuntimeError) as error:  # arguments that its class does not take
+        raise ValueError(f"{folder / 'config.json'} does not fit the {what} ({reason(error)})") from error
+    try:
+        claimed.load_state_dict(
+            {**state}, strict=True, assign=True
+        )  # torch notes in a state itself that it is assigned
+        module = build()
+        module.load_state_dict(state, strict=True)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{path} does not fit this program: {' '.join(str(error).split())}") from error
+    return module
 
 
 def require_parts(folder: Path, config: Mapping) -> None:
     """ValueError where what an encoder reads with is not what config.json promises (older ones promise nothing): an
     altered tokenizer would be loaded in silence."""
     for name, promised in config.get("parts_sha256", {}).items():
-        path = folder / name
+        path, parts = folder / name, Path(name).parts
+        if not parts or parts[0] not in PARTS or ".." in parts:
+            raise ValueError(f"{folder / 'config.json'} names {name!r}, which is no part of a checkpoint")
         if not path.is_file() or sha256_of(path) != promised:
             raise ValueError(f"{path.parent} cannot be read ({path.name} is lacking or damaged); restore it")
 

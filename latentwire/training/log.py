@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from latentwire.utils.files import UNREADABLE
+
 
 class TrainingLog:
     """Appends to metrics.jsonl; whatever was written after step `kept` is dropped first, to be computed again. -1 drops
@@ -41,7 +43,7 @@ def read_log(path: Path) -> list[dict]:
         if line.endswith("\n"):
             try:
                 lines.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except UNREADABLE as error:
                 raise ValueError(
                     f"{path}:{number} is damaged ({error}); restore it, or remove the run folder"
                 ) from error

@@ -35,6 +35,10 @@ class TrainSettings(LLMSettings, DataSettings):
     scores_samples: int | None = option(None, "stage all: questions of stage scores; default: as samples", least=1)
     batch_size: int = option(16, "questions per step and process", gpu=32, least=1)
     latent_len: int = option(32, "M, latents per question", least=1)
+    latent_lens: str = option(
+        "", "numbers, for example 16,32,64: each step draws its M among them, so that one checkpoint serves all; "
+        "validation is at latent_len",
+    )  # fmt: skip
     d_z: int = option(256, "width of a latent; chosen at stage codebook", least=1)
     codes: str = option(
         "closed_form", "how stage codebook begins: in closed form, or random (an ablation)", choices=CODES
@@ -72,6 +76,9 @@ class TrainSettings(LLMSettings, DataSettings):
         require(self.stage in (*STAGES, "all"), "stage", self.stage, f"choose all or one of {', '.join(STAGES)}")
         closed = self.stage != "all" and STAGES[self.stage].joins
         require(self.samples != 0 or closed, "samples", 0, f"stage {self.stage} needs questions: at least 1")
+        lens = self.latent_lens.split(",") if self.latent_lens else []
+        fine = all(one.strip().isdigit() and int(one) > 0 for one in lens)
+        require(fine, "latent_lens", self.latent_lens, "numbers of at least 1 with commas between them")
         if self.stage == "all":
             return
         stage = STAGES[self.stage]

@@ -20,6 +20,7 @@ from latentwire.data.question import Question
 from latentwire.llms.frozen import FrozenLLM, PrefixLoss
 from latentwire.llms.known import cache_dir
 from latentwire.llms.prompts import PromptBuilder
+from latentwire.utils.cli import reason
 
 TOP = 32  # tokens kept at each label
 BLOCK = 256  # questions per file
@@ -61,9 +62,7 @@ def teach(
                 tensors = _read(path)
                 if tensors is None:
                     tensors = _compute(llm, prompts, block, k, bar)
-                    temporary = path.with_suffix(".tmp")
-                    save_file(tensors, temporary, {"sha256": _sha256(tensors)})
-                    temporary.replace(path)
+                    _write(path, tensors)
                 else:
                     bar.update(len(block))
             for row, question in enumerate(block):
@@ -82,6 +81,18 @@ def _read(path: Path) -> dict[str, Tensor] | None:
             return tensors if (file.metadata() or {}).get("sha256") == _sha256(tensors) else None
     except SafetensorError:
         return None
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A whole block or none; OSError where there is no room for it."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        save_file(tensors, temporary, {"sha256": _sha256(tensors)})
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
+        temporary.unlink(missing_ok=True)
+        remedy = "make room, or set LATENTWIRE_CACHE to a larger disk; what was finished is kept"
+        raise OSError(f"cannot write what the teacher read to {path.parent} ({reason(error)}); {remedy}") from error
 
 
 def _sha256(tensors: dict[str, Tensor]) -> str:

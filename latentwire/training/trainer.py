@@ -233,6 +233,8 @@ class Trainer:
         whole = self.batches[step]
         mine = whole[rank::world]
         torch.manual_seed((config.seed * 1_000_003 + step) * world + rank)
+        if config.latent_lens:  # the same M in all processes
+            self.job.model.m = int(random.Random(f"{config.seed} {step} M").choice(config.latent_lens.split(",")))
         slots = self.model(mine)
         parts: dict[tuple[str, str], Tensor] = {}
         total = torch.zeros((), device=self.accelerator.device)

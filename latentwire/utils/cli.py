@@ -36,6 +36,7 @@ VARIABLES = {
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, of AMD, of Windows' Linux
+_CONTINUE = "what was finished is kept, run the same command to continue"
 _UNSET = object()
 _WORDS = {int: "a whole number", float: "a number", str: "text"}
 _SWITCH = {"1": True, "0": False}
@@ -181,18 +182,36 @@ def run(main: Callable[[], None]) -> None:
     with the script or program that started it."""
     end_with_launchers()
     try:
-        main()
+        _printed(main)
     except (ValueError, OSError) as error:
         if os.environ.get("LATENTWIRE_TRACEBACK"):
             raise
         sys.exit(_fail(_said(error)))
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; what was finished is kept, run the same command to continue", status=130))
+        sys.exit(_fail(f"interrupted; {_CONTINUE}", status=130))
     except RuntimeError as error:
-        torch = sys.modules.get("torch")  # imported by whoever can run out of a device's memory
-        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        torch = sys.modules.get("torch")  # imported by whoever can lose a device, or run out of its memory
+        if torch is None or os.environ.get("LATENTWIRE_TRACEBACK"):
             raise
-        sys.exit(_fail(f"out of memory ({reason(error)}); lower BATCH_SIZE (--batch_size); what was finished is kept"))
+        if isinstance(error, torch.OutOfMemoryError):
+            sys.exit(
+                _fail(f"out of memory ({reason(error)}); lower BATCH_SIZE (--batch_size); what was finished is kept")
+            )
+        if isinstance(error, torch.AcceleratorError):
+            sys.exit(_fail(f"the device failed ({reason(error)}); {_CONTINUE}; LATENTWIRE_TRACEBACK=1 shows where"))
+        raise
+
+
+def _printed(main: Callable[[], None]) -> None:
+    """Run it to the last sign that it prints: at the interpreter's own end nobody could be told of a full disk."""
+    try:
+        main()
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter would try again
+            raise
 
 
 def reason(error: Exception) -> str:
@@ -203,7 +222,7 @@ def reason(error: Exception) -> str:
 def _said(error: ValueError | OSError) -> str:
     """What an error says; of a full disk, which the system tells without the file, what to do."""
     if isinstance(error, OSError) and error.errno in _FULL and not error.filename:
-        return f"{error.strerror}; make room and run the same command to continue, what was finished is kept"
+        return f"{error.strerror}; make room; {_CONTINUE}"
     return str(error)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import hashlib
 import json
 import os
 import zlib
@@ -9,14 +10,40 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _CRC = "crc32"
+_SEAL = "config_sha256"
+# What json raises of text that it cannot read: also of numbers of thousands of digits, and of endless brackets.
+UNREADABLE = (ValueError, RecursionError)
 
 
 def read_json(path: Path) -> dict:
     """A JSON file's content; ValueError naming the file when it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except UNREADABLE as error:  # not JSON, or not UTF-8
         raise ValueError(f"{path}: not JSON ({error}); remove it or restore it") from error
+
+
+def read_sealed(path: Path) -> dict:
+    """The object that `write_sealed` wrote; one without a hash, as older programs wrote it, promises nothing. Raises
+    ValueError naming the file when it is no JSON object, or was altered."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a JSON object; restore it")
+    promised = content.pop(_SEAL, None)
+    if promised not in (None, _sha256(content)):
+        raise ValueError(f"{path} was altered; restore it, or take {_SEAL!r} out of it if you altered it yourself")
+    return content
+
+
+def write_sealed(path: Path, content: Mapping) -> None:
+    """Write a JSON object that tells, by a hash of all that it says, whether it was altered."""
+    content = {key: value for key, value in content.items() if key != _SEAL}
+    write_json(path, content | {_SEAL: _sha256(json.loads(json.dumps(content)))})
+
+
+def _sha256(content: Mapping) -> str:
+    """Of what JSON says, however it is written."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -29,7 +56,7 @@ def read_lines(path: Path) -> list[dict]:
     for number, text in enumerate(_bytes(path).split(b"\n")[:-1], start=1):  # a last line without its end was cut off
         try:
             lines.append(_checked(json.loads(text)))
-        except ValueError as error:  # not JSON, or not UTF-8
+        except UNREADABLE as error:  # not JSON, or not UTF-8
             raise ValueError(f"{path}:{number} is damaged ({error}); evaluate again with --fresh_eval") from error
     return lines
 

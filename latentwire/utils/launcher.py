@@ -4,11 +4,17 @@ A script of scripts/ and every program add their process id to LATENTWIRE_LAUNCH
 A program watches all of them: where one is gone, kill -9 included, nobody waits for its work, and the same command,
 started again, needs its folder. torchrun's workers watch torchrun, too. A program that was started by hand, with nohup
 or without, has no launcher and watches nobody.
+
+What is not ours, as torchrun, is watched from its first moment where it is run through this file:
+
+    python -m latentwire.utils.launcher torch.distributed.run [ARGUMENT ...]
 """
 
 import os
+import runpy
 import select
 import signal
+import sys
 import threading
 import time
 
@@ -58,3 +64,9 @@ def _lives(pid: int) -> bool:
     except PermissionError:
         pass  # it is there, and somebody else's
     return True
+
+
+if __name__ == "__main__":
+    end_with_launchers()
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

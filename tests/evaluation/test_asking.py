@@ -75,6 +75,11 @@ def test_the_end_of_input_ends_a_conversation(monkeypatch):
     converse(None)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfThe mill was built in 1794.\n")
+    assert read_context(str(tmp_path / "text.txt")).strip() == "The mill was built in 1794."
+
+
 @pytest.mark.parametrize(("content", "says"), [(b"", "empty"), (b" \n", "empty"), (b"\xff\xfe\x00", "not UTF-8")])
 def test_a_file_without_text_is_refused(tmp_path, content, says):
     path = tmp_path / "bad.txt"

@@ -89,6 +89,17 @@ def sentencepiece_without_bytes(size, texts):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
+def unigram(size, texts):
+    """Likeliest pieces with word-start signs, unknown characters as <unk>."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator([text.replace("\n", " ") for text in texts], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 def wordpiece(size, texts, **more):
     """Lower-case words in pieces: neither spaces nor new lines are tokens."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -275,6 +286,11 @@ def test_a_family_that_keeps_something_else_than_keys_and_values_is_refused_by_n
     settings, kept = REFUSED[name]
     with pytest.raises(ValueError, match=rf"{name} \({name}\) does not keep keys and values .*{kept}.*choose a model"):
         make(name, tokenizer, **settings)
+
+
+def test_a_tokenizer_that_reads_control_tokens_out_of_users_text_is_refused(texts):
+    with pytest.raises(ValueError, match="reads '<s>' in a user's text as a control token; choose another model"):
+        PromptBuilder(unigram(500, texts), "prompt", "plain")
 
 
 def test_a_tokenizer_with_nothing_that_ends_an_answer_is_refused(texts):

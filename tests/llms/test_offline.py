@@ -253,6 +253,8 @@ def test_cache_lies_in_the_home_folder_unless_told(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.delenv("LATENTWIRE_CACHE", raising=False)
     assert cache_dir() == Path("/home/someone/.cache/latentwire")
+    monkeypatch.setenv("LATENTWIRE_CACHE", "")
+    assert cache_dir() == Path("/home/someone/.cache/latentwire"), "an empty one is not set"
     monkeypatch.setenv("LATENTWIRE_CACHE", "~/big")
     assert cache_dir() == Path("/home/someone/big")
 

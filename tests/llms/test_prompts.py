@@ -133,6 +133,11 @@ def test_a_date_in_a_template_is_the_same_on_every_day(llms, monkeypatch):
     tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}, {{ strftime_now(\"%Y\") }}\n" + tokenizer.chat_template
     head = tokenizer.decode(PromptBuilder(tokenizer, "prompt", "chat").head)
     assert head.startswith("26 July 2024, 2024\n")
+    asks = "{% set form = '%d %B %Y' %}{% if strftime_now is defined %}{{ strftime_now(form) }}{% endif %}\n"
+    tokenizer.chat_template = asks + tokenizer.chat_template
+    with pytest.raises(ValueError, match=r"asks for today's date in a way that no run can keep; .*wording plain"):
+        PromptBuilder(tokenizer, "prompt", "chat")
+    assert PromptBuilder(tokenizer, "prompt", "plain").head
 
 
 def test_what_ends_an_answer_is_a_token_that_generation_stops_at(texts):

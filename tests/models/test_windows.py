@@ -8,7 +8,6 @@ import torch
 
 from latentwire.data.content import content
 from latentwire.models.adapters import ADAPTERS
-from latentwire.models.backbones import BackboneSettings
 from latentwire.models.checkpoint import load_encoder, save_checkpoint
 from latentwire.models.closed_form import closed_form
 from latentwire.models.encoders.base import ENCODERS
@@ -21,7 +20,10 @@ KINDS = ("anchors", "windows")
 def made(llms, texts, encoder_folder):
     torch.manual_seed(0)
     before, *_ = closed_form(llms, texts, 24)
-    return {kind: ENCODERS[kind].begin(before, BackboneSettings(encoder_id=encoder_folder), 8).eval() for kind in KINDS}
+    return {
+        kind: ENCODERS[kind].begin(before, ENCODERS[kind].Settings(encoder_id=encoder_folder), 8).eval()
+        for kind in KINDS
+    }
 
 
 def test_windows_cut_a_text_into_runs_of_nearly_equal_length():
@@ -88,3 +90,27 @@ def test_a_checkpoint_gives_the_same_latents(made, kind, short_questions, tmp_pa
     again = load_encoder(tmp_path / "c")
     for z, other in zip(*(e.encode(short_questions[:2], "context", 5) for e in (made[kind], again)), strict=True):
         assert torch.equal(z, other)
+
+
+def test_without_the_residual_the_codes_alone_are_sent(llms, texts, encoder_folder, short_questions):
+    before, *_ = closed_form(llms, texts, 24)
+    settings = ENCODERS["anchors"].Settings(encoder_id=encoder_folder, dense=False)
+    encoder = ENCODERS["anchors"].begin(before, settings, 8).eval()
+    assert encoder.shape()["dense"] is False and "residual" not in [part.kind for part in encoder.components()]
+    (z,) = encoder.encode(short_questions[:1], "context", 6)
+    assert torch.equal(z, encoder.codebook.weight[encoder.select(short_questions[0], "context", 6)])
+
+
+def test_training_draws_its_m_anew_each_step_and_one_checkpoint_serves_all(short, run_of, tmp_path, encoder_folder):
+    how = {"adapter_type": "deep", "source": "context", "encoder_type": "anchors"}
+    how["encoder"] = ENCODERS["anchors"].Settings(encoder_id=encoder_folder)
+    first = run_of(short(tmp_path / "codebook", stage="codebook", **how)) / "checkpoint_best"
+    joint = short(tmp_path / "joint", stage="joint", init=str(first), latent_lens="4,9", epochs=2, **how)
+    seen = []
+    forward = ENCODERS["anchors"].forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ENCODERS["anchors"], "forward", lambda self, *a, **k: seen.append(a[2]) or forward(self, *a, **k))
+        run_of(joint)
+    assert set(seen) == {4, 9, 16}, "16: validation"
+    with pytest.raises(ValueError, match="latent_lens='4,many'"):
+        short(tmp_path / "r", latent_lens="4,many")

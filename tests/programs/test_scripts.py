@@ -146,7 +146,8 @@ def test_a_training_is_one_torchrun_of_all_stages(recorded, copy):
     script = copy / "scripts/experiments/train_latentwire.sh"
     done, ((call, variables),) = recorded(script, OUTPUT_DIR="", EPOCHS="4", NPROC="3")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert call == "-u -m torch.distributed.run --standalone --nproc_per_node=3 latentwire/train.py --stage all"
+    torchrun = "-u -m latentwire.utils.launcher torch.distributed.run --standalone --nproc_per_node=3"
+    assert call == f"{torchrun} latentwire/train.py --stage all"
     assert variables["OUTPUT_DIR"] == "runs/experiments/latentwire" and variables["EPOCHS"] == "4"
     several = "--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=first:29500"
     _, ((call, _),) = recorded(script, OUTPUT_DIR="", RENDEZVOUS=several, NPROC="8")
@@ -311,6 +312,26 @@ def test_the_whole_suite_from_end_to_end(launch, tmp_path, encoder_folder):
 def test_every_script_is_strict_and_parses(script):
     assert "set -euo pipefail" in script.read_text()
     assert subprocess.run(["bash", "-n", script]).returncode == 0
+
+
+CHANGES = [path for path in SCRIPTS if 'cd "$(dirname' in path.read_text()]
+
+
+@pytest.mark.parametrize("script", CHANGES, ids=lambda p: p.name)
+def test_a_users_cdpath_leads_no_script_elsewhere(script, tmp_path):
+    """Its lines up to where it goes to the repository, started as `bash scripts/NAME.sh`."""
+    (tmp_path / "scripts").mkdir()
+    lines = script.read_text().splitlines()
+    going = next(number for number, line in enumerate(lines) if line.startswith('cd "$(dirname'))
+    head = [line for line in lines[: going + 1] if "setup_env.sh" not in line]
+    copy = tmp_path / "repository" / script.relative_to(ROOT)
+    copy.parent.mkdir(parents=True)
+    copy.write_text("\n".join([*head, "pwd"]))
+    done = subprocess.run(
+        ["bash", f"scripts/{script.name}"], cwd=tmp_path / "repository", capture_output=True, text=True,
+        env=os.environ | {"CDPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout == f"{tmp_path / 'repository'}\n", done.stderr
 
 
 def test_ci_runs_the_readmes_test_command_and_nothing_else():

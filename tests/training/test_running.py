@@ -320,6 +320,13 @@ def test_the_program_draws_the_curves_of_every_stage(whole, short, tmp_path, mon
     assert drawn == set(map(str, expected | {tmp_path / "r" / "stages" / "scores" / "loss.png"}))
 
 
+def test_fewer_questions_than_processes_are_refused_before_anything_is_trained(short, tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 9)
+    monkeypatch.setattr("latentwire.conditions.base.load_llm", lambda *a: pytest.fail("loaded a model"))
+    with pytest.raises(ValueError, match=r"samples=8: fewer than NPROC=9; raise SAMPLES \(--samples\) or lower NPROC"):
+        train(short(tmp_path / "r", stage="codebook", samples=8))
+
+
 def test_a_trained_checkpoint_is_evaluated_and_a_cut_one_is_not(joint, tmp_path):
     ckpt = shutil.copytree(joint / "checkpoint_best", tmp_path / "ckpt")
     settings = {"dataset": "sample", "samples": 5, "batch_size": 4, "max_new_tokens": 3, "device": "cpu"}

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from latentwire.llms.prompts import PromptBuilder
 from latentwire.training import teacher
@@ -128,13 +129,15 @@ def test_whatever_changes_the_lines_is_another_file(llms, folder, some, asked, c
     assert same(lines(), before)
 
 
-def test_a_failure_while_writing_leaves_no_block(llms, folder, some, monkeypatch):
-    def full(*args):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_failure_while_writing_leaves_no_block(llms, folder, some, monkeypatch, error):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(teacher, "save_file", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match=rf"to {folder} \(.*No space.*make room, or set LATENTWIRE_CACHE"):
             teach(llms["llama"], "w", prompts_of(llms), some, K)
-    assert not list(folder.glob("*.safetensors"))
+    assert not list(folder.iterdir())
     assert len(teach(llms["llama"], "w", prompts_of(llms), some, K)) == len(some)

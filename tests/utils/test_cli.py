@@ -1,6 +1,7 @@
 """A setting: its flag, else its variable, else its default, and whatever is wrong is named."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -275,13 +276,18 @@ def failing(error):
         (PermissionError("locked"), 2, "error: locked"),
         (
             OSError(28, "No space left on device"), 2,
-            "error: No space left on device; make room and run the same command to continue, what was finished is kept",
+            "error: No space left on device; make room; what was finished is kept, run the same command to continue",
         ),
         (OSError(28, "No space left on device", "a/file"), 2, "error: [Errno 28] No space left on device: 'a/file'"),
         (KeyboardInterrupt(), 130, "error: interrupted; what was finished is kept, run the same command to continue"),
         (
             torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 2,
             "error: out of memory (CUDA out of memory.); lower BATCH_SIZE (--batch_size); what was finished is kept",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: GPU is lost\nCUDA kernel errors might be"), 2,
+            "error: the device failed (CUDA error: GPU is lost); what was finished is kept, run the same command to "
+            "continue; LATENTWIRE_TRACEBACK=1 shows where",
         ),
     ],
 )  # fmt: skip
@@ -298,10 +304,24 @@ def test_our_own_mistakes_are_not_hidden(error):
         run(failing(error))
 
 
-def test_a_traceback_is_shown_to_who_asks_for_it(monkeypatch):
+@pytest.mark.parametrize("error", [ValueError("crew=0"), torch.AcceleratorError("CUDA error: crew")])
+def test_a_traceback_is_shown_to_who_asks_for_it(monkeypatch, error):
     monkeypatch.setenv("LATENTWIRE_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="crew"):
-        run(failing(ValueError("crew=0")))
+    with pytest.raises(type(error), match="crew"):
+        run(failing(error))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+@pytest.mark.parametrize("ends", ["", "; sys.exit(143)"])
+def test_a_full_disk_behind_standard_output_is_told_however_little_is_printed(ends):
+    program = f"import sys; from latentwire.utils.cli import run\ndef main(): print('x'){ends}\nrun(main)"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | {"PYTHONPATH": str(ROOT)}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2 and done.stderr.startswith("error: No space left on device; make room;")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_program_that_works_ends_as_it_wants():

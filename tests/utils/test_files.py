@@ -6,7 +6,15 @@ import json
 import pytest
 
 from latentwire.utils import files
-from latentwire.utils.files import json_line, read_json, read_lines, write_json, write_text
+from latentwire.utils.files import (
+    json_line,
+    read_json,
+    read_lines,
+    read_sealed,
+    write_json,
+    write_sealed,
+    write_text,
+)
 
 LINES = [{"id": "q1", "f1": 0.5}, {"id": "q2", "prediction": "Łódź"}]
 TEXT = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in LINES)
@@ -43,7 +51,29 @@ def test_content_that_is_no_json_is_refused_before_the_old_one_is_touched(tmp_pa
     assert read_json(tmp_path / "f.json") == {"a": 1}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1}}', b"\xff\xfe{"])
+def test_a_byte_order_mark_is_no_damage(tmp_path):
+    (tmp_path / "f.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    (tmp_path / "f.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n')
+    assert read_json(tmp_path / "f.json") == {"a": 1} and read_lines(tmp_path / "f.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+def test_a_sealed_file_tells_whether_it_was_altered(tmp_path):
+    path = tmp_path / "config.json"
+    content = {"b": [1, 2.5, None, float("inf")], "a": "Łódź\n", "c": {"llama": 1e-7}}
+    write_sealed(path, content)
+    assert read_sealed(path) == content and [*read_sealed(path)] == ["b", "a", "c"]
+    text = path.read_text(encoding="utf-8")
+    write_sealed(path, read_json(path))
+    assert path.read_text(encoding="utf-8") == text, "what is read and written again has one hash, its own"
+    for altered in (text.replace("2.5", "2.6"), text.replace("Łódź", "Łodz"), text.replace('"a"', '"A"')):
+        path.write_text(altered, encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"{path} was altered; restore it, or take 'config_sha256' out"):
+            read_sealed(path)
+    write_json(path, content)
+    assert read_sealed(path) == content, "an older file promises nothing"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1}}', b"\xff\xfe{", b"[" * 200_000, b"9" * 5000])
 def test_a_damaged_json_file_is_named_with_the_remedy(tmp_path, content):
     (tmp_path / "f.json").write_bytes(content)
     with pytest.raises(ValueError, match=rf"{tmp_path}/f\.json: not JSON \(.*; remove it or restore it"):
@@ -68,7 +98,7 @@ def test_a_last_line_that_was_cut_off_does_not_count(tmp_path, packed):
     assert read_lines(tmp_path / "f.jsonl") == LINES[:1]
 
 
-@pytest.mark.parametrize("damaged", [b'{"id": "q', b"\xff\xfe", b""])
+@pytest.mark.parametrize("damaged", [b'{"id": "q', b"\xff\xfe", b"", b"[" * 200_000, b"9" * 5000])
 def test_a_damaged_line_is_named(tmp_path, damaged):
     first, second, _ = TEXT.encode().split(b"\n")
     (tmp_path / "f.jsonl").write_bytes(b"\n".join([first, damaged, second, b""]))

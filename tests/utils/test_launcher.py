@@ -46,7 +46,8 @@ OURS = {
     "program": 'logged "$PYTHON" -u {program} {folder}',
     "stubborn": 'logged "$PYTHON" -u {program} {folder} stubborn',
     "inner": "bash {inner}",
-    "torchrun": 'logged "$PYTHON" -u -m torch.distributed.run --standalone --nproc_per_node=2 {program} {folder}',
+    "torchrun": 'logged "$PYTHON" -u -m latentwire.utils.launcher torch.distributed.run --standalone '
+    "--nproc_per_node=2 {program} {folder}",
     "replaced": 'exec "$PYTHON" -u {program} {folder} starts',
 }
 
@@ -113,6 +114,23 @@ def test_nothing_outlives_a_launcher_that_is_killed(start, tmp_path, name, count
     assert not left_after(tree)
     asked = {int(path.name.split()[1]) for path in tmp_path.glob("asked *")}
     assert asked == {worker.pid for worker in workers} - {top.pid}, "each had a moment to save"
+
+
+def test_a_torchrun_that_is_still_importing_ends_with_its_launcher(start):
+    top, _ = start(OURS["torchrun"], count=0)
+    until = time.monotonic() + 60
+    while not (tree := of_torchrun(top)) and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.5)  # importing torch takes longer
+    assert of_torchrun(top) == tree, "it has started no worker yet"
+    top.kill()
+    assert not left_after(tree, 1.0)
+
+
+def of_torchrun(top):
+    """Ids of the processes that torchrun's command line names, and of those that they started."""
+    children = [child for child in psutil.Process(top.pid).children() if "torch.distributed.run" in child.cmdline()]
+    return [process.pid for child in children for process in (child, *child.children(recursive=True))]
 
 
 def test_workers_of_torchrun_end_with_torchrun_alone(start):

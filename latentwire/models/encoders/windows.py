@@ -5,6 +5,7 @@ the windows follow it. Shapes: B batch, T wire tokens of a text, M latents, w wi
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from latentwire.models.backbones import BackboneSettings, OnPretrained, Pretrain
 from latentwire.models.components import Component, component
 from latentwire.models.encoders.base import Encoded, Encoder, Tokens, answer_edges, encoder
 from latentwire.models.encoders.selecting import SelectingEncoder
+from latentwire.utils.cli import option
 
 _KNOWN = 1e4  # salience of tokens that an oracle wants
 
@@ -32,33 +34,47 @@ class AnchorEncoder(SelectingEncoder):
     """
 
     reads_answers = False
-    Settings = BackboneSettings
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, d_z: int, vocabulary: int, backbone: PretrainedBackbone):
+    @dataclass(kw_only=True)
+    class Settings(BackboneSettings):
+        """Of the encoder that cuts a text into windows."""
+
+        dense: bool = option(True, "add the dense residual; 0: send the anchors' codes alone (a rival)")
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        d_z: int,
+        vocabulary: int,
+        backbone: PretrainedBackbone,
+        dense: bool = True,
+    ):
         super().__init__(tokenizer, d_z, vocabulary, backbone, "select")
-        del self.span
-        self.residual = nn.Linear(2 * backbone.width, d_z)
-        nn.init.zeros_(self.residual.weight)
-        nn.init.zeros_(self.residual.bias)
+        del self.span, self.residual
+        self.dense = dense
+        if dense:
+            self.residual = nn.Linear(2 * backbone.width, d_z)
+            nn.init.zeros_(self.residual.weight)
+            nn.init.zeros_(self.residual.bias)
 
     @classmethod
     def begin(cls, before: Encoder, settings: BackboneSettings, m: int) -> Encoder:
         """With the closed form's codebook and a pretrained backbone."""
         codebook = before.codebook.weight.detach()
-        made = cls(before.tokenizer, before.d_z, len(codebook), load_backbone(settings.encoder_id))
+        made = cls(before.tokenizer, before.d_z, len(codebook), load_backbone(settings.encoder_id), settings.dense)
         with torch.no_grad():
             made.codebook.weight.copy_(codebook)
         return made
 
     def shape(self) -> dict:
-        return {"vocabulary": self.codebook.num_embeddings}
+        return {"vocabulary": self.codebook.num_embeddings, "dense": self.dense}
 
     def components(self) -> list[Component]:
         return [
             component("codebook", self.codebook, rate="codebook_lr"),
             self.backbone_component(),
             component("score", self.score, self.outside),
-            component("residual", self.residual),
+            *([component("residual", self.residual)] if self.dense else []),
         ]
 
     def forward(
@@ -73,9 +89,10 @@ class AnchorEncoder(SelectingEncoder):
                 row[first : last + 1] += _KNOWN
         member, used = windows(_sent(tokens, source), m)
         places = _anchors(salience, member)
-        leading = places.to(hidden.dtype) @ hidden  # [B, M, w]
-        residual = self.residual(torch.cat([leading, _means(member, hidden)], dim=2))
-        z = places @ self.codebook(tokens.ids) + residual.float()
+        z = places @ self.codebook(tokens.ids)
+        if self.dense:
+            leading = places.to(hidden.dtype) @ hidden  # [B, M, w]
+            z = z + self.residual(torch.cat([leading, _means(member, hidden)], dim=2)).float()
         return Encoded(z, used, tokens, salience, None, places)
 
 
