@@ -1,6 +1,8 @@
 """Codec `compact`: a latent as the token whose code lies nearest, and the residual on a few directions.
 
-    z ~ code(token) + mean + sum over j < r of value_j step_j direction_j
+    z ~ code(token) + mean + step * sum over j < r of value_j direction_j
+
+One step serves all directions: that loses least for the bits (reverse water-filling, Cover and Thomas, section 10.3).
 
 Tokens and values are coded by what is likely in wires of train questions (a range coder: Martin 1979; library
 constriction), so sender and reader need the same tables. They are fitted once and lie beside the checkpoint:
@@ -29,11 +31,11 @@ from latentwire.utils.cli import reason
 
 TABLES = Path("codec", "tables.safetensors")
 DIRECTIONS = 8  # that are kept; a codec may use fewer
-LEVELS = 31  # a value is -31 to 31 steps
+LEVELS = 15  # a value is -15 to 15 steps
 _ID = 2  # bytes
 _SMOOTHING = 0.02  # share of tokens' probability that comes from plain train text, and from all tokens alike
 _LIKELIEST = 0.5  # no token's share is larger: each takes a bit or more, so a short payload cannot claim many latents
-_NAMES = ("shares", "mean", "directions", "steps", "levels")
+_NAMES = ("shares", "mean", "directions", "step", "levels")
 _Category = constriction.stream.model.Categorical
 _REMEDY = "fit it: python latentwire/fit_codec.py --ckpt"
 
@@ -41,14 +43,14 @@ _REMEDY = "fit it: python latentwire/fit_codec.py --ckpt"
 @dataclass(frozen=True)
 class Compact:
     """codes: float32 [V, d_z]; shares: float32 [V], how likely each token is; mean: float32 [d_z] of residuals;
-    directions: float32 [R, d_z], orthonormal, of most variance first; steps: float32 [R]; levels: float32 [R, 63], how
+    directions: float32 [R, d_z], orthonormal, of most variance first; step: float32 []; levels: float32 [R, 31], how
     likely each value is."""
 
     codes: Tensor = field(repr=False)
     shares: Tensor = field(repr=False)
     mean: Tensor = field(repr=False)
     directions: Tensor = field(repr=False)
-    steps: Tensor
+    step: Tensor
     levels: Tensor = field(repr=False)
 
     @classmethod
@@ -61,13 +63,13 @@ class Compact:
         _, directions = torch.linalg.eigh(centred.T @ centred)
         directions = directions.flip(1)[:, :DIRECTIONS].T
         values = centred @ directions.T  # [P, R]
-        steps = values.abs().amax(dim=0).clamp(min=1e-6) / LEVELS
-        sent = (values / steps).round().long() + LEVELS
+        step = values.abs().max().clamp(min=1e-6) / LEVELS
+        sent = (values / step).round().long() + LEVELS
         seen = torch.stack([torch.bincount(column, minlength=2 * LEVELS + 1) for column in sent.T]).double() + 0.5
         found = torch.bincount(ids, minlength=len(codes)).double()
         plain = counts.double() + 1  # a token that no text of the fit has can still be sent
         shares = (1 - _SMOOTHING) * found / found.sum() + _SMOOTHING * plain / plain.sum()
-        tables = (shares.clamp(max=_LIKELIEST), mean, directions, steps, seen / seen.sum(dim=1, keepdim=True))
+        tables = (shares.clamp(max=_LIKELIEST), mean, directions, step, seen / seen.sum(dim=1, keepdim=True))
         return cls(codes, *(table.float() for table in tables))
 
     def save(self, folder: Path) -> None:
@@ -100,7 +102,7 @@ class Compact:
         """Payload of latents [P, d_z] with r directions."""
         latents = torch.from_numpy(np.ascontiguousarray(z, np.float32))
         ids = nearest(latents, self.codes)
-        values = (latents - self.codes[ids] - self.mean) @ self.directions[:r].T / self.steps[:r]  # [P, r]
+        values = (latents - self.codes[ids] - self.mean) @ self.directions[:r].T / self.step  # [P, r]
         sent = values.round().clamp(-LEVELS, LEVELS).int() + LEVELS
         return self._coded(ids.int().numpy(), [column.contiguous().numpy() for column in sent.T])
 
@@ -121,9 +123,7 @@ class Compact:
         if self._coded(ids, values) != payload:
             raise ValueError("the wire holds other than its latents, which no sender packs; it was forged")
         sent = torch.from_numpy(np.stack(values, axis=1)).float() - LEVELS if values else torch.zeros(count, 0)
-        return (
-            self.codes[torch.from_numpy(ids).long()] + self.mean + (sent * self.steps[:r]) @ self.directions[:r]
-        ).numpy()
+        return (self.codes[torch.from_numpy(ids).long()] + self.mean + self.step * sent @ self.directions[:r]).numpy()
 
     def _coded(self, ids: np.ndarray, values: Sequence[np.ndarray]) -> bytes:
         """Payload of tokens int32 [P] and, for each direction used, its values int32 [P] from 0 on."""
