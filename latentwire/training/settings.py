@@ -44,7 +44,7 @@ class TrainSettings(LLMSettings, DataSettings):
         "closed_form", "how stage codebook begins: in closed form, or random (an ablation)", choices=CODES
     )
     encoder_type: str = option(
-        "hf", "hf: pretrained, chooses tokens; queries: pretrained, free queries; byte: the same from scratch"
+        "hf", "hf: pretrained, chooses tokens; anchors, windows: a latent per window; queries, byte: free queries"
     )
     encoder: Settings | None = part(_encoders, chosen_by="encoder_type")  # noqa: RUF009 - a field, as option() is
     adapter_type: str = option("residual_mlp", "kind of the adapters, chosen at stage codebook")

@@ -156,6 +156,17 @@ def test_a_training_is_one_torchrun_of_all_stages(recorded, copy):
     assert done.returncode == 9 and len(calls) == 1
 
 
+def test_dense_latents_are_trained_by_sizes_of_the_machine_unless_others_are_named(recorded, copy):
+    script = copy / "scripts/experiments/train_dense.sh"
+    calls = recorded(script, SAMPLES="", FAILING="has_gpu")[1]
+    ((argv, seen),) = [(argv, v) for argv, v in calls if "latentwire/train.py" in argv]
+    wanted = {"SOURCE": "context", "ENCODER_TYPE": "anchors", "ADAPTER_TYPE": "deep", "LATENT_LENS": "16,32,64"}
+    assert argv.endswith("latentwire/train.py --stage all") and all(seen[name] == value for name, value in wanted.items())
+    assert (seen["SAMPLES"], seen["EPOCHS"], seen["DTYPE"]) == ("16000", "1", "native"), "without a GPU"
+    _, calls = recorded(script, SAMPLES="7", LATENT_LENS="8")
+    assert any(v.get("SAMPLES") == "7" and v.get("LATENT_LENS") == "8" for _, v in calls)
+
+
 @pytest.mark.parametrize("wrong", [{"NPROC": "many"}, {"NPROC": "0"}])
 def test_a_wrong_number_of_processes_starts_nothing(recorded, wrong):
     done, calls = recorded("experiments/train_latentwire.sh", **wrong)
