@@ -31,6 +31,7 @@ from latentwire.utils.files import write_sealed
 
 ROOT = Path(__file__).parents[1]
 CALLS_THAT_RUN = {"eval", "exec", "compile", "__import__"}
+OWN_PICKLES = {"corpus.py"}  # from one process of its Ray pipeline to the next
 MODULES_THAT_RUN = {"dill", "joblib", "marshal", "shelve", "cloudpickle"}
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)> Cats & dogs"
 
@@ -50,7 +51,8 @@ def calls(path):
 def test_nothing_here_runs_what_it_reads(path):
     for name, words, text in calls(path):
         assert name not in CALLS_THAT_RUN, text
-        assert not name.startswith("pickle.") and not name.endswith(("os.system", "os.popen")), text
+        assert path.name in OWN_PICKLES or not name.startswith("pickle.")
+        assert not name.endswith(("os.system", "os.popen")), text
         assert words.get("trust_remote_code", "False") == words.get("allow_pickle", "False") == "False", text
         assert words.get("shell", "False") == "False", text
         assert name != "torch.load" or words.get("weights_only") == "True", text
@@ -228,3 +230,13 @@ def test_answers_and_names_cannot_become_markup_in_the_services_page():
         raise ValueError(EVIL)
 
     assert_harmless(page._marked(lw, SimpleNamespace(words=words), EVIL, EVIL), scripts=0)
+
+
+def test_a_wire_that_claims_billions_of_empty_blocks_takes_no_memory():
+    data = sealed(struct.pack("<4sBBHHI", b"LWIR", 1, 0, 0, 8, 0xFFFFFFFF))
+    tracemalloc.start()
+    try:
+        assert Wire.unpack(data).m == 0
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()

@@ -13,7 +13,8 @@ from latentwire.api.encoding import LatentWire
 from latentwire.api.settings import DocumentSettings
 from latentwire.data.question import Question
 from latentwire.data.squad import load
-from latentwire.evaluation.scores import mean_ci, show_interval
+from latentwire.evaluation.scores import mean_ci
+from latentwire.reporting.labels import f1_label
 from latentwire.reporting.tables import markdown
 from latentwire.utils.cli import SCHEMA
 from latentwire.utils.files import write_json, write_text
@@ -79,7 +80,7 @@ def table(results: dict) -> str:
     """The rows in Markdown, with what they were measured on."""
     head = ("LLM", "read from", "F1 [95% interval]", "blocks", "latents", "wire bytes", "tokens of the text")
     rows = [
-        (row["llm"], row["from"], f"{row['f1']:.3f} {show_interval(row['f1_ci95'])}", row["blocks"], row["latents"],
+        (row["llm"], row["from"], f1_label(row, results["n"]), row["blocks"], row["latents"],
          row["wire_bytes"], row["text_tokens"])
         for row in results["results"]
     ]  # fmt: skip

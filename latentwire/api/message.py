@@ -86,7 +86,8 @@ class Wire:
             compact = tables_of(checkpoint)
         if body[len(wire.MAGIC)] == wire.VERSION:
             z = wire.unpack(data, compact)
-            return cls(z.reshape(-1, z.shape[2]), (z.shape[1],) * len(z), codec, "", "", 0, 0, data, checkpoint)
+            blocks = (z.shape[1],) * len(z) if z.size else ()  # a header can claim billions of empty ones
+            return cls(z.reshape(-1, z.shape[2]), blocks, codec, "", "", 0, 0, data, checkpoint)
         if len(body) < _HEADER.size:
             raise ValueError(f"wire too short: {len(data)} bytes, the header of version {VERSION} does not fit")
         _, _, _, source, count, d_z, encoder, text_bytes, text_tokens = _HEADER.unpack_from(body)

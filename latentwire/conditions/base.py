@@ -11,6 +11,7 @@ Shapes: P positions, d LLM width, k coefficients per position.
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,7 +26,10 @@ from latentwire.models import wire
 from latentwire.models.adapters import Adapter
 from latentwire.models.encoders.base import Encoder
 from latentwire.models.wire.compact import Compact
+from latentwire.utils.cli import require
+from latentwire.utils.files import read_json, write_json
 from latentwire.utils.registry import Registry
+from latentwire.utils.runs import digest
 
 # What a condition may need of the encoder and of the questions.
 _NEEDS = {
@@ -214,6 +218,18 @@ def begin_adapters(adapters: Mapping[str, Adapter], ready: Sequence[Reader]) -> 
     """Tell new adapters how their LLM's prompt begins."""
     for reader in ready:
         adapters[reader.llm.name].begin(reader.llm, reader.prompts.head)
+
+
+def require_heads(folder: Path, ready: Sequence[Reader]) -> None:
+    """ValueError where a prompt does not begin as it did when the run in `folder` began: a model's chat template may
+    have changed. heads.json keeps what each LLM's prompt begins with."""
+    path = folder / "heads.json"
+    kept = read_json(path) if path.is_file() else {}
+    heads = {reader.llm.name: digest(reader.prompts.head) for reader in ready}
+    for name, head in heads.items():
+        remedy = f"the prompt of {name} begins otherwise than when this run began; start over in another folder"
+        require(kept.get(name, head) == head, "run", str(folder), remedy)
+    write_json(path, kept | heads)
 
 
 def require_positions(reader: Reader, questions: Sequence[Question], places: int, whole: bool, more: int) -> None:

@@ -19,6 +19,6 @@ def oracle_text(reader: Reader, questions: Sequence[Question], m: int, shared: S
     "oracle_wire", "#c2777f", "places", uses=("m", "d_z", "wire"), needs=_NEEDS, default_in=(), groups=("oracles",)
 )
 def oracle_wire(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
-    """The same tokens through wire and adapter: a window around one reference answer."""
+    """The same tokens through wire and adapter, which never saw such windows around an answer: no ceiling."""
     chosen = [shared.sender.encoder.perfect(q, reader.prompts.source, m)[0] for q in questions]
     return [shared.sender.slot(shared.sender.pack(z), reader.adapter) for z in chosen]

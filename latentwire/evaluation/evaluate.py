@@ -16,6 +16,7 @@ from latentwire.conditions.base import (
     Shared,
     parse_conditions,
     readers,
+    require_heads,
     require_positions,
 )
 from latentwire.data.question import QuestionSet, subset
@@ -156,6 +157,7 @@ def _evaluate(plan: Plan, predictions: Predictions) -> dict:
     before = predictions.finished(plan.conditions, config.latent_len, config.llm_names, ids)
     plan = dataclasses.replace(plan, conditions=[*plan.conditions, *before])
     ready, shared, made = _ready(plan, predictions.path.parent)
+    require_heads(predictions.path.parent, ready)
     if sum(missing for *_, missing in _missing(predictions, ready, shared, plan.conditions)) >= LONG_ANSWERS:
         _announce(predictions, ready, shared, plan)
     rows, scores = [], {}

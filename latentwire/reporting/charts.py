@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from latentwire.evaluation.scores import shown_ci
 from latentwire.reporting.labels import colour_of, describe_llm, llms_of, row_name
 from latentwire.training.log import flat, read_log
 
@@ -42,7 +43,7 @@ def hierarchy(results: Mapping, llms: Sequence[str | None]) -> Figure:
     for panel, llm in zip(panels[0], llms, strict=True):
         rows = sorted(shown[llm], key=lambda row: row["f1"])
         for y, row in enumerate(rows):
-            _bar(panel, y, row, colour_of(row["condition"], row), 0.7)
+            _bar(panel, y, row, results["n"], colour_of(row["condition"], row), 0.7)
         panel.set_yticks(range(len(rows)), [row_name(row) for row in rows])
         _f1_axis(panel, 1)
         ids = [row["llm_id"] for row in rows if row["llm"]]
@@ -63,7 +64,7 @@ def comparison(compared: Mapping) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     for panel, llm in zip(figure.subplots(1, len(llms), squeeze=False)[0], llms, strict=True):
         for y, row in enumerate(shown[llm]):
-            _bar(panel, y, row, first if row is shown[llm][-1] else others, 0.7)
+            _bar(panel, y, row, compared["n"], first if row is shown[llm][-1] else others, 0.7)
             if len(row["seed_f1"]) > 1:
                 panel.plot(row["seed_f1"], [y] * len(row["seed_f1"]), "k|", ms=9)
         panel.axvline(shown[llm][-1]["f1"], color=first, lw=1, ls=":")
@@ -112,7 +113,7 @@ def sweep(summary: Mapping) -> Figure:
     figure = Figure(figsize=(8, 1.4 + 0.3 * len(ranked)), layout="constrained")
     panel = figure.subplots()
     for y, entry in enumerate(ranked):
-        _bar(panel, y, entry, colour_of("latentwire"), 0.7)
+        _bar(panel, y, entry, summary["n"], colour_of("latentwire"), 0.7)
         of_m = [r for r in summary["baselines"] if (r["condition"], r["m"]) == ("token_budget", entry["latent_len"])]
         if of_m:
             budget = sum(row["f1"] for row in of_m) / len(of_m)
@@ -227,7 +228,8 @@ def interventions(rows: Sequence[Mapping], llms: Sequence[str]) -> Figure:
         for number, kind in enumerate(kinds):
             colour = colour_of(kind)
             for row in (row for row in rows if (row["llm"], row["embeddings"]) == (llm, kind)):
-                _bar(panel, places[row["intervention"]] + 0.4 - height * (number + 0.5), row, colour, 0.9 * height)
+                y = places[row["intervention"]] + 0.4 - height * (number + 0.5)
+                _bar(panel, y, row, row["n"], colour, 0.9 * height)
             panel.barh(0, 0, color=colour, label=kind)
         panel.set_yticks(list(places.values()), list(places))
         _f1_axis(panel)
@@ -263,9 +265,9 @@ def _distributions(panel: Axes, histograms: Mapping[str, Mapping], mark: float |
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _bar(panel: Axes, y: float, row: Mapping, colour: str, height: float) -> None:
-    """One bar of F1 with its interval and its figure."""
-    low, high = row.get("f1_ci95") or (row["f1"], row["f1"])
+def _bar(panel: Axes, y: float, row: Mapping, n: int, colour: str, height: float) -> None:
+    """One bar of F1, a mean of n questions, with its interval and its figure."""
+    low, high = shown_ci(row["f1"], row.get("f1_ci95"), n) or (row["f1"], row["f1"])
     error = [[max(0, row["f1"] - low)], [max(0, high - row["f1"])]]
     panel.barh(y, row["f1"], xerr=error, color=colour, height=height, error_kw={"capsize": 3, "lw": 1})
     panel.text(max(high, row["f1"]) + 0.01, y, f"{row['f1']:.2f}", va="center", fontsize=8)

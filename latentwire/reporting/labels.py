@@ -4,6 +4,8 @@ import colorsys
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from latentwire.evaluation.scores import show_interval, shown_ci
+
 # Titles of the models that have no telling id.
 _TITLES = {
     "offline:smollm2-135m-instruct": "SmolLM2-135M",
@@ -59,6 +61,11 @@ def colour_of(name: str, row: Mapping | None = None) -> str:
     white = max(0, wanted - found) / (1 - found)  # how much of it is mixed in
     mixed = [min(1, wanted / found) * part + white * (1 - part) for part in light]
     return "#" + "".join(f"{round(255 * part ** (1 / 2.2)):02x}" for part in mixed)
+
+
+def f1_label(row: Mapping, n: int) -> str:
+    """F1 of a row, the mean of n questions, with its interval (of zeros: the rule of three)."""
+    return f"{row['f1']:.3f} {show_interval(shown_ci(row['f1'], row['f1_ci95'], n))}"
 
 
 def figure(value: float | None, digits: int) -> str:

@@ -16,9 +16,9 @@ from latentwire.data.question import Question
 from latentwire.data.scoring import normalize_answer
 from latentwire.data.squad import load
 from latentwire.evaluation.results import critical_lines
-from latentwire.evaluation.scores import show_interval
+from latentwire.evaluation.scores import show_interval, shown_ci
 from latentwire.reporting import charts
-from latentwire.reporting.labels import figure, llms_of, positions, row_name
+from latentwire.reporting.labels import f1_label, figure, llms_of, positions, row_name
 from latentwire.reporting.records import Part
 from latentwire.reporting.signs import BAD, GOOD, UNDECIDED, judge_log, judge_predictions, judge_results, not_measured
 from latentwire.training.log import flat
@@ -82,10 +82,11 @@ def signs_section(parts: Sequence[Part]) -> list[dict]:
 def _evaluation(number: int, part: Part) -> dict:
     """F1 of every condition, one chart per LLM, with the critical tests."""
     results, drawn = part.results, []
-    for place, llm in enumerate(llms_of(results["results"])):
-        rows = sorted((row for row in results["results"] if row["llm"] in (llm, None)), key=lambda row: -row["f1"])
+    every = [row | {"n": results["n"]} for row in results["results"]]
+    for place, llm in enumerate(llms_of(every)):
+        rows = sorted((row for row in every if row["llm"] in (llm, None)), key=lambda row: -row["f1"])
         label = f"F1 of {llm or 'the encoder alone'}, best first: " + ", ".join(
-            f"{row_name(row)} {row['f1']:.3f} {show_interval(row['f1_ci95'])}" for row in rows
+            f"{row_name(row)} {f1_label(row, row['n'])}" for row in rows
         )
         drawn.append(_chart(charts.hierarchy(results, [llm]), f"hierarchy{number}-{place}", label, _rows_table(rows)))
     return {
@@ -101,7 +102,7 @@ def _evaluation(number: int, part: Part) -> dict:
 def _rows_table(rows: Sequence[Mapping]) -> Table:
     head = ("condition", "M", "F1 [95%]", "EM", "first token", "bits/answer byte", "positions", "bytes sent")
     return Table(head, [
-        (row["condition"], figure(row["m"], 0), f"{row['f1']:.3f} {show_interval(row['f1_ci95'])}", f"{row['em']:.3f}",
+        (row["condition"], figure(row["m"], 0), f1_label(row, row["n"]), f"{row['em']:.3f}",
          figure(row["first_token_acc"], 3), figure(row["bits_per_answer_byte"], 2),
          positions(row), figure(row["wire_bytes"], 0))
         for row in rows
@@ -112,7 +113,9 @@ def compression_section(parts: Sequence[Part]) -> dict:
     """All evaluations together, so that runs of several M or codecs meet in one chart; in what their data differ."""
     evaluations = [part.results for part in parts if part.results]
     codecs = {results["codec"] for results in evaluations}
-    rows = [row | {"codec": results["codec"]} for results in evaluations for row in results["results"]]
+    rows = [
+        row | {name: results[name] for name in ("codec", "n")} for results in evaluations for row in results["results"]
+    ]
     drawn = []
     for place, llm in enumerate(llms_of(rows) if rows else []):
         series: dict[str, list] = {}
@@ -216,7 +219,8 @@ def _interventions(number: int, rows: Sequence[Mapping]) -> list[Chart]:
     for place, llm in enumerate(dict.fromkeys(row["llm"] for row in rows)):
         mine = [row for row in rows if row["llm"] == llm]
         figures = [
-            (row["embeddings"], row["intervention"], f"{row['f1']:.3f}", show_interval(row.get("f1_ci95")),
+            (row["embeddings"], row["intervention"], f"{row['f1']:.3f}",
+             show_interval(shown_ci(row["f1"], row.get("f1_ci95"), row["n"])),
              figure(row.get("nll_per_token"), 2), _percent(row.get("empty_answers")))
             for row in mine
         ]  # fmt: skip

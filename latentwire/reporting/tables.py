@@ -4,11 +4,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from latentwire.evaluation.results import critical_lines, row_key
-from latentwire.evaluation.scores import show_interval
-from latentwire.reporting.labels import describe_llm, figure, llm_label, model_name, positions
+from latentwire.evaluation.scores import MIN_SEEDS, few_seeds, show_interval
+from latentwire.reporting.labels import describe_llm, f1_label, figure, llm_label, model_name, positions
 from latentwire.utils.machine import machine_line
 
 _SAMPLE_WARNING = "\n**The sample set shows that everything runs; its numbers support no claim.**"
+_FEW = (
+    f"\nOf fewer than {MIN_SEEDS} seeds, a difference and its intervals are over questions only: other trainings may "
+    "differ by more, so nothing is decided."
+)
 # Rows of the one table in the README: what LatentWire is compared with, its controls, and the encoder alone.
 _HEADLINE = (
     "encoder_only", "latentwire", "text", "selected_text", "token_select", "token_budget_context", "untrained",
@@ -36,7 +40,7 @@ def table_markdown(results: Mapping) -> str:
         "bytes sent",
     )
     rows = [
-        (llm_label(row), row["condition"], row["m"] or "", _f1(row), f"{row['em']:.3f}",
+        (llm_label(row), row["condition"], row["m"] or "", f1_label(row, results["n"]), f"{row['em']:.3f}",
          figure(row["first_token_acc"], 3), figure(row["bits_per_answer_byte"], 2), positions(row),
          row["wire_bytes"])
         for row in results["results"]
@@ -77,7 +81,7 @@ def _side_by_side(results: Mapping, shown: Sequence[str] | None, columns: Sequen
                 rows.get((condition, m, llm), rows.get((condition, m, None))),
                 pairs.get((condition, m or only, llm)),
             )
-            cells.append(_f1(row) if row else "")
+            cells.append(f1_label(row, results["n"]) if row else "")
             cells.append(f"{pair['diff']:+.3f} {show_interval(pair['ci95'])}" if pair else "")
             cells.append(figure(row["bits_per_answer_byte"], 2) if row else "")
         cells = [cell for number, cell in enumerate(cells) if number % 3 < len(columns)]
@@ -115,28 +119,42 @@ def comparison_markdown(compared: Mapping) -> str:
         f"{machine_line(compared['machine'])}."
     )
     head = (
-        "run",
-        "LLM",
-        "M",
-        "codec",
-        "F1 [95% interval]",
-        "seeds",
-        "first token",
-        "NLL/token",
-        "bytes",
-        "F1 minus first run",
-    )
-    rows = []
-    for row in compared["rows"]:
-        seeds = ", ".join(f"{f1:.3f}" for f1 in row["seed_f1"])
-        spread = f"{seeds} (sd {row['seed_sd']:.3f})" if row["seed_sd"] is not None else "1"
-        difference = f"{row['diff']:+.3f} {show_interval(row['diff_ci95'])}" if row["diff_ci95"] else ""
-        llm = llm_label(row) if "llm_id" in row else row["llm"]
-        rows.append(
-            (row["name"], llm, row["m"] or "", row["codec"], _f1(row), spread, figure(row["first_token_acc"], 3),
-             figure(row["nll_per_token"], 3), row["wire_bytes"], difference)
-        )  # fmt: skip
-    return "\n".join([about, "", *markdown(head, rows)]) + "\n"
+        "run", "LLM", "M", "codec", "F1 [95% interval]", "seeds", "first token", "NLL/token", "bytes",
+        "F1 minus first run [95% interval]", "drawn over", "by article [95% interval]", "verdict",
+        "equivalence [90% interval]",
+    )  # fmt: skip
+    rows = [
+        (row["name"], llm_label(row) if "llm_id" in row else row["llm"], row["m"] or "", row["codec"],
+         f1_label(row, compared["n"]), _seeds(row), figure(row["first_token_acc"], 3), figure(row["nll_per_token"], 3),
+         row["wire_bytes"], *_paired(row))
+        for row in compared["rows"]
+    ]  # fmt: skip
+    filled = [place for place, cells in enumerate(zip(*rows, strict=True)) if any(cell != "" for cell in cells)]
+    table = [[cells[place] for place in filled] for cells in (head, *rows)]
+    few = [_FEW] if any("seed" in cells[-2] for cells in rows) else []
+    return "\n".join([about, "", *markdown(table[0], table[1:]), *few]) + "\n"
+
+
+def _seeds(row: Mapping) -> str:
+    """F1 of each training seed and their spread; "untrained" where there are none."""
+    if row.get("weights") == []:
+        return "untrained"
+    if row["seed_sd"] is None:
+        return "1"
+    return f"{', '.join(f'{f1:.3f}' for f1 in row['seed_f1'])} (sd {row['seed_sd']:.3f})"
+
+
+def _paired(row: Mapping) -> tuple[str, ...]:
+    """Cells of a row's difference to the first run, empty for the first run itself."""
+    if not row["diff_ci95"]:
+        return ("",) * 5
+    article, ci90 = row.get("diff_ci95_by_article"), row.get("diff_ci90")
+    # Records from before verdicts hold trained rows alone, with intervals over questions.
+    over, verdict = row.get("diff_over", "questions"), row.get("verdict", few_seeds(len(row["seed_f1"]), "not decided"))
+    return (
+        f"{row['diff']:+.3f} {show_interval(row['diff_ci95'])}", over, show_interval(article) if article else "",
+        verdict, f"{row['equivalence']} {show_interval(ci90)}" if row.get("equivalence") else "",
+    )  # fmt: skip
 
 
 def interventions_markdown(rows: Sequence[Mapping]) -> list[str]:
@@ -152,7 +170,7 @@ def interventions_markdown(rows: Sequence[Mapping]) -> list[str]:
         "empty",
     )
     return markdown(head, [
-        (row["llm"], row["embeddings"], row["intervention"], _f1(row),
+        (row["llm"], row["embeddings"], row["intervention"], f1_label(row, row["n"]),
          f"{row['f1_minus_none']:+.3f} {show_interval(row['f1_minus_none_ci95'])}", f"{row['first_token_acc']:.3f}",
          f"{row['nll_per_token']:.2f}", f"{row['empty_answers']:.0%}")
         for row in rows
@@ -211,10 +229,6 @@ def _origin(results: Mapping) -> list[str]:
         *([_SAMPLE_WARNING] if results["dataset"] == "sample" else []),
         "",
     ]
-
-
-def _f1(row: Mapping) -> str:
-    return f"{row['f1']:.3f} {show_interval(row['f1_ci95'])}"
 
 
 def _llm_line(rows: Sequence[Mapping]) -> str:

@@ -1,23 +1,57 @@
-"""Evaluations of the same questions side by side, each paired with the first; and one evaluation recomputed."""
+"""Evaluations of the same questions side by side, each paired with the first; and one evaluation recomputed.
+
+n: questions; S: training seeds of one system.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from latentwire.conditions.base import CONDITIONS
 from latentwire.data.question import Question, Scorer
 from latentwire.data.squad import load
 from latentwire.evaluation import results as made
 from latentwire.evaluation.results import row_key, summarise
-from latentwire.evaluation.scores import difference_ci, mean_ci
+from latentwire.evaluation.scores import (
+    MIN_SEEDS,
+    difference_draws,
+    equivalence_verdict,
+    few_seeds,
+    interval,
+    mean_ci,
+    side_verdict,
+)
 from latentwire.reporting.charts import comparison
 from latentwire.reporting.tables import comparison_markdown
 from latentwire.utils.cli import SCHEMA, require
 from latentwire.utils.files import read_json, read_lines, write_json, write_text
 
 _SAME = ("dataset", "split", "n", "source", "dtype")  # what evaluations must share to be paired
+_WEIGHTS = {"wire": "checkpoint_sha256", "tuned": "tuned_sha256"}  # in config.json, by what a condition uses
+_OF_DIFFERENCE = ("diff_over", "diff_ci95", "diff_ci90", "diff_ci95_by_article", "verdict", "equivalence")
 _NO_FIGURE = ("seconds", "examples_per_s", "taken_from")  # of a row: times, which no second look repeats
+
+
+@dataclass(frozen=True)
+class Run:
+    """folders: evaluations, one per training seed; condition: whose rows are compared."""
+
+    folders: tuple[Path, ...]
+    condition: str
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of a comparison. rows: its records, one per seed; f1: [S, n]; weights: what tells its S trainings apart,
+    empty where nothing was trained."""
+
+    run: Run
+    rows: Sequence[Mapping]
+    f1: np.ndarray
+    weights: Sequence[str]
 
 
 def recompute(folder: Path) -> dict:
@@ -82,12 +116,20 @@ def write(compared: Mapping, folder: Path | None) -> None:
     print(f"wrote {folder / 'comparison.md'}, comparison.json and comparison.png")
 
 
-def compare(runs: Sequence[Sequence[Path]], condition: str) -> dict:
-    """Rows by run and LLM; `diff` and its 95% interval (bootstrap by paragraph) are to the first run's row of that LLM.
+def parse_run(text: str, condition: str) -> Run:
+    """ "FOLDER,FOLDER,...:CONDITION" to a run; without a condition it is the given one."""
+    folders, _, own = text.partition(":")
+    return Run(tuple(map(Path, folders.split(","))), own or condition)
 
-    Raises FileNotFoundError for a folder without an evaluation, ValueError where two are not of the same questions.
+
+def compare(runs: Sequence[Run], margin: float | None = None) -> dict:
+    """Rows by run, LLM and M; each is paired with the first run's row of its LLM. margin: of equivalence.
+
+    Raises FileNotFoundError for a folder without an evaluation, ValueError where two are not of the same questions or
+    two seeds are the same training.
     """
-    found = {folder: _results(folder) for folders in runs for folder in folders}
+    require(margin is None or margin > 0, "margin", str(margin), "must be above 0")
+    found = {folder: _results(folder) for run in runs for folder in run.folders}
     (first, base), *others = found.items()
     ids = _ids(first)
     for folder, results in others:
@@ -96,32 +138,96 @@ def compare(runs: Sequence[Sequence[Path]], condition: str) -> dict:
         require(
             same, "run", str(folder), f"is not of the questions of {first} ({', '.join(differing) or 'ids'} differ)"
         )
-    paragraphs = [q.paragraph for q in _questions(first, base)[0]]
-    rows, unchanged = [], {}
-    names = _names([*found])
-    for folders in runs:
-        for row in (row for row in found[folders[0]]["results"] if row["condition"] == condition):
-            same = [_row(folder, found[folder], row) for folder in folders]
-            f1 = np.mean([[_scores(folder, r)[id_] for id_ in ids] for folder, r in zip(folders, same, strict=True)], 0)
-            before = unchanged.setdefault(row["llm"], f1)
-            means = [r["f1"] for r in same]
-            commits = sorted({found[folder]["git"] for folder in folders})
-            rows.append({
-                "name": " ".join(names[folder] for folder in folders),
-                "runs": [str(folder) for folder in folders], "git": commits,
-                "llm": row["llm"], "llm_id": row["llm_id"], "m": row["m"], "codec": found[folders[0]]["codec"],
-                "f1": float(f1.mean()), "f1_ci95": mean_ci(f1, paragraphs), "seed_f1": means,
-                "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-                "first_token_acc": _mean(same, "first_token_acc"), "nll_per_token": _mean(same, "nll_per_token"),
-                "wire_bytes": row["wire_bytes"], "diff": float((f1 - before).mean()),
-                "diff_ci95": difference_ci(f1, before, paragraphs) if f1 is not before else None,
-            })  # fmt: skip
-    require(bool(rows), "condition", condition, f"{first} has none such")
+    questions = _questions(first, base)[0]
+    names, conditions = _names([*found]), list(dict.fromkeys(run.condition for run in runs))
+    rows, firsts = [], {}
+    for run in runs:
+        there = [row for row in found[run.folders[0]]["results"] if row["condition"] == run.condition]
+        require(bool(there), "condition", run.condition, f"{run.folders[0]} has none such")
+        name = " ".join(names[folder] for folder in run.folders)
+        for row in there:
+            system = _system(run, found, row, ids)
+            before = firsts.setdefault(row["llm"], system)
+            rows.append(
+                {"name": name if len(conditions) == 1 else f"{name}: {run.condition}"}
+                | _figures(system, found, questions)
+                | _difference(system, before, questions, margin)
+            )
     return (
-        {"schema": SCHEMA, "condition": condition, "machine": base["machine"]}
+        {"schema": SCHEMA, "condition": ", ".join(conditions), "margin": margin, "machine": base["machine"]}
         | {name: base[name] for name in (*_SAME, "seed")}
         | {"rows": rows}
     )
+
+
+def _system(run: Run, found: Mapping[Path, Mapping], row: Mapping, ids: Sequence[str]) -> System:
+    """What the folders of a run hold of this row."""
+    rows = [_row(folder, found[folder], row) for folder in run.folders]
+    f1 = np.array([_scores(folder, row, ids) for folder in run.folders])
+    weights = [own for folder in run.folders if (own := _weights(folder, run.condition))]
+    require(
+        len(set(weights)) == len(weights), "run", ",".join(map(str, run.folders)),
+        "holds the same weights twice; seeds of one thing are trainings of their own",
+    )  # fmt: skip
+    return System(run, rows, f1, weights)
+
+
+def _figures(system: System, found: Mapping[Path, Mapping], questions: Sequence[Question]) -> dict:
+    """The figures of one row: means over seeds, with the spread of F1."""
+    row, means = system.rows[0], [r["f1"] for r in system.rows]
+    mean = system.f1.mean(axis=0)
+    return {
+        "condition": row["condition"], "runs": [str(folder) for folder in system.run.folders],
+        "git": sorted({found[folder]["git"] for folder in system.run.folders}), "weights": system.weights,
+        "llm": row["llm"], "llm_id": row["llm_id"], "m": row["m"], "codec": found[system.run.folders[0]]["codec"],
+        "f1": float(mean.mean()), "f1_ci95": mean_ci(mean, [q.paragraph for q in questions]), "seed_f1": means,
+        "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        "first_token_acc": _mean(system.rows, "first_token_acc"),
+        "nll_per_token": _mean(system.rows, "nll_per_token"), "wire_bytes": row["wire_bytes"],
+    }  # fmt: skip
+
+
+def _difference(system: System, before: System, questions: Sequence[Question], margin: float | None) -> dict:
+    """F1 minus that of `before`, with its intervals and what they decide.
+
+    Where a trained side has fewer than MIN_SEEDS trainings, the intervals are over questions only, and nothing is
+    decided; unless both sides are the same weights, read in two ways: then the verdict is on these weights.
+    """
+    found = {"diff": float(system.f1.mean() - before.f1.mean())} | dict.fromkeys(_OF_DIFFERENCE)
+    if system is before:
+        return found
+    same = bool(system.weights) and sorted(system.weights) == sorted(before.weights)
+    order = [before.weights.index(own) for own in system.weights] if same else slice(None)
+    fewest = min((len(side.weights) for side in (system, before) if side.weights), default=MIN_SEEDS)
+    a, b = (
+        f1 if side.weights and fewest >= MIN_SEEDS else f1.mean(axis=0, keepdims=True)
+        for side, f1 in ((system, system.f1), (before, before.f1[order]))
+    )
+    draws = difference_draws(a, b, [q.paragraph for q in questions], same)
+    by_article = difference_draws(a, b, [q.title for q in questions], same)
+    over = "seeds and questions" if max(len(a), len(b)) > 1 else "questions"
+    found |= {
+        "diff_over": f"{over}, same weights" if same else over,
+        "diff_ci95": interval(draws, 0.95), "diff_ci90": interval(draws, 0.9),
+        "diff_ci95_by_article": interval(by_article, 0.95),
+    }  # fmt: skip
+    decided = same or fewest >= MIN_SEEDS
+    found["verdict"] = side_verdict(found["diff_ci95"]) if decided else few_seeds(fewest, "not decided")
+    if margin is not None:
+        shown = equivalence_verdict(found["diff_ci90"], margin)
+        found["equivalence"] = shown if decided else few_seeds(fewest, "not shown")
+    return found
+
+
+def _weights(folder: Path, condition: str) -> str:
+    """Which trained weights a condition read in this evaluation; "" for what no training made: text, a budget, PCA, the
+    closed form, and rivals from outside, which this program does not know."""
+    used = CONDITIONS[condition].uses if condition in CONDITIONS else ()
+    keys = [key for part, key in _WEIGHTS.items() if part in used]
+    if keys and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json, which names the weights; evaluate again")
+    config = read_json(folder / "config.json")["config"] if keys else {}
+    return " ".join(str(config[key]) for key in keys if config.get(key))
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
@@ -153,9 +259,12 @@ def _mean(rows: Sequence[Mapping], key: str) -> float | None:
     return None if rows[0][key] is None else float(np.mean([row[key] for row in rows]))
 
 
-def _scores(folder: Path, row: Mapping) -> dict[str, float]:
-    """F1 by question id."""
-    return {line["id"]: line["f1"] for line in _lines(folder) if row_key(line) == row_key(row)}
+def _scores(folder: Path, row: Mapping, ids: Sequence[str]) -> list[float]:
+    """F1 of each question."""
+    found = {line["id"]: line["f1"] for line in _lines(folder) if row_key(line) == row_key(row)}
+    lacking = [id_ for id_ in ids if id_ not in found]
+    require(not lacking, "run", str(folder), f"lacks the predictions of {row_key(row)} for {len(lacking)} questions")
+    return [found[id_] for id_ in ids]
 
 
 @cache

@@ -47,7 +47,8 @@ def program(name: str, *flags: str) -> list[str]:
 def torchrun(processes: int, rendezvous: str, *flags: str) -> list[str]:
     """Command of latentwire/train.py in so many processes per machine; rendezvous: torchrun's flags."""
     launch = [*rendezvous.split(), f"--nproc_per_node={processes}"]
-    return [python(), "-u", "-m", "torch.distributed.run", *launch, str(ROOT / "latentwire" / "train.py"), *flags]
+    watched = ["-m", "latentwire.utils.launcher", "torch.distributed.run"]  # as in scripts/common.sh
+    return [python(), "-u", *watched, *launch, str(ROOT / "latentwire" / "train.py"), *flags]
 
 
 def python() -> str:

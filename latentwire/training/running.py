@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from latentwire.conditions.base import CONDITIONS, Reader, begin_adapters, readers, require_positions
+from latentwire.conditions.base import CONDITIONS, Reader, begin_adapters, readers, require_heads, require_positions
 from latentwire.data.question import QuestionSet, split_by_article, subset
 from latentwire.data.squad import load
 from latentwire.llms.loading import device_map
@@ -135,6 +135,8 @@ def _run(
     ready = readers(there, config.source) if stage.needs_llms else []
     frozen = {reader.llm.name: reader.llm.weights_sha256() for reader in ready}
     origin = _origin(config, questions, frozen) | (run.origin if run else {})
+    if run:
+        require_heads(folder, ready)
     if closed:
         _closed_form(config, ready, origin, run)
         _say(config, accelerator, f"wrote {folder / 'checkpoint_best'}")

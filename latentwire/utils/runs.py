@@ -17,6 +17,7 @@ from latentwire.utils.files import read_json, write_json
 from latentwire.utils.machine import git_sha, machine
 
 OUTPUTS = (
+    "heads.json",
     "manifest.json",
     "predictions.jsonl",
     "predictions.jsonl.gz",

@@ -301,6 +301,16 @@ def test_what_training_added_is_measured_against_the_wire_before_it(finished, tr
     assert {(c["llm"], c["b"]) for c in results["comparisons"]} == {("llama", "untrained"), ("qwen", "untrained")}
 
 
+def test_a_run_is_not_continued_with_prompts_that_begin_otherwise(tmp_path):
+    evaluate(config(tmp_path / "r", conditions="no_context"))
+    heads = json.loads((tmp_path / "r" / "heads.json").read_text())
+    assert heads.keys() == {"llama", "qwen"} and len({*heads.values()}) == 2
+    (tmp_path / "r" / "heads.json").write_text(json.dumps(heads | {"qwen": "of another template"}))
+    with pytest.raises(ValueError, match="prompt of qwen begins otherwise"):
+        evaluate(config(tmp_path / "r", conditions="no_context"))
+    evaluate(config(tmp_path / "r", conditions="no_context", fresh_eval=True))
+
+
 def test_tuned_rivals_are_read_from_their_folder(finished, tmp_path, llms):
     ids = json.loads((finished[0] / "checkpoint_untrained" / "config.json").read_text())["llms"]
     for name, size in (("text_tuned", 16), ("token_budget_tuned", 16)):

@@ -5,11 +5,17 @@ import pytest
 
 from latentwire.evaluation.scores import (
     difference_ci,
+    difference_draws,
     difference_verdict,
+    equivalence_verdict,
+    few_seeds,
+    interval,
     mean_ci,
     ratio_ci,
     ratio_verdict,
     show_interval,
+    shown_ci,
+    side_verdict,
 )
 
 
@@ -111,19 +117,71 @@ def test_ratio_whose_draws_often_divide_by_zero_has_no_interval():
     assert ratio_ci([1.0, 1.0], [0.0, 1.0], ["p", "q"]) is None
 
 
+def test_one_seed_each_gives_the_interval_by_paragraph():
+    a, b, groups = scores(120), scores(240)[120:], paragraphs(40, 3)
+    draws = difference_draws([a], [b], groups, same_seeds=False)
+    assert interval(draws, 0.95) == pytest.approx(difference_ci(a, b, groups), abs=1e-12)
+
+
+def test_three_seeds_that_differ_by_a_constant_have_the_variance_of_their_mean():
+    """Questions that all differ alike add nothing: what varies is the mean of three seeds, -0.3, 0 and 0.3."""
+    b = scores(60)
+    a = np.stack([b - 0.3, b, b + 0.3])
+    draws = difference_draws(a, [b], paragraphs(20, 3), same_seeds=False)
+    assert set(np.round(draws, 9)) == {-0.3, -0.15, 0.0, 0.15, 0.3}, "two of three seeds are drawn, so it is unbiased"
+    assert draws.var() == pytest.approx(np.var([-0.3, 0, 0.3], ddof=1) / 3, rel=0.05)
+    assert interval(draws, 0.95) == pytest.approx([-0.3, 0.3])
+    both = difference_draws(a, a, paragraphs(20, 3), same_seeds=False)
+    assert both.var() == pytest.approx(2 * draws.var(), rel=0.05), "each side draws its own seeds"
+
+
+def test_seeds_that_spread_widen_the_interval():
+    groups, b = paragraphs(60), scores(60)
+    a = np.random.default_rng(1).random(60)
+    alike, apart = (
+        interval(difference_draws([a - spread, a, a + spread], [b], groups, same_seeds=False), 0.95)
+        for spread in (0.0, 0.4)
+    )
+    assert alike == pytest.approx(difference_ci(a, b, groups), abs=1e-12)
+    assert width(apart) > 1.5 * width(alike)
+
+
+def test_identical_systems_differ_by_zero():
+    a = np.stack([scores(30), scores(60)[30:], scores(90)[60:]])
+    assert not difference_draws(a, a, paragraphs(10, 3), same_seeds=True).any()
+    assert not difference_draws(a[:1], a[:1], paragraphs(10, 3), same_seeds=False).any()
+
+
+def test_the_same_weights_read_in_two_ways_are_drawn_together():
+    b = np.stack([scores(30), scores(30) + 5, scores(30) - 7])
+    draws = difference_draws(b + 0.1, b, paragraphs(10, 3), same_seeds=True)
+    assert draws == pytest.approx(0.1)
+    assert difference_draws(b + 0.1, b, paragraphs(10, 3), same_seeds=False).std() > 1
+
+
+def test_the_lower_level_is_the_narrower_interval_and_one_group_has_none():
+    draws = difference_draws([scores(80)], [scores(160)[80:]], paragraphs(80), same_seeds=False)
+    outer, inner = interval(draws, 0.95), interval(draws, 0.9)
+    assert outer[0] < inner[0] < inner[1] < outer[1]
+    assert difference_draws([scores(5)], [scores(5)], ["p"] * 5, same_seeds=False) is None
+    assert interval(None, 0.95) is None
+
+
 def test_lengths_that_disagree_are_refused():
     with pytest.raises(ValueError):
         mean_ci([1.0, 0.0], ["p", "q", "r"])
+    with pytest.raises(ValueError):
+        difference_draws([[1.0, 0.0]], [[1.0, 0.0, 1.0]], ["p", "q"], same_seeds=False)
     with pytest.raises(ValueError):
         difference_ci([1.0, 0.0], [1.0, 0.0, 1.0], ["p", "q"])
 
 
 def test_intervals_repeat_with_the_seed_and_move_with_another():
     a, b, groups = scores(40), scores(80)[40:], paragraphs(40)
-    for interval in (lambda seed: mean_ci(a, groups, seed), lambda seed: difference_ci(a, b, groups, seed),
-                     lambda seed: ratio_ci(a, b, groups, seed)):  # fmt: skip
-        assert interval(3) == interval(3)
-        assert interval(3) != interval(4)
+    for ci in (lambda seed: mean_ci(a, groups, seed), lambda seed: difference_ci(a, b, groups, seed),
+               lambda seed: ratio_ci(a, b, groups, seed)):  # fmt: skip
+        assert ci(3) == ci(3)
+        assert ci(3) != ci(4)
 
 
 def test_intervals_are_plain_floats_for_json():
@@ -166,3 +224,53 @@ def test_ratio_verdict(ci, verdict):
 def test_an_interval_is_shown_with_three_digits_or_said_to_be_missing():
     assert show_interval([0.12345, 1]) == "[0.123, 1.000]" and show_interval([-0.5, 0]) == "[-0.500, 0.000]"
     assert show_interval(None) == "(no interval)"
+
+
+@pytest.mark.parametrize(
+    ("score", "ci", "shown"),
+    [
+        (0.0, [0.0, 0.0], [0.0, 0.03]),
+        (1e-6, [0.0, 0.0], [0.0, 0.0]),
+        (0.5, [0.25, 0.75], [0.25, 0.75]),
+        (0.0, None, None),
+    ],
+)
+def test_zeros_alone_are_shown_by_the_rule_of_three(score, ci, shown):
+    assert shown_ci(score, ci, 100) == (pytest.approx(shown) if shown else shown)
+
+
+def test_the_rule_of_three_ends_at_one():
+    assert shown_ci(0.0, [0.0, 0.0], 2) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("ci", "verdict"),
+    [
+        ([0.01, 0.2], "higher"),
+        ([0.0, 0.2], "not decided"),
+        ([-0.2, 0.0], "not decided"),
+        ([-0.2, -0.01], "lower"),
+        (None, "not decided"),
+    ],
+)
+def test_side_verdict(ci, verdict):
+    assert side_verdict(ci) == verdict
+
+
+@pytest.mark.parametrize(
+    ("ci90", "verdict"),
+    [
+        ([-0.01, 0.01], "equivalent within 0.01"),
+        ([-0.0101, 0.0], "not shown"),
+        ([0.0, 0.0101], "not shown"),
+        ([0.002, 0.009], "equivalent within 0.01"),
+        ([-0.3, -0.2], "not shown"),
+        (None, "not shown"),
+    ],
+)
+def test_equivalence_is_shown_where_the_whole_interval_is_within_the_margin(ci90, verdict):
+    assert equivalence_verdict(ci90, 0.01) == verdict
+
+
+def test_few_seeds_are_counted():
+    assert few_seeds(1, "not decided") == "one seed, not decided" and few_seeds(2, "x") == "2 seeds, x"

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from latentwire.models.wire import COMPACT, pack, sealed, unpack
 from latentwire.models.wire.compact import DIRECTIONS, LEVELS, TABLES, Compact, nearest
@@ -112,6 +113,19 @@ def test_tables_come_back_from_disk_and_every_altered_byte_is_refused(tmp_path):
     (tmp_path / TABLES).unlink()
     with pytest.raises(FileNotFoundError, match=r"fit_codec\.py"):
         Compact.load(tmp_path, compact.codes)
+
+
+def test_a_full_disk_is_told_and_the_tables_that_were_there_stay(tmp_path, monkeypatch):
+    compact, *_ = made()
+    compact.save(tmp_path)
+
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("latentwire.models.wire.compact.save_file", full)
+    with pytest.raises(OSError, match=r"cannot write .*No space left"):
+        made(seed=1)[0].save(tmp_path)
+    assert Compact.load(tmp_path, compact.codes).id == compact.id
 
 
 def test_half_precision_codes_have_the_same_id():

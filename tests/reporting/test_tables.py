@@ -130,6 +130,14 @@ def test_the_summary_sets_the_llms_side_by_side_the_best_condition_first():
     assert sum("LatentWire keeps 0.9" in line for line in lines) == 2
 
 
+def test_zeros_alone_are_shown_by_the_rule_of_three_and_the_record_is_left():
+    zero = row("no_context", 0.0) | {"f1_ci95": [0.0, 0.0]}
+    results = RESULTS | {"n": 300, "results": [zero, row("text", 0.5)], "comparisons": []}
+    for made in (table_markdown, summary_markdown, headline_markdown):
+        assert "| 0.000 [0.000, 0.010] |" in made(results) and "| 0.500 [0.400, 0.500] |" in made(results)
+    assert zero["f1_ci95"] == [0.0, 0.0]
+
+
 def test_the_chart_is_drawn_also_without_intervals(tmp_path):
     rows = [*ROWS, row("text", 0.5, llm="llama") | {"f1_ci95": None}]
     hierarchy(RESULTS | {"results": rows}, llms_of(rows)).savefig(tmp_path / "c.png")

@@ -1,5 +1,6 @@
 """Paired differences between evaluations: of the same questions or not at all."""
 
+import dataclasses
 import gzip
 import json
 import sys
@@ -13,28 +14,42 @@ from latentwire.evaluation.results import compare as pairs_of
 from latentwire.evaluation.results import row_key, summarise
 from latentwire.reporting.charts import comparison
 from latentwire.reporting.tables import comparison_markdown
-from latentwire.studies.paired import compare, recompute
+from latentwire.studies import paired
+from latentwire.studies.paired import compare, parse_run, recompute
 from latentwire.utils.files import read_lines
 
 QUESTIONS = load("sample", "dev").questions[:6]
 MACHINE = {"gpus": [], "processor": "P", "threads": 2, "torch": "2", "transformers": "5"}
 
 
-def evaluation(folder, scores, **more):
-    """A finished evaluation of one LLM with these F1s."""
+def evaluation(folder, scores, weights=None, others=None, **more):
+    """A finished evaluation of one LLM with these F1s. weights: of its checkpoint, else its own; others: F1s of further
+    conditions."""
     folder.mkdir(parents=True)
-    row = {
-        "condition": "latentwire", "llm": "llama", "llm_id": "offline:a-model", "m": 4,
-        "f1": sum(scores) / len(scores), "first_token_acc": 0.5, "nll_per_token": 2.0, "wire_bytes": 7,
-    }  # fmt: skip
+    rows, lines = [], []
+    for condition, f1s in {"latentwire": scores, **(others or {})}.items():
+        key = {"condition": condition, "llm": "llama", "m": 4}
+        rows.append(key | {
+            "llm_id": "offline:a-model", "f1": sum(f1s) / len(f1s), "first_token_acc": 0.5, "nll_per_token": 2.0,
+            "wire_bytes": 7,
+        })  # fmt: skip
+        lines += [json.dumps({"id": q.id, "f1": f1} | key) for q, f1 in zip(QUESTIONS, f1s, strict=True)]
     results = {"dataset": "sample", "split": "dev", "n": 6, "source": "prompt", "dtype": "float32", "seed": 0,
-               "codec": "fp16", "git": "abc", "machine": MACHINE, "results": [row]} | more  # fmt: skip
+               "codec": "fp16", "git": "abc", "machine": MACHINE, "results": rows} | more  # fmt: skip
+    config = {"checkpoint_sha256": weights or str(folder), "tuned_sha256": ["tuned"]}
+    (folder / "config.json").write_text(json.dumps({"config": config}))
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "manifest.json").write_text(json.dumps({"ids": [q.id for q in QUESTIONS]}))
-    key = {name: row[name] for name in ("condition", "llm", "m")}
-    lines = [json.dumps({"id": q.id, "f1": f1} | key) for q, f1 in zip(QUESTIONS, scores, strict=True)]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def compared(*runs, margin=None):
+    """compare.py's record of runs: folders, lists of them (seeds), or texts as on the command line."""
+    texts = [
+        run if isinstance(run, str) else ",".join(map(str, run if isinstance(run, list) else [run])) for run in runs
+    ]
+    return compare([parse_run(text, "latentwire") for text in texts], margin)
 
 
 @pytest.fixture
@@ -48,7 +63,7 @@ def runs(tmp_path):
 
 def test_runs_are_paired_with_the_first(runs):
     base, _, other = runs
-    first, second = compare([[base], [other]], "latentwire")["rows"]
+    first, second = compared(base, other)["rows"]
     assert first["diff"] == 0 and first["diff_ci95"] is None and first["f1"] == 0.5
     assert second["diff"] == pytest.approx(0.5)
     low, high = second["diff_ci95"]
@@ -57,12 +72,12 @@ def test_runs_are_paired_with_the_first(runs):
 
 def test_seeds_are_averaged_by_question_and_their_spread_is_told(runs):
     base, seed1, other = runs
-    compared = compare([[base, seed1], [other]], "latentwire")
-    first, second = compared["rows"]
+    found = compared([base, seed1], other)
+    first, second = found["rows"]
     assert first["f1"] == pytest.approx((0.5 + 1 / 3) / 2) and first["seed_f1"] == [0.5, pytest.approx(1 / 3)]
     assert first["seed_sd"] == pytest.approx((1 / 6) / 2**0.5)
     assert second["diff"] == pytest.approx(1 - first["f1"])
-    table = comparison_markdown(compared)
+    table = comparison_markdown(found)
     assert "| base seed1 | a-model (llama) | 4 | fp16 | 0.417" in table and "| other | a-model (llama) |" in table
     assert "0.500, 0.333 (sd 0.118)" in table
 
@@ -72,17 +87,25 @@ def test_seeds_are_averaged_by_question_and_their_spread_is_told(runs):
 )
 def test_other_questions_are_refused(runs, tmp_path, change, match):
     with pytest.raises(ValueError, match=match):
-        compare([[runs[0]], [evaluation(tmp_path / "odd", [0] * 6, **change)]], "latentwire")
+        compared(runs[0], evaluation(tmp_path / "odd", [0] * 6, **change))
     (runs[2] / "manifest.json").write_text(json.dumps({"ids": ["x"]}))
     with pytest.raises(ValueError, match="ids differ"):
-        compare([[runs[0]], [runs[2]]], "latentwire")
+        compared(runs[0], runs[2])
 
 
 def test_what_is_not_there_is_named(runs, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        compare([[runs[0]], [tmp_path / "nowhere"]], "latentwire")
+        compared(runs[0], tmp_path / "nowhere")
     with pytest.raises(ValueError, match="condition='pca'"):
-        compare([[runs[0]]], "pca")
+        compared(runs[1], f"{runs[0]}:pca")
+    lines = (runs[0] / "predictions.jsonl").read_text().splitlines()
+    cut = evaluation(tmp_path / "cut", [0] * 6)
+    (cut / "predictions.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    with pytest.raises(ValueError, match=r"lacks the predictions of .*'latentwire'.* for 1 questions"):
+        compared(runs[0], cut)
+    (runs[0] / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"base holds no config\.json, which names the weights"):
+        compared(*runs[:2])
 
 
 def test_the_program_writes_what_it_prints(runs, tmp_path, monkeypatch, capsys):
@@ -95,11 +118,110 @@ def test_the_program_writes_what_it_prints(runs, tmp_path, monkeypatch, capsys):
 
 def test_a_run_is_called_by_what_tells_it_from_the_others(tmp_path):
     runs = [evaluation(tmp_path / name / "eval", [0] * 6) for name in ("base", "M8", "M64")]
-    compared = compare([[run] for run in runs], "latentwire")
-    assert [row["name"] for row in compared["rows"]] == ["base", "M8", "M64"]
-    labels = [label.get_text() for label in comparison(compared).axes[0].get_yticklabels()]
+    found = compared(*runs)
+    assert [row["name"] for row in found["rows"]] == ["base", "M8", "M64"]
+    labels = [label.get_text() for label in comparison(found).axes[0].get_yticklabels()]
     assert labels == ["M64", "M8", "base"], "the first stands on top"
-    assert compare([[runs[0]]], "latentwire")["rows"][0]["name"] == str(runs[0])
+    assert compared(runs[0])["rows"][0]["name"] == str(runs[0])
+
+
+@pytest.fixture
+def seeds(tmp_path, monkeypatch):
+    """Two systems of three seeds each, on questions that are paragraphs of their own; the first also read as text."""
+    own = [dataclasses.replace(q, paragraph=q.id) for q in QUESTIONS]
+    monkeypatch.setattr(paired, "load", lambda *_: dataclasses.replace(load("sample", "dev"), questions=own))
+    text = {"text": [0, 0, 1, 0, 0, 0], "text_tuned": [1, 1, 0, 1, 1, 1]}
+    a = [evaluation(tmp_path / f"a{n}", [f1] * 6, others=text) for n, f1 in enumerate((0.1, 0.2, 0.3))]
+    return a, [evaluation(tmp_path / f"b{n}", [f1] * 6) for n, f1 in enumerate((0.5, 0.6, 0.7))]
+
+
+def test_three_seeds_of_each_side_decide(seeds):
+    a, b = seeds
+    row = compared(a, b)["rows"][1]
+    assert row["diff"] == pytest.approx(0.4) and row["diff_over"] == "seeds and questions"
+    # All questions are alike. Two of three seeds are drawn: 0.2 is 1 draw of 81, 0.25 or less are 5.
+    assert row["diff_ci95"] == pytest.approx([0.25, 0.55]) and row["diff_ci90"] == pytest.approx([0.25, 0.55])
+    assert row["verdict"] == "higher"
+    assert len(row["weights"]) == 3 and row["equivalence"] is None
+    assert compared(b, a)["rows"][1]["verdict"] == "lower"
+
+
+@pytest.mark.parametrize(("number", "verdict"), [(1, "one seed, not decided"), (2, "2 seeds, not decided")])
+def test_fewer_than_three_seeds_of_a_side_decide_nothing(seeds, number, verdict):
+    a, b = seeds
+    for runs in ((a, b[:number]), (a[:number], b)):
+        found = compared(*runs, margin=0.9)
+        row = found["rows"][1]
+        assert row["verdict"] == verdict and row["equivalence"] == verdict.replace("decided", "shown")
+        assert row["diff_over"] == "questions" and row["diff_ci95"] == pytest.approx([row["diff"]] * 2)
+        table = comparison_markdown(found)
+        assert f"| questions | [{row['diff']:.3f}, {row['diff']:.3f}] | {verdict} |" in table
+        assert "Of fewer than 3 seeds" in table
+    assert "Of fewer than 3 seeds" not in comparison_markdown(compared(a, b))
+
+
+def test_what_is_not_trained_has_no_seeds(seeds):
+    a, _ = seeds
+    row = compared(a, f"{a[0]}:text")["rows"][1]
+    assert row["condition"] == "text" and row["weights"] == [] and row["name"] == "a0: text"
+    assert row["diff_over"] == "seeds and questions" and row["verdict"] == "not decided"
+    found = compared(f"{a[0]}:text", a[0])
+    assert found["condition"] == "text, latentwire" and found["rows"][1]["verdict"] == "one seed, not decided"
+    assert "| untrained |" in comparison_markdown(found)
+    assert compared(f"{a[0]}:text", f"{a[1]}:text")["rows"][1]["verdict"] == "not decided", (
+        "equal, and no seed is asked"
+    )
+    assert compared(f"{a[0]}:text", f"{a[0]}:text_tuned")["rows"][1]["verdict"] == "one seed, not decided"
+
+
+def test_the_same_weights_read_in_two_ways_are_one_system(seeds, tmp_path):
+    a, _ = seeds
+    again = [evaluation(tmp_path / f"int8{n}", [f1 - 0.01] * 6, str(a[n])) for n, f1 in enumerate((0.1, 0.2, 0.3))]
+    for runs, over in (
+        ((a, again), "seeds and questions"),
+        ((a, again[::-1]), "seeds and questions"),
+        ((a[0], again[0]), "questions"),
+    ):
+        row = compared(*runs, margin=0.011)["rows"][1]
+        assert row["diff_over"] == f"{over}, same weights" and row["verdict"] == "lower"
+        assert row["diff_ci95"] == pytest.approx([-0.01, -0.01]) and row["equivalence"] == "equivalent within 0.011"
+
+
+def test_equivalence_is_asked_with_a_margin(seeds):
+    a, b = seeds
+    found = compared(a, b, margin=0.56)
+    first, row = found["rows"]
+    assert found["margin"] == 0.56 and first["equivalence"] is None and row["equivalence"] == "equivalent within 0.56"
+    assert "| equivalent within 0.56 [0.250, 0.550] |" in comparison_markdown(found)
+    assert compared(a, b, margin=0.54)["rows"][1]["equivalence"] == "not shown"
+    assert "equivalen" not in comparison_markdown(compared(a, b))
+    with pytest.raises(ValueError, match=r"margin='0'.*above 0"):
+        compared(a, b, margin=0)
+
+
+def test_articles_are_the_wider_groups(seeds, tmp_path):
+    """Of the two articles one has five of the six questions."""
+    _, (base, *_) = seeds
+    one = evaluation(tmp_path / "one", [1.5] * 5 + [0.5], str(base))
+    row = compared(base, one)["rows"][1]
+    assert row["diff_ci95_by_article"] == pytest.approx([0, 1]) and row["diff_ci95"][0] > 0
+    assert "| by article [95% interval] |" in comparison_markdown(compared(base, one))
+
+
+def test_one_training_is_not_two_seeds(seeds, tmp_path):
+    a, b = seeds
+    twin = evaluation(tmp_path / "twin", [0] * 6, str(a[0]))
+    with pytest.raises(ValueError, match=r"a0,.*twin.*the same weights twice"):
+        compared([a[0], twin], b)
+
+
+def test_zeros_alone_are_shown_by_the_rule_of_three(tmp_path):
+    runs = [evaluation(tmp_path / name, [0] * 6) for name in ("one", "two")]
+    found = compared(*runs)
+    assert found["rows"][0]["f1_ci95"] == [0, 0], "the record keeps what the bootstrap says"
+    assert comparison_markdown(found).count("| 0.000 [0.000, 0.500] |") == 2
+    (panel,) = comparison(found).axes
+    assert max(bar.get_segments()[0][1][0] for bar in panel.collections) == pytest.approx(0.5)
 
 
 COMPARISONS = sorted((Path(__file__).parents[2] / "results").glob("**/comparison.json"))
@@ -148,6 +270,9 @@ def test_one_evaluation_is_recomputed_from_its_predictions(whole, monkeypatch, c
     assert "| a-model (llama) | latentwire | 4 | 0.667" in said and said.endswith("equal to results.json\n")
     monkeypatch.setattr(sys, "argv", ["compare.py", str(whole), "--save_dir", "somewhere"])
     with pytest.raises(ValueError, match=r"save_dir='somewhere'.* name two or more"):
+        main()
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(whole), "--margin", "0.01"])
+    with pytest.raises(ValueError, match=r"margin='0.01'.* name two or more"):
         main()
 
 

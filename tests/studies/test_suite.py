@@ -97,7 +97,8 @@ def test_every_step_is_a_command_that_its_program_knows(config, tmp_path):
     assert baselines.samples == evaluation.samples == 7
     for name, stage in zip([*RIVALS, "latentwire"], ["text_tuned", "token_budget_tuned", "all"], strict=True):
         (command,) = by_name[name].commands
-        assert command[1:6] == ["-u", "-m", "torch.distributed.run", "--nnodes=1", "--rdzv_backend=c10d"]
+        watched = ["-u", "-m", "latentwire.utils.launcher", "torch.distributed.run"]
+        assert command[1:7] == [*watched, "--nnodes=1", "--rdzv_backend=c10d"]
         assert "--nproc_per_node=2" in command
         trained = settings_of(command)
         assert trained.stage == stage and trained.save_dir == str(folder / name) and trained.resume

@@ -111,7 +111,7 @@ def test_nothing_outlives_a_launcher_that_is_killed(start, tmp_path, name, count
     tree = [process.pid for process in psutil.Process(top.pid).children(recursive=True)]
     assert {worker.pid for worker in workers} - {top.pid} <= set(tree)
     top.kill()  # nobody asks for its status, as in a container without init
-    assert not left_after(tree)
+    assert not left_after(tree, 10.0)  # much sooner on a machine that has little else to do
     asked = {int(path.name.split()[1]) for path in tmp_path.glob("asked *")}
     assert asked == {worker.pid for worker in workers} - {top.pid}, "each had a moment to save"
 
@@ -124,7 +124,7 @@ def test_a_torchrun_that_is_still_importing_ends_with_its_launcher(start):
     time.sleep(0.5)  # importing torch takes longer
     assert of_torchrun(top) == tree, "it has started no worker yet"
     top.kill()
-    assert not left_after(tree, 1.0)
+    assert not left_after(tree)
 
 
 def of_torchrun(top):

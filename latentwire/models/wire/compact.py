@@ -73,12 +73,17 @@ class Compact:
         return cls(codes, *(table.float() for table in tables))
 
     def save(self, folder: Path) -> None:
-        """Write the tables beside a checkpoint."""
+        """Write the tables beside a checkpoint. Raises OSError if they cannot be written; the ones before stay."""
         tables = self._tables()
-        (folder / TABLES).parent.mkdir(exist_ok=True)
-        part = (folder / TABLES).with_suffix(".part")
-        save_file(tables, part, {"sha256": _sha256(tables)})
-        part.replace(folder / TABLES)
+        path = folder / TABLES
+        part = path.with_suffix(".part")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            save_file(tables, part, {"sha256": _sha256(tables)})
+            part.replace(path)
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
+            part.unlink(missing_ok=True)
+            raise OSError(f"cannot write {path} ({reason(error)}); make room, and fit it again") from error
 
     @classmethod
     def load(cls, folder: Path, codes: Tensor) -> "Compact":
