@@ -161,7 +161,7 @@ def test_dense_latents_are_trained_by_sizes_of_the_machine_unless_others_are_nam
     calls = recorded(script, SAMPLES="", FAILING="has_gpu")[1]
     ((argv, seen),) = [(argv, v) for argv, v in calls if "latentwire/train.py" in argv]
     wanted = {"SOURCE": "context", "ENCODER_TYPE": "anchors", "ADAPTER_TYPE": "deep", "LATENT_LENS": "16,32,64"}
-    assert argv.endswith("latentwire/train.py --stage all") and all(seen[name] == value for name, value in wanted.items())
+    assert argv.endswith("latentwire/train.py --stage all") and wanted.items() <= seen.items()
     assert (seen["SAMPLES"], seen["EPOCHS"], seen["DTYPE"]) == ("16000", "1", "native"), "without a GPU"
     _, calls = recorded(script, SAMPLES="7", LATENT_LENS="8")
     assert any(v.get("SAMPLES") == "7" and v.get("LATENT_LENS") == "8" for _, v in calls)
