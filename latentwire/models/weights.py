@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from latentwire.llms.known import NOT_IN_NAMES, id_variable
 from latentwire.models.adapters import ADAPTERS, Adapter
 from latentwire.utils.cli import reason
-from latentwire.utils.files import read_sealed
+from latentwire.utils.files import json_text, read_sealed
 from latentwire.utils.registry import Registry
 
 FORMS = (".safetensors", ".pt")  # of weights; the first one that is there is read
@@ -48,12 +48,13 @@ def read_config(folder: Path) -> dict:
 
 
 def checkpoint_sha256(folder: Path) -> str:
-    """One hash of a checkpoint's files, so that an evaluation is not continued with other ones."""
-    read_config(folder)  # it says what is missing, and undoes a killed save
-    digest = hashlib.sha256()
+    """One hash of a checkpoint's files, so that an evaluation is not continued with other ones. Whether its config is
+    sealed makes no difference."""
+    config = read_config(folder)  # it says what is missing, and undoes a killed save
+    digest, own = hashlib.sha256(), folder / "config.json"
     parts = ("*.safetensors", "*.pt", "wire_tokenizer/*", "backbone/*")
-    for path in sorted([folder / "config.json", *(path for part in parts for path in folder.glob(part))]):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted([own, *(path for part in parts for path in folder.glob(part))]):
+        digest.update(path.name.encode() + (json_text(config).encode() if path == own else path.read_bytes()))
     return digest.hexdigest()
 
 

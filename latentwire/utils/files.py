@@ -80,7 +80,12 @@ def _crc(content: Mapping) -> int:
 
 def write_json(path: Path, content: object) -> None:
     """Write JSON so that a reader never sees half a file."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(content))
+
+
+def json_text(content: object) -> str:
+    """What `write_json` writes."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
