@@ -31,8 +31,10 @@ class PlainLLM:
         slots: Sequence[Tensor],
         tails: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
+        deltas: Sequence[Tensor | None] = (),
     ) -> PrefixLoss:
-        """As `FrozenLLM.loss_with_prefix`."""
+        """As `FrozenLLM.loss_with_prefix`, without deltas."""
+        assert not deltas
         rows = [
             torch.cat([self.embed(head), slot.to(self.device, self.dtype), self.embed(tail), self.embed(answer)])
             for slot, tail, answer in zip(slots, tails, answers, strict=True)
