@@ -44,11 +44,6 @@ class LatentWire(nn.Module):
                 deltas[name] = [adapter.deltas(z[mine]) for z, mine in zip(encoded.z, encoded.used, strict=True)]
         return Slots(rows, encoded, deltas)
 
-    @property
-    def constant(self) -> int:
-        """Most vectors of an adapter that are the same for all questions."""
-        return max((adapter.constant for adapter in self.adapters.values()), default=0)
-
     def components(self) -> list[Component]:
         """Those of the encoder, and of each adapter."""
         adapters = [found for name, adapter in self.adapters.items() for found in adapter.components(name)]

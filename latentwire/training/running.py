@@ -16,6 +16,7 @@ from latentwire.conditions.base import CONDITIONS, Reader, begin_adapters, reade
 from latentwire.data.question import QuestionSet, split_by_article, subset
 from latentwire.data.squad import load
 from latentwire.llms.loading import device_map
+from latentwire.models.adapters import ADAPTERS, SOFT_VECTORS
 from latentwire.models.checkpoint import save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
@@ -24,7 +25,7 @@ from latentwire.training import joining
 from latentwire.training.jobs import Start, job_of
 from latentwire.training.memory import require_memory
 from latentwire.training.settings import TrainSettings
-from latentwire.training.stages import ALL, STAGES, needed
+from latentwire.training.stages import ALL, STAGES, Stage, needed
 from latentwire.training.teacher import teach
 from latentwire.training.trainer import Job, Trainer, steps_of
 from latentwire.utils.cli import SCHEMA, refuse_long, require
@@ -143,9 +144,9 @@ def _run(
         return None
     whole = bool(config.kd_weight) or (bool(stage.rival) and CONDITIONS[stage.rival].cost == "whole")
     asked = [*questions.questions, *held.questions]
-    job = job_of(Start(config, ready, questions, held, origin, last if state else None))
     for reader in ready:
-        require_positions(reader, asked, config.latent_len, whole, config.max_new_tokens + job.model.constant)
+        require_positions(reader, asked, config.latent_len, whole, config.max_new_tokens + _constant(config, stage))
+    job = job_of(Start(config, ready, questions, held, origin, last if state else None))
     trainer = Trainer(job, accelerator, folder, state)
     estimate = _estimate(trainer, job, config, accelerator, len(held.questions))
     if config.estimate:
@@ -221,6 +222,14 @@ def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: 
     begin_adapters(adapters, ready)
     if run:
         save_checkpoint(run.path / "checkpoint_best", encoder, adapters, origin | {"interface": figures})
+
+
+def _constant(config: TrainSettings, stage: Stage) -> int:
+    """Most vectors before what differs between questions: of a rival's soft prompt, or of the adapters' preambles."""
+    if stage.rival or not config.init:
+        return SOFT_VECTORS
+    kinds = read_config(Path(config.init)).get("adapters", {}).values()
+    return max((ADAPTERS[kind].constant for kind in kinds if kind in ADAPTERS), default=0)
 
 
 def _estimate(

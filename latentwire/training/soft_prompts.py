@@ -21,8 +21,6 @@ class SoftPrompts(nn.Module):
     arXiv:2104.08691). They start as the embeddings of the instruction's first words, and are learned in units of the
     LLM's own scale, as an adapter is: of a power of two, so that the units cost no bit."""
 
-    constant = SOFT_VECTORS
-
     def __init__(self, readers: Sequence[Reader], condition: str, m: int, shared: Shared):
         super().__init__()
         self.readers = {reader.llm.name: reader for reader in readers}
