@@ -18,7 +18,7 @@ from latentwire.utils.declared import current, one, page
 PROGRAMS = {
     **EVALUATION, "train": TrainSettings, "launch": LaunchSettings, "diagnostics": studies.DiagnosticsSettings,
     "sweep": studies.SweepSettings, "benchmark": studies.BenchmarkSettings, "suite": studies.SuiteSettings,
-    "ablations": studies.AblationSettings, **API, **SERVICE, "doctor": DoctorSettings,
+    "plan": studies.PlanSettings, "ablations": studies.AblationSettings, **API, **SERVICE, "doctor": DoctorSettings,
 }  # fmt: skip
 
 

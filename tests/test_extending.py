@@ -111,7 +111,7 @@ def test_an_encoder_of_ones_own_with_a_setting_trains_is_kept_and_evaluated(shor
         "codebook.weight"
     }
     rows = rows_of(ckpt=str(tmp_path / "r" / "checkpoint_last"), conditions="learned")
-    assert {name for name, _ in rows} == {"latentwire", "untrained", "shuffled_z"}
+    assert {name for name, _ in rows} == {"latentwire", "untrained", "shuffled_z", "shuffled_context_z"}
     for name in LLMS:
         assert rows["latentwire", name]["llm_positions"] == M and rows["latentwire", name]["m"] == M
         assert rows["latentwire", name]["nll_per_token"] != rows["untrained", name]["nll_per_token"]

@@ -15,8 +15,10 @@ from latentwire.api.costs import break_even
 from latentwire.api.encoding import LatentWire
 from latentwire.api.message import Wire
 from latentwire.api.settings import AnswerSettings, InspectSettings, SendSettings
+from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.models.wire import MAGIC
 from latentwire.utils.cli import require
+from latentwire.utils.files import UNREADABLE
 
 _BATCH = 64  # JSON lines that are encoded before their wires are written
 
@@ -42,6 +44,11 @@ def send(config: SendSettings) -> None:
 def answer(config: AnswerSettings) -> None:
     """One answer, or one per JSON line."""
     lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
+    if config.corpus:
+        wire = lw.open_corpus(config.corpus, config.ckpt)[config.id]
+        reader = lw.reader(config.llm or next(iter(lw.llms)), dtype=config.dtype)
+        print(reader.answer(wire, config.question or None, config.max_new_tokens))
+        return
     with _opened(config.wire) as file:
         start = file.read(len(MAGIC))
         lines = start.lstrip()[:1] == b"{"
@@ -53,7 +60,7 @@ def answer(config: AnswerSettings) -> None:
             return
         for some in _batched(_lines(file, start, "wire"), config.batch_size):
             wires = [_decoded(number, line["wire"]) for number, line in some]
-            asked = [line.get("question") if lw.source != "prompt" else None for _, line in some]
+            asked = [line.get("question") if question_in_tail(lw.source) else None for _, line in some]
             for (_, line), found in zip(some, reader.answer(wires, asked, config.max_new_tokens), strict=True):
                 _write({key: value for key, value in line.items() if key != "wire"} | {"answer": found})
 
@@ -88,7 +95,8 @@ def _send_lines(lw: LatentWire, how: Mapping) -> None:
     with tqdm(unit="text", desc="encoding") as bar:
         for some in _batched(_lines(sys.stdin.buffer, b"", "context"), _BATCH):
             contexts = [line["context"] for _, line in some]
-            asked = [line.get("question") or "" for _, line in some] if lw.source == "prompt" else None
+            known = encoder_reads_question(lw.source)
+            asked = [line.get("question") or "" for _, line in some] if known else None
             try:
                 wires = lw.encode(contexts, asked, **how)
             except ValueError as error:
@@ -108,7 +116,7 @@ def _lines(file: BinaryIO, start: bytes, needed: str) -> Iterator[tuple[int, dic
             continue
         try:
             found = json.loads(line)
-        except ValueError as error:
+        except UNREADABLE as error:
             raise ValueError(f"line {number}: no JSON ({error})") from error
         if not isinstance(found, dict) or not isinstance(found.get(needed), str):
             raise ValueError(f'line {number}: needs an object with "{needed}" as text')

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from latentwire.api.encoding import LatentWire
 from latentwire.api.settings import DocumentSettings
+from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.question import Question
 from latentwire.data.squad import load
 from latentwire.evaluation.scores import mean_ci
@@ -38,7 +39,7 @@ def measure(config: DocumentSettings) -> dict:
     """Predictions, results.json and table.md in save_dir. Each LLM is asked all questions before the next is loaded."""
     lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
     document, questions = document_of(config.words, config.each)
-    known = lw.source == "prompt"
+    known, later = encoder_reads_question(lw.source), question_in_tail(lw.source)
     how = {"m": config.latent_len, "budget": config.budget, "blocks": config.blocks}
     asked = [q.question for q in questions] if known else None
     started = time.perf_counter()
@@ -54,7 +55,7 @@ def measure(config: DocumentSettings) -> dict:
         for name, some in wires.items():
             found = []
             for q, wire in zip(tqdm(questions, desc=f"{llm} {name}"), some, strict=True):
-                answer = reader.answer(wire, None if known else q.question)
+                answer = reader.answer(wire, q.question if later else None)
                 found.append(score(answer, q.answers) | {"id": q.id, "llm": llm, "from": name, "answer": answer})
             f1, held = [line["f1"] for line in found], lw.wire(some[0])
             rows.append({

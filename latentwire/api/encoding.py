@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from latentwire.api.chunks import chunks
 from latentwire.api.message import Wire
+from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.question import Question
 from latentwire.data.relevance import relevance
 from latentwire.models.weights import FORMS, asked, read_config, wire_id
@@ -26,6 +27,7 @@ from latentwire.utils.cli import reason, require
 from latentwire.utils.machine import device_of, hub_answers
 
 if TYPE_CHECKING:
+    from latentwire.api.corpus import Corpus
     from latentwire.api.reading import WireReader
     from latentwire.models.encoders.base import Encoder
     from latentwire.models.wire.compact import Compact
@@ -61,6 +63,14 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
                 f"no checkpoint {str(name)!r}: there is no such folder, and the hub gave none ({reason(error)})"
             ) from error
         return cls(found, device)
+
+    @staticmethod
+    def open_corpus(folder: str | Path, ckpt: str | Path = "") -> "Corpus":
+        """The wires that encode_corpus.py wrote to a folder, by the ids of their documents; ckpt: the checkpoint that
+        reads them, "" for the one that made them."""
+        from latentwire.api.corpus import Corpus  # imports pyarrow
+
+        return Corpus(folder, ckpt)
 
     @cached_property
     def encoder(self) -> "Encoder":
@@ -102,7 +112,7 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
     ) -> bytes | list[bytes]:
         """The wire of a text, or of each of many; a text's bytes do not depend on what else is encoded with it.
 
-        question: what will be asked, where the checkpoint's source is "prompt", and None where it is "context".
+        question: what will be asked, where the checkpoint's source is "prompt" or "aware"; None where it is "context".
         m: latents per block, the checkpoint's own unless given; budget: latents per 100 words instead. A text that the
         encoder cannot read at once is cut at ends of sentences into parts, and each is a block; blocks: how many of
         them are sent, those that fit the question best (TF-IDF). Default: one where the question is known, else all.
@@ -151,7 +161,7 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
 
     def _most(self, blocks: int | None) -> int | None:
         """How many parts of a long text are sent at most."""
-        return blocks or (1 if self.source == "prompt" else None)
+        return blocks or (1 if encoder_reads_question(self.source) else None)
 
     def _encode(
         self,
@@ -175,7 +185,7 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         return [bytes(self._packed(q, some, codec, compact)) for q, some in zip(questions, blocks, strict=True)]
 
     def _packed(self, q: Question, blocks: list, codec: str, compact: "Compact | None") -> Wire:
-        text = f"{q.context}\n{q.question}" if q.question else q.context
+        text = q.context if question_in_tail(self.source) else f"{q.context}\n{q.question}"
         tokens = len(self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
         return Wire.pack(blocks, codec, self.source, self.wire_id, len(text.encode()), tokens, compact)
 
@@ -188,9 +198,11 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         return [on(part) for part in chunks(q.context, lambda part: self.encoder.fits(on(part), self.source))]
 
     def _questions(self, contexts: Sequence[str], questions: Sequence[str] | None) -> Iterator[Question]:
-        known = self.source == "prompt"
+        known = encoder_reads_question(self.source)
         if known and questions is None:
-            raise ValueError(f"question: the source of {self.folder} is 'prompt', so encoding needs the question")
+            raise ValueError(
+                f"question: the source of {self.folder} is {self.source!r}, so encoding needs the question"
+            )
         if not known and questions is not None:
             raise ValueError(
                 f"question: the source of {self.folder} is {self.source!r}: the question is asked when answering"

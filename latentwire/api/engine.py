@@ -6,6 +6,7 @@ inputs"). Nothing of vLLM is changed: the adapter's output goes in as it is.
 
 from latentwire.api.encoding import LatentWire
 from latentwire.api.settings import EngineSettings
+from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.question import subset
 from latentwire.data.squad import load
 
@@ -22,9 +23,9 @@ def compare(config: EngineSettings) -> dict:
     lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
     reader = lw.reader(config.llm or next(iter(lw.llms)))
     some = subset(load("sample", "dev").questions, config.samples, seed=0)
-    known = lw.source == "prompt"
+    known, later = encoder_reads_question(lw.source), question_in_tail(lw.source)
     wires = lw.encode([q.context for q in some], [q.question for q in some] if known else None)
-    asked = [None if known else q.question for q in some]
+    asked = [q.question if later else None for q in some]
     ours = [reader.answer(z, question, config.max_new_tokens) for z, question in zip(wires, asked, strict=True)]
     prompts = [{"prompt_embeds": reader.prompt_embeds(z, q).cpu()} for z, q in zip(wires, asked, strict=True)]
     where = reader.llm.model.config._name_or_path

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentwire.api.encoding import require_readable, require_text
 from latentwire.api.message import Wire
+from latentwire.data.content import question_in_tail
 from latentwire.llms.known import CHOSEN_WORDINGS, LLMSettings, llm_id
 from latentwire.llms.loading import load_llm
 from latentwire.llms.prompts import PromptBuilder
@@ -59,7 +60,8 @@ class WireReader:
     ) -> str | list[str]:
         """The greedy answer of one wire, or of each of many in one batch.
 
-        question: what is asked, where the source is "context"; None where it is "prompt", whose wires hold it.
+        question: what is asked, where the source is "context" or "aware"; None where it is "prompt", whose wires hold
+        it.
         Raises ValueError for a wire of another checkpoint, a question too many or too few, or too many positions.
         """
         if isinstance(z, Sent):
@@ -106,10 +108,10 @@ class WireReader:
             f"{count} wires need as many questions",
         )  # fmt: skip
         for one in questions:
-            if self.source == "prompt" and one is not None:
-                raise ValueError(f"question={one!r}: a wire of source 'prompt' holds its question; leave it out")
-            if self.source != "prompt":
+            if question_in_tail(self.source):
                 require_text("question", one)
+            elif one is not None:
+                raise ValueError(f"question={one!r}: a wire of source {self.source!r} holds its question; leave it out")
         return [one or "" for one in questions]
 
     def _require_positions(self, slots: Iterable[Tensor], tails: Iterable[Sequence[int]], more: int) -> None:

@@ -22,7 +22,7 @@ class SendSettings(CheckpointSettings):
     keys stay), and JSON lines out (the same with "wire" in base64 in the context's place)."""
 
     context: str = option("", "file with the text; - is standard input", env="")
-    question: str = option("", "what will be asked, for checkpoints of source prompt", env="")
+    question: str = option("", "what will be asked, for checkpoints of source prompt or aware", env="")
     out: str = option("", "file for the wire; default: standard output", env="")
     latent_len: int | None = option(None, "M, latents per block; default: the checkpoint's", least=1)
     budget: float | None = option(None, "latents per 100 words, instead of M", above=0)
@@ -35,16 +35,52 @@ class SendSettings(CheckpointSettings):
 
 
 @dataclass(kw_only=True)
+class CorpusSettings(CheckpointSettings):
+    """Encode many documents to a folder of Parquet files, by Ray Data on this machine or on a cluster (RAY_ADDRESS).
+    Killed at any time, the same command continues. A row that is damaged is named, and kept out (errors.parquet)."""
+
+    input: str = option(
+        "", "files (.jsonl, .csv, .parquet, SQuAD's .json, .txt; .gz), folders, patterns, a data set's name, or a hub "
+        "id (ID or ID:CONFIGURATION); several with commas between", env="",
+    )  # fmt: skip
+    output: str = option("", "folder of the corpus", env="")
+    split: str = option("train", "which split, of a data set or a hub id")
+    text_column: str = option("text", "column of the documents")
+    question_column: str = option("", "column of what will be asked, for checkpoints of source prompt or aware")
+    id_column: str = option("", "column of the documents' ids; default: FILE:ROW")
+    latent_len: int | None = option(None, "M, latents per block; default: the checkpoint's", least=1)
+    budget: float | None = option(None, "latents per 100 words, instead of M", above=0)
+    blocks: int | None = option(None, "most parts of a long text; default: 1 if the question is known", least=1)
+    codec: str = option("fp16", "wire codec", choices=tuple(CODECS))
+    keep_words: bool = option(True, "keep the words that the latents came from")
+    shard_rows: int = option(512, "rows of one Parquet file", least=1)
+    workers: int | None = option(None, "encoders at work; default: one per GPU, or one per processor", least=1)
+    worker_gpus: float | None = option(
+        None, "GPUs of an encoder, also a part of one; default: 1 where there are any, else 0", least=0
+    )
+
+    def check(self) -> None:
+        require(bool(self.input), "input", self.input, "name files, a data set or a hub id")
+        require(bool(self.output), "output", self.output, "name a folder")
+
+
+@dataclass(kw_only=True)
 class AnswerSettings(CheckpointSettings):
     """Answer from a wire: a file, or standard input. JSON lines as send.py makes them ("wire", "question", further keys
     stay) come out with "answer" in the wire's place."""
 
     wire: str = option("-", "the wire, or JSON lines; - is standard input", env="", positional=True)
+    corpus: str = option("", "folder of a corpus (encode_corpus.py), instead of a wire", env="")
+    id: str = option("", "which document of the corpus", env="")
     llm: str = option("", "which of the checkpoint's LLMs reads; default: its first", env="")
     dtype: str = option("", "of the LLM; default: float32 on a CPU, bfloat16 on a GPU")
-    question: str = option("", "what is asked, for checkpoints of source context", env="")
+    question: str = option("", "what is asked, for checkpoints of source context or aware", env="")
     max_new_tokens: int = option(12, "longest answer, in tokens", least=1)
     batch_size: int = option(16, "wires per batch", least=1)
+
+    def check(self) -> None:
+        require(bool(self.corpus) == bool(self.id), "id", self.id, "--corpus FOLDER and --id X go together")
+        require(self.wire == "-" or not self.corpus, "wire", self.wire, "the corpus has the wire; leave one out")
 
 
 @dataclass(kw_only=True)
@@ -79,5 +115,5 @@ class EngineSettings(CheckpointSettings):
 
 PROGRAMS = {
     "send": SendSettings, "answer": AnswerSettings, "inspect_wire": InspectSettings, "documents": DocumentSettings,
-    "engine": EngineSettings,
+    "engine": EngineSettings, "encode_corpus": CorpusSettings,
 }  # fmt: skip

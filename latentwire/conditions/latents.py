@@ -2,9 +2,13 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from latentwire.conditions.base import Reader, Shared, Slot, condition, text_slot
+from latentwire.data.content import SOURCES, encoder_reads_question
 from latentwire.data.question import Question
+
+ASKED = tuple(filter(encoder_reads_question, SOURCES))  # sources whose encoder reads the question
 
 
 @condition("latentwire", "#d1495b", "places", uses=("m", "d_z", "wire"), groups=("learned", "quick"))
@@ -27,6 +31,17 @@ def shuffled_z(reader: Reader, questions: Sequence[Question], m: int, shared: Sh
 
 
 @condition(
+    "shuffled_context_z", "#8e79a8", "places", uses=("m", "d_z", "wire"), needs=("two_articles",), sources=ASKED,
+    default_in=(), groups=("learned",),
+)  # fmt: skip
+def shuffled_context_z(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
+    """Z of another article's context with this question: what is answered without the context that was asked about."""
+    pairs = [(q, _partner(q, shared)) for q in questions]
+    moved = [replace(q, id=f"{q.id} on {other.id}", context=other.context) for q, other in pairs]
+    return latents(reader, moved, m, shared)
+
+
+@condition(
     "selected_text", "#b0913b", "places", uses=("m", "wire"), needs=("chooses_tokens",), default_in=(),
     groups=("learned",),
 )  # fmt: skip
@@ -38,7 +53,7 @@ def selected_text(reader: Reader, questions: Sequence[Question], m: int, shared:
 
 
 @condition(
-    "encoder_only", "#6f7fd0", "nothing", uses=("wire",), needs=("reads_answers",), sources=("prompt",), default_in=(),
+    "encoder_only", "#6f7fd0", "nothing", uses=("wire",), needs=("reads_answers",), sources=ASKED, default_in=(),
     groups=("learned",), by_llm=False,
 )  # fmt: skip
 def encoder_only(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[str]:

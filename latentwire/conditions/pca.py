@@ -9,7 +9,7 @@ from latentwire.conditions.base import Reader, Shared, Slot, condition, latent_s
 from latentwire.conditions.texts import content_ids, question_first_ids
 from latentwire.data.question import Question
 from latentwire.llms.frozen import FrozenLLM
-from latentwire.models.closed_form import principal_directions, token_counts
+from latentwire.models.closed_form import principal_directions, token_counts, wire_table
 
 
 class Pca:
@@ -73,6 +73,22 @@ def pooled(reader: Reader, questions: Sequence[Question], m: int, shared: Shared
 def rank(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """Every position kept, each embedding projected on M directions and back: positions not matched."""
     return [_sent(reader, reader.llm.embed(content_ids(reader, q)), m, shared) for q in questions]
+
+
+@condition(
+    "pca_selected", "#2f6f8f", "places", uses=("m", "d_z", "wire"), needs=("chooses_tokens",), default_in=(),
+    groups=("learned",), explained=_of_width,
+)  # fmt: skip
+def selected(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
+    """The M tokens that the encoder selected, each as the LLM's own embedding, projected and back: pca without its cut.
+
+    What the LLM's vocabulary lacks is the mean of its pieces, as in the closed form, so that a token takes one place.
+    """
+    encoder, key = shared.sender.encoder, ("wire_table", reader.llm.name)
+    if key not in shared.kept:
+        shared.kept[key] = wire_table(reader.llm, encoder.tokenizer)
+    chosen = [encoder.select(q, reader.prompts.source, m) for q in questions]
+    return [_sent(reader, shared.kept[key][ids], shared.d_z, shared) for ids in chosen]
 
 
 def _sent(reader: Reader, embeds: Tensor, k: int, shared: Shared) -> Slot:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from latentwire.conditions.base import Reader, Shared, Slot, condition, text_slot
+from latentwire.data.content import question_in_tail
 from latentwire.data.question import Question
 from latentwire.data.relevance import relevance, sentences
 
@@ -25,7 +26,7 @@ def token_budget(reader: Reader, questions: Sequence[Question], m: int, shared: 
 @condition("token_budget_context", "#8f6bb0", "places", uses=("m",), default_in=("prompt",), groups=("baselines",))
 def token_budget_context(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """The first M tokens of the context, and the whole question on top (where it is text anyway: token_budget)."""
-    if reader.prompts.source == "context":
+    if question_in_tail(reader.prompts.source):
         return token_budget(reader, questions, m, shared)
     ids = reader.prompts.plain
     return [
@@ -50,6 +51,12 @@ def token_select(reader: Reader, questions: Sequence[Question], m: int, shared: 
 def no_context(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """An empty slot: the question alone if the tail holds it, else nothing."""
     return [text_slot(reader, []) for _ in questions]
+
+
+@condition("question_only", "#7a8794", "nothing", sources=("prompt",), default_in=(), groups=("baselines",))
+def question_only(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
+    """The question without its context: what the LLM knows by heart. Elsewhere no_context is this."""
+    return [text_slot(reader, reader.prompts.plain(f"Question: {q.question}")) for q in questions]
 
 
 def content_ids(reader: Reader, question: Question) -> list[int]:

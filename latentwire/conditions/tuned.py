@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
+from latentwire.conditions import latents, selected  # noqa: F401 - they register what is tuned below
 from latentwire.conditions.base import CONDITIONS, Condition, Reader, Shared, Slot
-from latentwire.conditions.latents import selected_text  # noqa: F401 - registers what is tuned below
 from latentwire.data.question import Question
 
 
-def tuned(base: str, colour: str) -> Condition:
+def tuned(base: str, colour: str, groups: tuple[str, ...] = ("tuned",)) -> Condition:
     """Register BASE_tuned: the slots of BASE behind its soft prompt, trained on LatentWire's data and loss."""
     behind = CONDITIONS[base]
     name = f"{base}_tuned"
@@ -22,9 +22,14 @@ def tuned(base: str, colour: str) -> Condition:
     build.__doc__ = f"{base} behind a soft prompt that was trained on LatentWire's data and loss (see --tuned)."
     made = Condition(
         build, colour, behind.cost, uses=(*behind.uses, "tuned"), needs=behind.needs, sources=behind.sources,
-        default_in=(), groups=("tuned",), base=behind,
+        default_in=(), groups=groups, base=behind,
     )  # fmt: skip
     return CONDITIONS.register(name)(made)
 
 
-TUNED = [tuned("text", "#7fa3c7"), tuned("token_budget", "#8fbf9f"), tuned("selected_text", "#cdb98a")]
+TUNED = [
+    tuned("text", "#7fa3c7"),
+    tuned("token_budget", "#8fbf9f"),
+    tuned("selected_text", "#cdb98a"),
+    tuned("selected_words", "#d9a57c", groups=()),  # older folders of tuned rivals have none
+]

@@ -1,21 +1,46 @@
 """Which part of a context a question is about, without any training: TF-IDF over its passages."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 
 STRIDE = 2  # step between candidate stretches, in tokens
 _SMOOTHING = np.bartlett(19)[1:-1] / np.bartlett(19).sum()  # an answer stands near the question's words, not on them
+_WORD = re.compile(r"\w+|[^\w\s]")
 # Closing signs before white space; tried once per run of them, so that a long run takes no longer than its length.
 _END = re.compile(r"(?<![.!?])([.!?]++)[\"'\u201d\u2019)\]]*+(?=\s)")
 
 
 def sentences(context: str) -> list[str]:
     """Split a text into sentences at closing punctuation; no character but outer white space is lost."""
+    return [context[begin:end] for begin, end in sentence_spans(context)]
+
+
+def sentence_spans(context: str) -> list[tuple[int, int]]:
+    """The characters [begin, end) of each sentence, without outer white space."""
     text = context.strip()
+    at = len(context) - len(context.lstrip())
     ends = [found.end() for found in _END.finditer(text) if found.end(1) > 1] + [len(text)]
-    return [text[begin:end].strip() for begin, end in zip([0, *ends], ends, strict=False) if begin < end]
+    pairs = [(begin, end) for begin, end in zip([0, *ends], ends, strict=False) if begin < end]
+    return [
+        (at + end - len(text[begin:end].lstrip()), at + begin + len(text[begin:end].rstrip())) for begin, end in pairs
+    ]
+
+
+def in_whole_words(text: str, spans: Sequence[tuple[int, int]], gap: str = " ... ") -> str:
+    """The words of a text that spans [begin, end) touch, as text: neighbours stand as they did, others behind a gap."""
+    pieces: list[list[int]] = []
+    before = False  # whether the word before was touched
+    for begin, end in (found.span() for found in _WORD.finditer(text)):
+        touched = any(a < end and begin < b for a, b in spans)
+        if touched and before:
+            pieces[-1][1] = end
+        elif touched:
+            pieces.append([begin, end])
+        before = touched
+    return gap.join(text[begin:end] for begin, end in pieces)
 
 
 def relevance(question: str, passages: list[str]) -> np.ndarray:

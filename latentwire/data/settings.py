@@ -19,5 +19,6 @@ class DataSettings(QuestionSettings):
     """Which questions, and what the encoder reads of them."""
 
     source: str = option(
-        "prompt", "prompt: Z stands for context and question; context: for the context alone", choices=SOURCES
-    )
+        "prompt", "prompt: Z stands for context and question; context: for the context alone, the question is text; "
+        "aware: as context, but the encoder reads the question, too", choices=SOURCES,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tqdm import tqdm
 
 from latentwire.conditions.base import Condition, Reader, Shared
+from latentwire.data.content import question_in_tail
 from latentwire.data.question import Question, Scorer
 from latentwire.evaluation.predictions import Predictions
 
@@ -59,7 +60,7 @@ def answer(
     slots = condition.slots(reader, batch, m, shared)
     lines = _read(reader, slots, batch, max_new_tokens) if condition.by_llm else _quote(slots)
     seconds = (time.perf_counter() - started) / len(batch)
-    asked = reader.prompts.source == "prompt"
+    asked = not question_in_tail(reader.prompts.source)
     return [
         {
             "id": q.id, "prediction": line["prediction"], "references": list(q.answers),
@@ -78,10 +79,12 @@ def _read(reader: Reader, slots: Sequence, batch: Sequence[Question], max_new_to
     prefill = llm.prefill(prompts.head, [s.embeds for s in slots], tails, [s.deltas for s in slots])
     first = prefill.logits.argmax(-1).tolist()
     nll = llm.answer_nll(prefill, answers).tolist()
-    texts = llm.generate(prefill, max_new_tokens)
+    said = llm.generate_ids(prefill, max_new_tokens)
+    telling = [{prompts.first_informative(prompts.answer_ids(answer)) for answer in q.answers} - {None} for q in batch]
     return [
         {
-            "prediction": texts[i], "first_token_correct": first[i] in prompts.first_token_ids(q.answers),
+            "prediction": llm.text(said[i]), "first_token_correct": first[i] in prompts.first_token_ids(q.answers),
+            "first_informative_correct": prompts.first_informative(said[i]) in telling[i],
             "answer_nll": nll[i], "answer_tokens": len(answers[i]),
             "llm_positions": len(slots[i].embeds) - slots[i].constant, "constant_positions": slots[i].constant,
             "wire_bytes": slots[i].sent,
@@ -94,7 +97,8 @@ def _quote(answers: Sequence[str]) -> list[dict]:
     """No LLM: the condition answered by itself, so nothing is known of tokens or likelihoods."""
     return [
         {
-            "prediction": text, "first_token_correct": None, "answer_nll": None, "answer_tokens": None,
+            "prediction": text, "first_token_correct": None, "first_informative_correct": None, "answer_nll": None,
+            "answer_tokens": None,
             "llm_positions": 0, "constant_positions": 0, "wire_bytes": len(text.encode()),
         }
         for text in answers

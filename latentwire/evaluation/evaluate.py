@@ -23,7 +23,7 @@ from latentwire.data.question import QuestionSet, subset
 from latentwire.data.squad import load
 from latentwire.evaluation.answering import answer, complete
 from latentwire.evaluation.predictions import Predictions, reusable
-from latentwire.evaluation.results import compare, critical_lines, row_key, summarise
+from latentwire.evaluation.results import compare, critical_lines, further_lines, row_key, summarise
 from latentwire.evaluation.scores import show_interval
 from latentwire.evaluation.settings import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalSettings
 from latentwire.evaluation.sizes import bytes_table
@@ -101,7 +101,7 @@ def evaluate(config: EvalSettings) -> dict | None:
             predictions.append(taken)
         results = _evaluate(plan, predictions) | run.origin
         write_json(run.path / "results.json", results)
-    print(*critical_lines(results["comparisons"]), sep="\n")
+    print(*critical_lines(results["comparisons"]), *further_lines(results["comparisons"]), sep="\n")
     print(f"wrote {run.path / 'results.json'}")
     return results
 
@@ -309,7 +309,9 @@ def _row(reader: Reader, condition: Condition, m: int, shared: Shared) -> dict:
 def _line(row: Mapping) -> str:
     interval = show_interval(row["f1_ci95"])
     m = f" M={row['m']}" if row["m"] else ""
-    first = "" if row["first_token_acc"] is None else f"first token {row['first_token_acc']:.3f}  "
+    first, telling = row["first_token_acc"], row["first_informative_acc"]
+    first = "" if first is None else f"first token {first:.3f}  "
+    first += "" if telling is None else f"informative {telling:.3f}  "
     return (
         f"{row['llm'] or 'no LLM':>8}  {row['condition'] + m:<26} F1 {row['f1']:.3f} {interval}  EM {row['em']:.3f}  "
         f"{first}positions {row['llm_positions']:.0f}  {row['examples_per_s']:.1f} q/s"

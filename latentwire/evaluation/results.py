@@ -1,8 +1,8 @@
 """From one line per question to results.json: means, intervals, paired comparisons, the three critical tests.
 
-A prediction line holds: id, condition, m, llm, prediction, references, f1, em, first_token_correct, answer_nll (nats),
-answer_tokens, answer_bytes, llm_positions, constant_positions, wire_bytes, text_bytes, seconds; and, where another
-evaluation computed it, taken_from.
+A prediction line holds: id, condition, m, llm, prediction, references, f1, em, first_token_correct,
+first_informative_correct (not in older lines), answer_nll (nats), answer_tokens, answer_bytes, llm_positions,
+constant_positions, wire_bytes, text_bytes, seconds; and, where another evaluation computed it, taken_from.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,16 @@ CRITICAL_TESTS = {
     3: "LatentWire keeps 0.9 of the text's F1",
 }
 
+# Rivals that the critical tests do not name, and that are stronger: further tests.
+FURTHER = (
+    "pca_selected",
+    "sentence",
+    "selected_text_tuned",
+    "selected_words_tuned",
+    "text_tuned",
+    "token_budget_tuned",
+)
+
 Key = tuple[str, int | None, str]  # condition, M (None where it plays no part), LLM
 Line = Mapping[str, object]
 
@@ -37,6 +47,7 @@ def summarise(lines: Mapping[str, Line], questions: Sequence[Question], seed: in
     def column(name: str) -> list:
         return [line[name] for line in ordered]
 
+    informative = [line.get("first_informative_correct") for line in ordered]
     by_llm = ordered[0]["answer_nll"] is not None  # encoder_only has neither tokens nor likelihoods
     nll, seconds = sum(column("answer_nll")) if by_llm else None, sum(column("seconds"))
     return {
@@ -46,6 +57,7 @@ def summarise(lines: Mapping[str, Line], questions: Sequence[Question], seed: in
         "em": float(np.mean(column("em"))),
         "em_ci95": mean_ci(column("em"), paragraphs, seed),
         "first_token_acc": float(np.mean(column("first_token_correct"))) if by_llm else None,
+        "first_informative_acc": None if None in informative else float(np.mean(informative)),
         "nll_per_token": nll / sum(column("answer_tokens")) if by_llm else None,
         "bits_per_answer_byte": nll / np.log(2) / sum(column("answer_bytes")) if by_llm else None,
         "empty_answers": float(np.mean([not prediction for prediction in column("prediction")])),
@@ -65,7 +77,8 @@ def compare(
     """Paired comparisons on the same questions.
 
     rows: rows of results.json; scores: F1 by question for each row's key. LatentWire meets every other condition of
-    its LLM, and shuffled_z meets no_context. Where both have an M it is the same one.
+    its LLM, and shuffled_z meets no_context. Where both have an M it is the same one. LatentWire's differences to
+    the rivals of FURTHER are marked as further tests.
     """
     differences = {}
     for a in rows:
@@ -74,7 +87,9 @@ def compare(
             same_m = b["m"] is None or a["m"] == b["m"]
             same_llm = b["llm"] in (a["llm"], None)
             if meets and same_m and same_llm and a["condition"] != b["condition"]:
-                differences[row_key(a), row_key(b)] = _difference(a, b, scores, paragraphs, seed)
+                pair = _difference(a, b, scores, paragraphs, seed)
+                further = a["condition"] == "latentwire" and b["condition"] in FURTHER
+                differences[row_key(a), row_key(b)] = pair | ({"further": True} if further else {})
     return [*differences.values(), *_critical(rows, differences, scores, paragraphs, seed)]
 
 
@@ -125,17 +140,25 @@ def _pair(a: Mapping, b: Mapping) -> dict:
 
 def critical_lines(comparisons: Sequence[Mapping]) -> list[str]:
     """The three critical tests, one printable line each."""
-    lines = []
-    for test in sorted((c for c in comparisons if "critical" in c), key=lambda c: (c["llm"], c["m"], c["critical"])):
-        ratio = test["metric"] == "f1_ratio"
-        value = test["ratio"] if ratio else test["diff"]
-        figure = "undefined" if value is None else f"{value:.3f}" if ratio else f"{value:+.3f}"
-        interval = show_interval(test["ci95"])
-        lines.append(
-            f"{test['verdict']:<11}  {test['llm']} M={test['m']}  "
-            f"{test['critical']}. {CRITICAL_TESTS[test['critical']]}: "
-            f"{'ratio' if ratio else 'F1'} {figure} {interval} against {test['b']}; "
-            f"positions {test['a_positions']:.0f} / {test['b_positions']:.0f}, "
-            f"bytes {test['a_bytes']} / {test['b_bytes']}"
-        )
-    return lines
+    tests = sorted((c for c in comparisons if "critical" in c), key=lambda c: (c["llm"], c["m"], c["critical"]))
+    return [_line(test, f"{test['critical']}. {CRITICAL_TESTS[test['critical']]}") for test in tests]
+
+
+def further_lines(comparisons: Sequence[Mapping]) -> list[str]:
+    """LatentWire against the rivals of FURTHER that are there, as the critical tests are printed; at the same M, where
+    a rival has one. Older records name no further tests."""
+    pairs = [c for c in comparisons if c.get("further")]
+    pairs.sort(key=lambda c: (c["llm"], c["m"], FURTHER.index(c["b"])))
+    return [_line(pair, f"further test: LatentWire > {pair['b']}") for pair in pairs]
+
+
+def _line(test: Mapping, name: str) -> str:
+    ratio = test["metric"] == "f1_ratio"
+    value = test["ratio"] if ratio else test["diff"]
+    figure = "undefined" if value is None else f"{value:.3f}" if ratio else f"{value:+.3f}"
+    return (
+        f"{test['verdict']:<11}  {test['llm']} M={test['m']}  {name}: "
+        f"{'ratio' if ratio else 'F1'} {figure} {show_interval(test['ci95'])} against {test['b']}; "
+        f"positions {test['a_positions']:.0f} / {test['b_positions']:.0f}, "
+        f"bytes {test['a_bytes']} / {test['b_bytes']}"
+    )

@@ -148,9 +148,13 @@ class FrozenLLM:
             logits = self._forward(embeds, mask, cache, keep=1)
         return Prefill(cache, mask, logits[:, -1])
 
-    @torch.inference_mode()
     def generate(self, prefill: Prefill, max_new_tokens: int) -> list[str]:
         """Greedy continuation of each row, up to an end of sequence, an end of turn or a newline. Uses up the cache."""
+        return [self.text(row) for row in self.generate_ids(prefill, max_new_tokens)]
+
+    @torch.inference_mode()
+    def generate_ids(self, prefill: Prefill, max_new_tokens: int) -> list[list[int]]:
+        """The same as token ids, each row up to and with the first that ends it."""
         cache, mask, token = prefill.cache, prefill.mask, prefill.logits.argmax(-1)  # token: [B]
         tokens, done = [token], torch.isin(token, self.stop_ids)
         while len(tokens) < max_new_tokens and not done.all():
@@ -158,7 +162,10 @@ class FrozenLLM:
             token = self._forward(self.embedding(token[:, None]), mask, cache, keep=1)[:, -1].argmax(-1)
             tokens.append(token)
             done |= torch.isin(token, self.stop_ids)
-        return [self._text(row) for row in torch.stack(tokens, dim=1).tolist()]
+        stops = set(self.stop_ids.tolist())
+        rows = torch.stack(tokens, dim=1).tolist()
+        ends = [next((place for place, token in enumerate(row) if token in stops), len(row)) for row in rows]
+        return [row[: end + 1] for row, end in zip(rows, ends, strict=True)]
 
     @torch.inference_mode()
     def answer_nll(self, prefill: Prefill, answers: Sequence[Sequence[int]]) -> Tensor:
@@ -192,10 +199,12 @@ class FrozenLLM:
         tails: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
         deltas: Sequence[Tensor | None] = (),
+        learned: Sequence[Sequence[bool]] = (),
     ) -> PrefixLoss:
         """Teacher forcing: score the answer tokens after head + slot + tail, with gradients to slots and deltas.
 
-        Only answer tokens carry a label; logits are computed at the last A + 1 positions alone.
+        Only answer tokens carry a label, of each answer those that are `learned` (all of them, unless given). Logits
+        are computed only where some row has a label; A counts these places.
         """
         rows = [torch.cat([self._row(s, t), self.embed(a)]) for s, t, a in zip(slots, tails, answers, strict=True)]
         embeds, mask, cache = self._after_head(head, rows)
@@ -203,8 +212,12 @@ class FrozenLLM:
         labels = torch.full((len(rows), longest), IGNORE, device=self.device)
         for label, answer in zip(labels, answers, strict=True):
             label[longest - len(answer) :] = torch.tensor(answer, device=self.device)
+        which = [torch.tensor(row) for row in learned or [[True] * len(answer) for answer in answers]]
+        wanted = pad_sequence(which, batch_first=True, padding_side="left")  # [B, longest] bool
+        columns = wanted.any(dim=0).nonzero()[:, 0]  # [A]
+        labels = labels.masked_fill(~wanted.to(self.device), IGNORE)[:, columns]
         with self._adding(deltas, rows, embeds.shape[1]):
-            logits = self._forward(embeds, mask, cache, keep=longest + 1)[:, :-1]
+            logits = self._forward(embeds, mask, cache, columns + embeds.shape[1] - longest - 1)
         nll = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
         return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, logits)
 
@@ -289,8 +302,9 @@ class FrozenLLM:
             cache.update(*(t[0][:, at].transpose(0, 1) for t in (layer.keys, layer.values)), number)
         return embeds, mask, cache
 
-    def _forward(self, embeds: Tensor, mask: Tensor, cache: DynamicCache, keep: int) -> Tensor:
-        """Logits [B, keep, V] at the last positions; the cache grows by embeds' length."""
+    def _forward(self, embeds: Tensor, mask: Tensor, cache: DynamicCache, keep: int | Tensor) -> Tensor:
+        """Logits [B, keep, V] at the last positions, or at the places [n] of embeds that `keep` holds; the cache grows
+        by embeds' length."""
         if self.rope_limit and (longest := int(mask.sum(dim=1).max())) > self.rope_limit:
             raise ValueError(
                 f"{self.name} ({self.id}) reads {self.rope_limit} positions before its rotary angles change, and a "
@@ -338,7 +352,8 @@ class FrozenLLM:
         newlines = {i for token, i in self.tokenizer.get_vocab().items() if ends_line(token)}
         return torch.tensor(sorted(self.end_ids | newlines), device=self.device)
 
-    def _text(self, ids: list[int]) -> str:
+    def text(self, ids: Sequence[int]) -> str:
+        """What a row of `generate_ids` says."""
         end = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
         return self.tokenizer.decode(ids[:end], skip_special_tokens=True).lstrip(" ").split("\n")[0].strip()
 

@@ -1,12 +1,12 @@
 """Every prompt is built here, for training and evaluation alike: chat template, wording, anchor, BOS, labels.
 
     head            | slot                              | tail
-    chat header,    | the only part that differs        | (the question, if the source is "context"),
+    chat header,    | the only part that differs        | (the question, unless the slot holds it),
     instruction     | between conditions                | end of turn, assistant header, anchor "Answer:"
 
 The head is constant, so its keys and values are computed once. The slot is text or latents. Source "prompt" puts the
-whole content, question included, into the slot; source "context" puts only the context there and the question, as
-text, into the tail.
+whole content, question included, into the slot; sources "context" and "aware" put only the context there and the
+question, as text, into the tail.
 """
 
 import re
@@ -16,7 +16,7 @@ from datetime import datetime
 
 from transformers import PreTrainedTokenizerBase
 
-from latentwire.data.content import SOURCES, content
+from latentwire.data.content import SOURCES, content, question_in_tail
 
 ANCHOR = "Answer:"
 IGNORE = -100  # label of every position that is not an answer token
@@ -65,6 +65,16 @@ WORDINGS = {
 }
 
 
+@dataclass(frozen=True)
+class Labels:
+    """One answer to learn. ids: its tokens, and what ends it; learned: which of them are labels; informative: the place
+    of its first token that says anything."""
+
+    ids: list[int]
+    learned: list[bool]
+    informative: int
+
+
 class PromptBuilder:
     """Token ids of everything around the slot, for one LLM's tokenizer, one source and one wording.
 
@@ -81,8 +91,8 @@ class PromptBuilder:
         # Not `all_special_tokens`, which leaves out those that have no role of their own, such as Qwen's <|im_start|>.
         self._special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._require_text_is_text()
-        # With source "context" the label stands in the head: only the context itself is in the slot.
-        slot = f"Context:{_MARK}" if source == "context" else _MARK
+        # Beside a question in the tail the label stands in the head: only the context itself is in the slot.
+        slot = f"Context:{_MARK}" if question_in_tail(source) else _MARK
         self._before, self._after = self._render(WORDINGS[wording], slot).split(_MARK)
         self.head: tuple[int, ...] = tuple(self.ids(self._before))
         self.end_id = self._end_id(WORDINGS[wording])
@@ -101,11 +111,11 @@ class PromptBuilder:
 
     def question_first_text(self, context: str, question: str) -> str:
         """The same content with the question first, so that a cut at M tokens keeps it."""
-        return f" {context}" if self.source == "context" else f"Question: {question}\nContext: {context}"
+        return f" {context}" if question_in_tail(self.source) else f"Question: {question}\nContext: {context}"
 
     def tail(self, question: str) -> list[int]:
         """Token ids from the slot's end to the anchor's."""
-        asked = f"\nQuestion: {question}" if self.source == "context" else ""
+        asked = f"\nQuestion: {question}" if question_in_tail(self.source) else ""
         if any(token in question for token in self._special):
             return self.plain(asked) + self.ids(self._after)
         return self.ids(asked + self._after)  # together: a tokenizer may join the last sign and the new line
@@ -114,13 +124,30 @@ class PromptBuilder:
         """Token ids of an answer as it continues the anchor, without an end of sequence."""
         return self.plain(f" {answer.strip()}")
 
-    def label_ids(self, answer: str, k: int) -> list[int]:
-        """The first k tokens to learn: the answer, and what ends it in this wording."""
-        return [*self.answer_ids(answer), self.end_id][:k]
+    def labels(self, answer: str, k: int) -> Labels:
+        """The first k tokens of the answer, and what ends it in this wording, are learned.
+
+        The LLM reads the whole answer, so the end is learned where it stands, however long the answer is. What lies
+        between is mostly copied word by word, and long answers would outweigh short ones by it. The first token that
+        says anything is learned even where k would leave it out.
+        """
+        ids = [*self.answer_ids(answer), self.end_id]
+        informative = next((place for place, token in enumerate(ids) if self.informative(token)), 0)
+        learned = [place < max(k, informative + 1) for place in range(len(ids) - 1)]
+        return Labels(ids, [*learned, True], informative)
 
     def first_token_ids(self, answers: Sequence[str]) -> set[int]:
         """The first token of each reference: any of them counts as a right first token."""
         return {self.answer_ids(answer)[0] for answer in answers}
+
+    def first_informative(self, ids: Sequence[int]) -> int | None:
+        """The first token that says anything, None where there is none."""
+        return next(filter(self.informative, ids), None)
+
+    def informative(self, token: int) -> bool:
+        """Whether a token says anything of an answer. White space alone says nothing, nor does a word's start: some
+        tokenizers put one before every number."""
+        return bool(self.tokenizer.decode([token]).strip())
 
     def _require_text_is_text(self) -> None:
         """ValueError where a special token that a user spells would count as one: in a unigram vocabulary it is a piece

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from latentwire.data.content import Content, content
+from latentwire.data.content import Content, encoder_reads_question, reading
 from latentwire.data.question import Question
 from latentwire.llms.offline import OFFLINE_ENCODERS, ensure_offline_model
 from latentwire.llms.prompts import AS_TEXT
@@ -48,8 +48,8 @@ class BackboneSettings(Settings):
 
 @dataclass
 class States:
-    """hidden: [B, S, w]; mask: [B, S] bool; spans: per text, the characters [S_i, 2] of its content that each state
-    stands for, in reading order."""
+    """hidden: [B, S, w]; mask: [B, S] bool; spans: per text, the characters [S_i, 2] of what the encoder reads that
+    each state stands for, in reading order."""
 
     hidden: Tensor
     mask: Tensor
@@ -68,7 +68,7 @@ class PretrainedBackbone(nn.Module):
         self._packs: bool | None = None  # whether texts can be packed; asked once
 
     def forward(self, questions: Sequence[Question], source: str) -> States:
-        """States of the question (source "prompt") and the context, word piece by word piece."""
+        """States of the context and, where the encoder reads it, the question, word piece by word piece."""
         encoded = self._tokenize(questions, source)
         device = self.model.device
         inputs = {key: encoded[key].to(device) for key in self.tokenizer.model_input_names if key in encoded}
@@ -113,7 +113,7 @@ class PretrainedBackbone(nn.Module):
         settings |= {"padding": True, "return_tensors": "pt", "split_special_tokens": True} | how  # users' text is text
         contexts = [q.context for q in questions]
         stride = min(_OVERLAP, self.window // 4)  # the same in every batch
-        if source == "context":
+        if not encoder_reads_question(source):
             return self.tokenizer(contexts, truncation=True, stride=stride, **settings)
         asked = [q.question for q in questions]
         lengths = [len(ids) for ids in self.tokenizer(asked, **AS_TEXT)["input_ids"]]
@@ -137,7 +137,7 @@ def _chosen_pieces(
     questions: Sequence[Question], source: str, encoded: BatchEncoding
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Per text, its word pieces once each: spans [S, 2], windows [S], positions [S]."""
-    pieces = [_Pieces(content(source, q.context, q.question)) for q in questions]
+    pieces = [_Pieces(reading(source, q.context, q.question)) for q in questions]
     for window, text in enumerate(encoded["overflow_to_sample_mapping"]):
         pieces[text].add(window, np.asarray(encoded["offset_mapping"][window]), encoded.sequence_ids(window))
     return [p.best() for p in pieces]
@@ -184,8 +184,8 @@ class ByteBackbone(nn.Module):
         )
 
     def forward(self, questions: Sequence[Question], source: str) -> States:
-        """A state for each byte of the content."""
-        texts = [content(source, q.context, q.question).text for q in questions]
+        """A state for each byte of what is read."""
+        texts = [reading(source, q.context, q.question).text for q in questions]
         device = self.embedding.weight.device
         rows = [torch.tensor(list(text.encode()), device=device) for text in texts]
         lengths = torch.tensor([len(row) for row in rows], device=device)

@@ -53,7 +53,7 @@ def colour_of(name: str, row: Mapping | None = None) -> str:
     and on black."""
     if row and row.get("colour"):
         return row["colour"]
-    hue, saturation, luminance = hashlib.sha256(name.encode()).digest()[15:18]  # here our conditions differ most
+    hue, saturation, luminance = hashlib.sha512(name.encode()).digest()[33:36]  # here our conditions differ most
     wanted = _LUMINANCES[luminance % len(_LUMINANCES)]
     pure = colorsys.hls_to_rgb(hue / 256, 0.5, _SATURATIONS[saturation % len(_SATURATIONS)])
     light = [part**2.2 for part in pure]

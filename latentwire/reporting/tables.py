@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from latentwire.evaluation.results import critical_lines, row_key
+from latentwire.evaluation.results import critical_lines, further_lines, row_key
 from latentwire.evaluation.scores import MIN_SEEDS, few_seeds, show_interval
 from latentwire.reporting.labels import describe_llm, f1_label, figure, llm_label, model_name, positions
 from latentwire.utils.machine import machine_line
@@ -237,7 +237,7 @@ def _llm_line(rows: Sequence[Mapping]) -> str:
 
 
 def _critical_block(results: Mapping) -> list[str]:
-    critical = critical_lines(results["comparisons"])
+    critical = [*critical_lines(results["comparisons"]), *further_lines(results["comparisons"])]
     return ["", "```text", *critical, "```"] if critical else []
 
 

@@ -47,7 +47,7 @@ _MOST_LATENTS, _MOST_TOKENS = 1024, 256  # of one request
 
 
 class EncodeBody(BaseModel):
-    """A text, or several. question: where the checkpoint's source is "prompt", what will be asked of each."""
+    """A text, or several. question: what will be asked of each, unless the checkpoint's source is "context"."""
 
     model_config = ConfigDict(extra="forbid")
     context: str | list[str]
@@ -59,7 +59,7 @@ class EncodeBody(BaseModel):
 
 
 class AnswerBody(BaseModel):
-    """A wire in base64, or several. question: where the checkpoint's source is "context", what is asked of each."""
+    """A wire in base64, or several. question: what is asked of each, unless the checkpoint's source is "prompt"."""
 
     model_config = ConfigDict(extra="forbid")
     wire: str | list[str]

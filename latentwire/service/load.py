@@ -17,6 +17,7 @@ import httpx
 import psutil
 from matplotlib.figure import Figure
 
+from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.question import subset
 from latentwire.data.squad import load
 from latentwire.reporting.tables import markdown
@@ -110,12 +111,13 @@ class _Target:
                 f"url={self.url!r}: role {self.about['role']}, LLMs {', '.join(readers)}; needs both roles"
             )
         self.llm = self.llm or next(iter(readers))
-        some, known = subset(load("sample", "dev").questions, _TEXTS, seed=0), self.about["source"] == "prompt"
+        some = subset(load("sample", "dev").questions, _TEXTS, seed=0)
+        known, later = encoder_reads_question(self.about["source"]), question_in_tail(self.about["source"])
         self.bodies["encode"] = [{"context": q.context} | ({"question": q.question} if known else {}) for q in some]
         self.bodies["answer"] = []
         for q, body in zip(some, self.bodies["encode"], strict=True):
             asked = {"wire": (await self._good("POST", "/v1/encode", json=body)).json()["wire"], "llm": self.llm}
-            self.bodies["answer"].append(asked if known else asked | {"question": q.question})
+            self.bodies["answer"].append(asked | {"question": q.question} if later else asked)
         await self._good("POST", "/v1/answer", json=self.bodies["answer"][0])
         # The largest batches take their memory now: what grows after that is a leak.
         self.warm = {kind: await self.ask(kind, most, 0.1) for kind in _KINDS}

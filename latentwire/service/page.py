@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from latentwire.api.encoding import LatentWire, require_text
 from latentwire.api.message import Wire
-from latentwire.data.content import content
+from latentwire.data.content import content, encoder_reads_question, question_in_tail
 from latentwire.llms.prompts import AS_TEXT
 from latentwire.service.batching import ClosingError, FullError
 
@@ -84,7 +84,7 @@ def mount(app: FastAPI, service: "Service") -> None:
 
 def _blocks(service: "Service") -> gradio.Blocks:
     lw = service.lw
-    known = "knows the question" if lw.source == "prompt" else "does not know the question"
+    known = "knows the question" if encoder_reads_question(lw.source) else "does not know the question"
     about = f"{service.config.ckpt} · source {lw.source}: the encoder {known} · encoder {lw.wire_id.hex()}"
     with gradio.Blocks(title="LatentWire", analytics_enabled=False) as blocks:
         gradio.Markdown(f"# LatentWire\nFrozen LLMs answer from a text, and from a short wire of latents.\n\n{about}")
@@ -127,7 +127,7 @@ def _asker(service: "Service") -> Callable[..., AsyncIterator[tuple[str, str]]]:
 async def _answers(
     service: "Service", per_position: Mapping[str, int], context: str, question: str, m: int, codec: str
 ) -> AsyncIterator[tuple[str, str]]:
-    known = service.lw.source == "prompt"
+    known, later = encoder_reads_question(service.lw.source), question_in_tail(service.lw.source)
     key = (not known, ("m", m), ("codec", codec))
     packed, encoding_s = await _timed(service.encoding.submit(key, [(context, question if known else None)])[0])
     wire = service.lw.wire(packed)
@@ -137,7 +137,7 @@ async def _answers(
     for row in rows:
         reader, batcher = service.readers[row.llm], service.answering[row.llm]
         if row.reads == "wire":
-            asked = batcher.submit(_TOKENS, [(wire, None if known else question)])[0]
+            asked = batcher.submit(_TOKENS, [(wire, question if later else None)])[0]
             row.answer, row.seconds = await _timed(asked)
             row.positions, row.sent = wire.m, len(packed)
         else:
@@ -201,7 +201,8 @@ def _marked(lw: LatentWire, wire: Wire, context: str, question: str) -> str:
     except ValueError as error:  # free queries stand for no words
         return f'<div class="text">{html.escape(context)}</div><p>{html.escape(str(error))}</p>'
     spans, at, begin = [], 0, 0
-    for part, count in zip(lw.parts(context, question if lw.source == "prompt" else None), wire.blocks, strict=True):
+    known = question if encoder_reads_question(lw.source) else None
+    for part, count in zip(lw.parts(context, known), wire.blocks, strict=True):
         at = context.index(part, at)
         whole = content(lw.source, part, question)
         found = lw.encoder.tokenizer(whole.text, **AS_TEXT, return_offsets_mapping=True)

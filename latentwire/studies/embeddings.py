@@ -169,9 +169,10 @@ def _backward(subject: Subject, reader: Reader, model: LatentWire) -> dict:
     llm, prompts, questions = reader.llm, reader.prompts, subject.shared.questions[: subject.config.batch_size]
     model.eval().zero_grad()
     rows = model(questions).embeds[llm.name]
-    labels = [prompts.label_ids(q.answers[0], _K) for q in questions]
-    scored = llm.loss_with_prefix(prompts.head, rows, [prompts.tail(q.question) for q in questions], labels)
-    (answer_sums(scored)["ce"] / sum(map(len, labels))).backward()
+    labels, tails = [prompts.labels(q.answers[0], _K) for q in questions], [prompts.tail(q.question) for q in questions]
+    learned = [one.learned for one in labels]
+    scored = llm.loss_with_prefix(prompts.head, rows, tails, [one.ids for one in labels], learned=learned)
+    (answer_sums(scored)["ce"] / sum(map(sum, learned))).backward()
     norms = {}
     for found in model.components():
         gradients = [p.grad.norm() for p in found.parameters if p.grad is not None]

@@ -81,7 +81,9 @@ def recompute(folder: Path) -> dict:
         for key in sorted(old.keys() - set(_NO_FIGURE))
         if not _equal(old[key], new[key])
     ]
-    differing += [] if _equal(_among(recorded, before["comparisons"]), pairs) else ["comparisons"]
+    known = _among(recorded, before["comparisons"])  # older records say less of a pair
+    again = [{key: new.get(key) for key in old} for old, new in zip(known, pairs, strict=False)]
+    differing += [] if len(known) == len(pairs) and _equal(known, again) else ["comparisons"]
     require(
         not differing, "run", str(folder), f"results.json says otherwise than its predictions: {', '.join(differing)}"
     )

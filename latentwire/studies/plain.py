@@ -32,6 +32,7 @@ class PlainLLM:
         tails: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
         deltas: Sequence[Tensor | None] = (),
+        learned: Sequence[Sequence[bool]] = (),
     ) -> PrefixLoss:
         """As `FrozenLLM.loss_with_prefix`, without deltas."""
         assert not deltas
@@ -45,8 +46,9 @@ class PlainLLM:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         logits = self.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits  # [B, L, V]
         labels = torch.full(mask.shape, IGNORE, device=self.device)
-        for label, answer in zip(labels, answers, strict=True):
-            label[-len(answer) :] = torch.tensor(answer, device=self.device)
+        for label, answer, wanted in zip(labels, answers, learned or [[True] * len(a) for a in answers], strict=True):
+            ids = torch.where(torch.tensor(wanted), torch.tensor(answer), IGNORE)
+            label[-len(answer) :] = ids.to(self.device)
         shifted, labels = logits[:, :-1], labels[:, 1:]
         nll = cross_entropy(shifted.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
         return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, shifted)

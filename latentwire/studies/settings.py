@@ -133,6 +133,48 @@ class SuiteSettings(Settings):
 
 
 @dataclass(kw_only=True)
+class PlanSettings(Settings):
+    """What training, a corpus and serving would take, on paper: from shapes of models and from measured figures."""
+
+    llms: str = option("llama3.1-8b,qwen2.5-7b", "shapes of LLMs, separated by commas", env="")
+    gpus: int = option(4, "GPUs of the training and of the encoding", least=1, env="")
+    gpu_tflops: float = option(
+        989.0, "operations of a GPU per second at most, in 10^12: bfloat16 of an H100", above=0, env=""
+    )
+    gpu_gb: float = option(80.0, "memory of a GPU", above=0, env="")
+    share: float = option(0.3, "of these operations, what training and prefill reach", above=0, env="")
+    encoder_share: float = option(0.05, "what the small encoder reaches, which its tokenizer feeds", above=0, env="")
+    gpu_price: float = option(2.5, "dollars for a GPU's hour", least=0, env="")
+    core_price: float = option(0.04, "dollars for a processor core's hour", least=0, env="")
+    storage_price: float = option(0.023, "dollars for a GB (10^9 bytes) kept for a month", least=0, env="")
+    network_price: float = option(0.05, "dollars for a GB sent", least=0, env="")
+    samples: int = option(87_599, "questions of the training", least=1, env="")
+    epochs: int = option(3, "passes of the training", least=1, env="")
+    batch_size: int = option(32, "questions per step and GPU", least=1, env="")
+    latent_len: int = option(32, "M, latents of a text", least=1, env="")
+    k: int = option(4, "answer tokens to learn", least=1, env="")
+    documents: str = option("1e6,1e9", "numbers of documents to encode and keep", env="")
+    questions: float = option(1000.0, "questions of readers per second", above=0, env="")
+    tokens: str = option("190,1000,4000", "lengths of the texts that are asked about", env="")
+    answer_tokens: int = option(12, "tokens of an answer", least=1, env="")
+    in_flight: float = option(1.0, "seconds that a question keeps its cache", above=0, env="")
+
+    def check(self) -> None:
+        for name in ("documents", "tokens"):
+            self.numbers(name)
+
+    def numbers(self, name: str) -> list[float]:
+        """The numbers of one list; ValueError if one is wrong."""
+        text = getattr(self, name)
+        try:
+            found = [float(part) for part in text.split(",")]
+        except ValueError:
+            found = [0.0]
+        require(min(found) >= 1, name, text, "list numbers of at least 1, separated by commas")
+        return found
+
+
+@dataclass(kw_only=True)
 class AblationSettings(LLMSettings):
     """What each part is worth: one short training per row (scripts/experiments/ablations.sh)."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared
+from latentwire.data.content import encoder_reads_question
 from latentwire.data.question import QuestionSet
 from latentwire.evaluation.answering import answer, batches
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
@@ -93,24 +94,25 @@ def _rival(start: Start) -> Job:
 
 
 def _encoder(config: TrainSettings, before: Encoder) -> Encoder:
-    """The encoder to train: that of the stage before, or a new one where that was the codebook."""
-    if before.name == "codebook":
+    """The encoder to train: that of the stage before, or a new one where that was the codebook, or another that this
+    kind begins from."""
+    kind, found = ENCODERS[config.encoder_type], before
+    if before.name in kind.begins_from:
         torch.manual_seed(config.seed)
-        return ENCODERS[config.encoder_type].begin(before, config.encoder, config.latent_len)
-    require(
-        config.encoder_type == before.name, "encoder_type", config.encoder_type,
-        f"{config.init} has {before.name!r}; set that",
-    )  # fmt: skip
-    for name, kept in before.shape().items():
+        found = kind.begin(before, config.encoder, config.latent_len)
+    remedy = f"{config.init} has {before.name!r}; set that"
+    require(found.name == config.encoder_type, "encoder_type", config.encoder_type, remedy)
+    for name, kept in found.shape().items() if before.name != "codebook" else ():
         given = getattr(config.encoder, name, kept)
         require(given == kept, name, given, f"{config.init} has {kept!r}; set that")
-    return before
+    return found
 
 
 def _answer_figures(
     condition: str, readers: Sequence[Reader], shared: Shared, held: QuestionSet, config: TrainSettings
 ) -> dict:
-    """F1, first-token accuracy and NLL per answer token (nats) of each LLM on the held-out questions.
+    """F1, accuracy of the first token and of the first informative one, and NLL per answer token (nats) of each LLM on
+    the held-out questions.
 
     "score" is the mean F1; the smallest share of the NLL breaks ties between F1s of zero.
     """
@@ -126,6 +128,7 @@ def _answer_figures(
         llms[reader.llm.name] = {
             "f1": float(np.mean([line["f1"] for line in lines])),
             "first_token_acc": float(np.mean([line["first_token_correct"] for line in lines])),
+            "first_informative_acc": float(np.mean([line["first_informative_correct"] for line in lines])),
             "ce": sum(x["answer_nll"] for x in lines) / sum(x["answer_tokens"] for x in lines),
         }
     f1, ce = (float(np.mean([figures[key] for figures in llms.values()])) for key in ("f1", "ce"))
@@ -133,9 +136,10 @@ def _answer_figures(
 
 
 def _selection_figures(encoder: Encoder, held: QuestionSet, config: TrainSettings) -> dict[str, float]:
-    """F1 of the encoder's own span (source "prompt"), and how often all tokens of the answer are among the M sent."""
+    """F1 of the encoder's own span, where it reads the question, and how often all tokens of the answer are among the M
+    sent."""
     figures = {}
-    if config.source == "prompt":
+    if encoder_reads_question(config.source):
         f1 = [held.score(encoder.read(q), q.answers)["f1"] for q in held.questions]
         figures["encoder_f1"] = float(np.mean(f1))
     kept = []

@@ -16,15 +16,22 @@ from latentwire.models.encoders.base import Encoded, answer_edges
 from latentwire.training.teacher import TeacherLine
 
 
-def answer_sums(scored: PrefixLoss) -> dict[str, Tensor]:
-    """Cross-entropy over all labels ("ce") and over each first one ("first_ce"), in nats; how many of the first labels
-    are the most likely token ("first_token_acc")."""
-    first = scored.mask & (scored.mask.cumsum(dim=1) == 1)  # [B, A]
+def answer_sums(scored: PrefixLoss, informative: Sequence[int] = ()) -> dict[str, Tensor]:
+    """Cross-entropy over all labels ("ce") and over each first informative one ("first_ce"), in nats; how many of the
+    first labels ("first_token_acc"), and of the first informative ones ("first_informative_acc"), are the most likely
+    token.
+
+    informative: the place of each answer's first informative label, unless it is the first label.
+    """
+    number = scored.mask.cumsum(dim=1) * scored.mask  # [B, A], of each label, from 1
+    places = torch.tensor(informative or [0] * len(number), device=number.device)
+    first, telling = number == 1, number == places[:, None] + 1
     best = scored.logits.detach().argmax(dim=2) == scored.labels
     return {
         "ce": scored.nll.sum(),
-        "first_ce": scored.nll[first].sum(),
+        "first_ce": scored.nll[telling].sum(),
         "first_token_acc": best[first].float().sum(),
+        "first_informative_acc": best[telling].float().sum(),
     }
 
 

@@ -14,6 +14,7 @@ from latentwire.training.settings import TrainSettings
 from latentwire.training.stages import STAGES
 
 _HEAD, _TAIL = 256, 64  # positions: worked examples; question, anchor and answer
+_APART = 16  # places with a label beyond K + 1: the answers of a batch end together, and begin apart
 _CHARACTERS = 4  # of a context for a token: fewer than most have
 _ENCODER_QUESTION = 60e6  # bytes that the encoder's backward pass keeps for one question
 _FREE = 0.95  # of the memory may be planned for
@@ -59,7 +60,7 @@ def training_bytes(config: TrainSettings, shapes: Mapping[str, Shape], longest: 
             positions * kept_bytes(shape, size) + heads * 2 * shape.key_width * size
         )
         # as they come, in float32, and the gradient of both
-        parts["logits"] += config.batch_size * (config.k + 1) * shape.vocabulary * 2 * (size + 4)
+        parts["logits"] += config.batch_size * (config.k + 1 + _APART) * shape.vocabulary * 2 * (size + 4)
     if not stage.rival:
         # float32 weights, gradients and AdamW's two moments
         parts["encoder and adapters"] = 4.0 * (weights_bytes(Path(config.init)) if config.init else 0)

@@ -44,12 +44,16 @@ class TrainSettings(LLMSettings, DataSettings):
         "closed_form", "how stage codebook begins: in closed form, or random (an ablation)", choices=CODES
     )
     encoder_type: str = option(
-        "hf", "hf: pretrained, chooses tokens; anchors, windows: a latent per window; queries, byte: free queries"
+        "hf",
+        "hf: pretrained, chooses tokens; ids, ids_marked: the same, but codes alone, or with a mark; anchors, "
+        "windows: a latent per window; queries, byte: free queries",
     )
     encoder: Settings | None = part(_encoders, chosen_by="encoder_type")  # noqa: RUF009 - a field, as option() is
     adapter_type: str = option("residual_mlp", "kind of the adapters, chosen at stage codebook")
-    k: int = option(4, "answer tokens to learn, the end of the answer among them", least=1)
-    first_token_ce_weight: float = option(0.5, "extra weight of the first answer token's cross-entropy", least=0)
+    k: int = option(4, "first tokens of an answer to learn; its end is learned, too", least=1)
+    first_token_ce_weight: float = option(
+        0.5, "extra weight of the cross-entropy of the first token that says anything", least=0
+    )
     kd_weight: float = option(
         0.0, "weight of the KL divergence to the text-prompted LLM; 0: no teacher", gpu=0.5, least=0
     )

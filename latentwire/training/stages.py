@@ -45,7 +45,7 @@ stage(Stage("codebook", trains=(), losses=(), needs_checkpoint=False))
 # The encoder learns which tokens matter, from answer spans alone.
 stage(Stage("scores", ("backbone", "span"), losses=("spans",), needs_llms=False, needs=("reads_answers",)))
 # The adapters and the codebook, with a selection that is fixed: free queries cannot be read before they are trained.
-_READ = ("codebook", "residual", "adapter", "preamble", "deep")
+_READ = ("codebook", "residual", "marker", "adapter", "preamble", "deep")
 stage(Stage("adapters", _READ, losses=("answers",), needs=("chooses_tokens",)))
 stage(Stage("joint", None, losses=("answers", "spans")))
 # New LLMs learn to read a finished wire; encoder, codebook and the other adapters stay as they are.
@@ -54,6 +54,7 @@ stage(Stage("join", ("adapter", "preamble", "deep"), losses=("answers",), joins=
 stage(Stage("text_tuned", None, losses=("answers",), needs_checkpoint=False, rival="text"))
 stage(Stage("token_budget_tuned", None, losses=("answers",), needs_checkpoint=False, rival="token_budget"))
 stage(Stage("selected_text_tuned", None, losses=("answers",), rival="selected_text"))
+stage(Stage("selected_words_tuned", None, losses=("answers",), rival="selected_words"))
 ALL = ("codebook", "scores", "adapters", "joint")  # what `--stage all` runs, as far as the encoder has it
 
 

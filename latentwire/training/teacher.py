@@ -46,7 +46,8 @@ def teach(
     k: int,
     cache: Path | None = None,
 ) -> dict[str, TeacherLine]:
-    """The teacher's lines by question id, for the first k labels of each question. cache: default LATENTWIRE_CACHE."""
+    """The teacher's lines by question id, for each question's labels (`PromptBuilder.labels`). cache: default
+    LATENTWIRE_CACHE."""
     cache = cache or cache_dir()
     folder, locks = cache / "teacher", cache / "teacher_locks"
     for made in (folder, locks):
@@ -56,7 +57,17 @@ def teach(
     with tqdm(total=len(ordered), desc=f"{llm.name} teacher", unit="q", mininterval=1) as bar:
         for start in range(0, len(ordered), BLOCK):
             block = ordered[start : start + BLOCK]
-            depends = (weights_sha256, str(llm.dtype), prompts.head, prompts.source, prompts.tail(""), k, TOP, block)
+            labels = (k, "and the end")
+            depends = (
+                weights_sha256,
+                str(llm.dtype),
+                prompts.head,
+                prompts.source,
+                prompts.tail(""),
+                labels,
+                TOP,
+                block,
+            )
             path = folder / f"{hashlib.sha256(repr(depends).encode()).hexdigest()[:32]}.safetensors"
             with FileLock(locks / f"{path.stem}.lock"):  # trainings that share a block compute it once
                 tensors = _read(path)
@@ -104,23 +115,26 @@ def _sha256(tensors: dict[str, Tensor]) -> str:
 
 @torch.no_grad()
 def score_texts(llm: FrozenLLM, prompts: PromptBuilder, batch: Sequence[Question], k: int) -> PrefixLoss:
-    """What the LLM says of the first k labels when it reads the whole texts."""
+    """What the LLM says of the labels when it reads the whole texts."""
+    labels = [prompts.labels(q.answers[0], k) for q in batch]
     return llm.loss_with_prefix(
         prompts.head,
         [llm.embed(prompts.plain(prompts.content_text(q.context, q.question))) for q in batch],
         [prompts.tail(q.question) for q in batch],
-        [prompts.label_ids(q.answers[0], k) for q in batch],
+        [one.ids for one in labels],
+        learned=[one.learned for one in labels],
     )
 
 
 @torch.no_grad()
 def _compute(llm: FrozenLLM, prompts: PromptBuilder, block: Sequence[Question], k: int, bar: tqdm) -> dict[str, Tensor]:
-    """ids int32, logprobs float16 [n, k, TOP], right and real bool [n, k], left-aligned."""
+    """ids int32, logprobs float16 [n, most labels, TOP], right and real bool [n, most labels], left-aligned."""
+    most = max(sum(prompts.labels(q.answers[0], k).learned) for q in block)
     out = {
-        "ids": torch.zeros(len(block), k, TOP, dtype=torch.int32),
-        "logprobs": torch.zeros(len(block), k, TOP, dtype=torch.float16),
-        "right": torch.zeros(len(block), k, dtype=torch.bool),
-        "real": torch.zeros(len(block), k, dtype=torch.bool),
+        "ids": torch.zeros(len(block), most, TOP, dtype=torch.int32),
+        "logprobs": torch.zeros(len(block), most, TOP, dtype=torch.float16),
+        "right": torch.zeros(len(block), most, dtype=torch.bool),
+        "real": torch.zeros(len(block), most, dtype=torch.bool),
     }
     for start in range(0, len(block), _BATCH):
         batch = block[start : start + _BATCH]

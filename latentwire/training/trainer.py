@@ -255,16 +255,20 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config, llm, prompts = self.job.config, reader.llm, reader.prompts
         rows = slots.embeds[llm.name]
-        labels = {q.id: prompts.label_ids(q.answers[0], config.k) for q in whole}
+        labels = {q.id: prompts.labels(q.answers[0], config.k) for q in whole}
+        own = [labels[q.id] for q in mine]
         tails = [prompts.tail(q.question) for q in mine]
         deltas = slots.deltas.get(llm.name, ())
-        scored = llm.loss_with_prefix(prompts.head, rows, tails, [labels[q.id] for q in mine], deltas)
-        count = sum(map(len, labels.values()))
-        sums = answer_sums(scored)
+        scored = llm.loss_with_prefix(
+            prompts.head, rows, tails, [one.ids for one in own], deltas, [one.learned for one in own]
+        )
+        count = sum(sum(one.learned) for one in labels.values())
+        sums = answer_sums(scored, [one.informative for one in own])
         parts = {
             "ce": sums["ce"] / count,
             "first_ce": sums["first_ce"] / len(whole),
             "first_token_acc": sums["first_token_acc"] / len(whole),
+            "first_informative_acc": sums["first_informative_acc"] / len(whole),
         }
         loss = parts["ce"] + config.first_token_ce_weight * parts["first_ce"]
         if llm.name in self.job.teacher:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from latentwire import answer, inspect_wire, send
+from latentwire import LatentWire, answer, inspect_wire, send
 from latentwire.utils import cli
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +72,19 @@ def test_json_lines_keep_their_other_keys(call, lw, short_questions, files):
     assert [line["question"] for line in found] == [q.question for q in short_questions[:3]]
     reader, packed = lw.reader("llama"), [base64.b64decode(line["wire"]) for line in wires]
     assert [line["answer"] for line in found] == reader.answer(packed[:2]) + reader.answer(packed[2:])
+
+
+def test_json_lines_of_an_aware_checkpoint_are_asked_when_they_are_sent_and_answered(
+    call, checkpoint_of, short_questions, files
+):
+    ckpt = ("--ckpt", str(checkpoint_of("aware")))
+    lw = LatentWire.from_pretrained(checkpoint_of("aware"))
+    sent, _ = call(send, *ckpt, data=(files / "lines.jsonl").read_bytes())
+    wires = [base64.b64decode(json.loads(line)["wire"]) for line in sent.splitlines()]
+    asked = [q.question for q in short_questions[:3]]
+    assert wires == lw.encode([q.context for q in short_questions[:3]], asked)
+    answered, _ = call(answer, *ckpt, data=sent)
+    assert [json.loads(line)["answer"] for line in answered.splitlines()] == lw.reader("llama").answer(wires, asked)
 
 
 def test_inspect_says_what_a_wire_holds(call, lw, short_questions, tmp_path, checkpoint_of):

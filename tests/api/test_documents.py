@@ -21,7 +21,7 @@ def test_a_document_is_made_of_whole_passages_and_always_the_same():
     assert len(longest.split()) > 5000 and {q.context for q in asked} < set(longest.split("\n")), "dev is asked alone"
 
 
-@pytest.mark.parametrize("source", ["prompt", "context"])
+@pytest.mark.parametrize("source", ["prompt", "context", "aware"])
 def test_every_llm_is_asked_on_the_whole_and_on_each_passage(checkpoint_of, tmp_path, source):
     config = DocumentSettings(ckpt=str(checkpoint_of(source)), words=150, save_dir=str(tmp_path))
     results = measure(config)

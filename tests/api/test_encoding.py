@@ -73,6 +73,22 @@ def test_with_source_context_the_question_is_asked_when_answering(later, short_q
         later.encode(q.context, q.question)
 
 
+def test_with_source_aware_the_question_is_needed_on_both_sides(checkpoint_of, short_questions):
+    aware = LatentWire.from_pretrained(checkpoint_of("aware"))
+    q, other = short_questions[0], short_questions[1]
+    z, ready = aware.encode(q.context, q.question), aware.reader("qwen")
+    wire = aware.wire(z)
+    assert (wire.source, wire.blocks, wire.text_bytes) == ("aware", (M,), len(q.context.encode())), "the context alone"
+    assert z != aware.encode(q.context, other.question), "the encoder reads the question"
+    assert ready.prompt_embeds(z, q.question).shape != ready.prompt_embeds(z, other.question).shape, "and so the LLM"
+    assert isinstance(ready.answer(z, q.question), str)
+    with pytest.raises(ValueError, match="question=None"):
+        ready.answer(z)
+    with pytest.raises(ValueError, match=r"the source of .* is 'aware', so encoding needs the question"):
+        aware.encode(q.context)
+    assert len(aware.parts(" ".join(q.context for q in short_questions[:12]), q.question)) == 1
+
+
 def test_free_continuation_goes_through_generate(reader, lw, short_questions):
     z = lw.encode(short_questions[0].context, short_questions[0].question)
     assert reader.prefix(z).shape == (M, reader.llm.width)

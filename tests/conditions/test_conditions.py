@@ -1,6 +1,7 @@
 """Every condition fills the same slot under the same budget, and latents really travel as bytes."""
 
 import dataclasses
+import re
 from typing import NamedTuple
 
 import pytest
@@ -87,21 +88,28 @@ def text_of(there, slot):
 
 @pytest.mark.parametrize("name", [name for name, condition in CONDITIONS.items() if condition.by_llm])
 @pytest.mark.parametrize("llm", ["llama", "qwen"])
-def test_every_condition_gives_each_question_a_slot_of_the_llms_width(at, questions, name, llm):
-    source = CONDITIONS[name].sources[0]
-    there = at(llm, source)
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_condition_gives_each_question_a_slot_of_the_llms_width(at, selecting, questions, name, llm, source):
+    if source not in CONDITIONS[name].sources:
+        return
+    there = at(llm, source, encoder=selecting if "reads_answers" in CONDITIONS[name].needs else None)
     for q, slot in zip(questions[:5], slots(there, name, questions[:5]), strict=True):
         assert slot.embeds.shape[1] == there.reader.llm.width and torch.isfinite(slot.embeds).all()
         whole = len(there.reader.prompts.plain(there.reader.prompts.content_text(q.context, q.question)))
         budget = {"text": whole, "pca_rank": whole, "no_context": 0, "text_tuned": whole}.get(name, M)
-        if name == "token_budget_context":  # M tokens of context, labels and question on top
+        if name == "question_only":
+            budget = len(there.reader.prompts.plain(f"Question: {q.question}"))
+        if name == "token_budget_context" and source == "prompt":  # M tokens of context, labels and question on top
             budget += len(there.reader.prompts.plain("Context:")) + len(
                 there.reader.prompts.plain(f"\nQuestion: {q.question}")
             )
         base, soft = name.removesuffix("_tuned"), SOFT if name.endswith("_tuned") else 0
         if base in ("oracle_text", "selected_text"):
             budget = 2 * M  # M tokens of the wire's tokenizer, which the LLM may cut otherwise
-        short = base in ("latentwire", "untrained", "oracle_text", "oracle_wire", "selected_text")
+        budget = whole if name == "sentence" else budget
+        short = base in (
+            "latentwire", "untrained", "oracle_text", "oracle_wire", "selected_text", "selected_words", "sentence",
+        )  # fmt: skip
         assert len(slot.embeds) == budget + soft or (short and soft < len(slot.embeds) <= budget + soft)
 
 
@@ -127,8 +135,9 @@ def test_the_context_budget_adds_the_question_on_top(at, questions):
     assert f" {questions[0].context}".startswith(cut) and cut.strip()
 
 
-def test_with_the_question_as_text_the_budgets_are_of_the_context_alone(at, questions):
-    there = at(source="context")
+@pytest.mark.parametrize("source", ["context", "aware"])
+def test_with_the_question_as_text_the_budgets_are_of_the_context_alone(at, questions, source):
+    there = at(source=source)
     budget, same, selected = (
         text_of(there, slots(there, name, questions[:1])[0])
         for name in ("token_budget", "token_budget_context", "token_select")
@@ -216,7 +225,7 @@ def test_shuffled_z_needs_a_second_article():
     assert "shuffled_z" not in {c.name for c, _ in parse_conditions("", "prompt", M, ABLE - {"two_articles"})}
 
 
-@pytest.mark.parametrize("source", ["prompt", "context"])
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_oracle_sends_the_same_selection_as_text_and_as_latents(at, selecting, questions, source, trained):
     there = at(source=source, encoder=selecting if trained else None)
@@ -260,21 +269,121 @@ def test_a_group_stands_for_its_conditions_and_leaves_out_what_is_not_served():
     def names(text, able=ABLE, source="prompt"):
         return [(c.name, m) for c, m in parse_conditions(text, source, M, able)]
 
-    learned = ["latentwire", "untrained", "shuffled_z", "selected_text", "encoder_only"]
+    learned = [
+        "pca_selected", "latentwire", "untrained", "shuffled_z", "shuffled_context_z", "selected_text", "encoder_only",
+        "selected_words", "sentence",
+    ]  # fmt: skip
+    chosen, read, asked = (
+        {"pca_selected", "selected_text", "selected_words"}, {"encoder_only", "sentence"},
+        {"shuffled_context_z", "encoder_only", "sentence"},
+    )  # fmt: skip
     assert names("learned") == [(name, M) for name in learned]
     assert names("learned@8") == [(name, 8) for name in learned]
-    assert names("learned", ABLE - {"reads_answers"}) == [(name, M) for name in learned[:-1]]
-    assert names("learned", {"two_articles"}) == [(name, M) for name in learned[:3]]
-    assert names("learned", ()) == [(name, M) for name in learned[:2]], "one article has no other one's Z"
-    assert names("learned", source="context") == [(name, M) for name in learned[:-1]], "encoder_only needs the question"
+    assert names("learned", ABLE - {"reads_answers"}) == [(name, M) for name in learned if name not in read]
+    assert names("learned", {"two_articles"}) == [(name, M) for name in learned if name not in chosen | read]
+    assert names("learned", ()) == [("latentwire", M), ("untrained", M)], "one article has no other one's Z"
+    assert names("learned", source="context") == [(name, M) for name in learned if name not in asked]
+    assert names("learned", source="aware") == names("learned")
     assert names("oracles", {"chooses_tokens"}) == [], "answers that are no spans have no oracle"
     baselines = names("baselines")
     assert ("token_budget", M) in baselines and ("token_budget", 2 * M) in baselines, "what costs as much as two LLMs'"
     assert not {"latentwire", "oracle_text", "text_tuned"} & {name for name, _ in baselines}
     assert names("quick,text,token_budget@8") == [*names("quick"), ("token_budget", 8)], "each once"
-    tuned = [condition.name for condition in TUNED]
+    tuned = [condition.name for condition in TUNED if condition.groups]
     assert names("tuned") == [(name, M) for name in tuned]
     assert names("tuned", ()) == [(name, M) for name in tuned if name != "selected_text_tuned"]
+
+
+def test_the_question_alone_has_no_context(at, questions):
+    there = at()
+    for q, slot in zip(questions[:3], slots(there, "question_only", questions[:3]), strict=True):
+        assert text_of(there, slot) == f"Question: {q.question}" and slot.sent == len(
+            f"Question: {q.question}".encode()
+        )
+
+
+@pytest.mark.parametrize("source", ["prompt", "aware"])
+def test_the_sentence_holds_the_encoders_own_answer(at, selecting, questions, source, monkeypatch):
+    there = at(source=source, encoder=selecting)
+    context = "It rained. The kettle was Osric's, said Ada. It snowed."
+    q = dataclasses.replace(questions[0], context=context, question="Whose kettle?")
+    for answer, expected in (
+        ("Osric", "The kettle was Osric's, said Ada."),
+        ("rained. The kettle", "It rained. The kettle was Osric's, said Ada."),
+        (" It", "It snowed."),
+    ):
+        begin = context.index(answer)
+        monkeypatch.setattr(selecting, "read_at", lambda q, at=begin, answer=answer: (at, at + len(answer)))
+        text = text_of(there, slots(there, "sentence", [q])[0])
+        assert text == (f"Context: {expected}\nQuestion: {q.question}" if source == "prompt" else f" {expected}")
+    monkeypatch.setattr(selecting, "read_at", lambda q: (10, 11))  # the space between two sentences
+    assert "The kettle was Osric's" in text_of(there, slots(there, "sentence", [q])[0])
+
+
+def test_a_sentence_that_an_llm_cannot_read_is_refused(at, selecting, questions, monkeypatch):
+    there = at(encoder=selecting)
+    monkeypatch.setattr(there.reader.llm, "positions", 40)
+    with pytest.raises(ValueError, match=f"question {questions[0].id}: its prompt takes"):
+        slots(there, "sentence", questions[:1])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("llm", ["llama", "qwen"])
+def test_selected_words_are_whole_and_fit_m_of_the_llms_tokens(at, selecting, questions, llm, source):
+    there, m = at(llm, source, encoder=selecting), 80 if source == "prompt" else 40
+    some = [q for q in questions[:30] if len(q.question) < 50]
+    for q, slot in zip(some, slots(there, "selected_words", some, m), strict=True):
+        assert len(slot.embeds) <= m
+        text = text_of(there, slot)
+        if source == "prompt":
+            assert text.startswith("Context: ") and text.endswith(f"\nQuestion: {q.question}")
+            text = text.removeprefix("Context:").removesuffix(f"\nQuestion: {q.question}")
+        assert all(piece in q.context for piece in text.removeprefix(" ").split(" ... "))
+        assert set(re.findall(r"\w+", text)) <= set(re.findall(r"\w+", q.context)) and text, "whole words"
+
+
+def test_selected_words_leave_out_what_the_encoder_wants_least(at, selecting, questions):
+    there = at(source="aware", encoder=selecting)
+    fewer, more = (text_of(there, slots(there, "selected_words", questions[:1], m)[0]) for m in (12, 48))
+    assert len(fewer) < len(more)
+    whole = len(there.reader.prompts.plain(f" {questions[0].context}"))
+    everything = text_of(there, slots(there, "selected_words", questions[:1], whole)[0])
+    assert everything == f" {questions[0].context}", "where all is chosen there is no gap"
+
+
+@pytest.mark.parametrize("llm", ["llama", "qwen"])
+def test_pca_of_the_selection_takes_a_place_for_each_selected_token(at, questions, llm):
+    there = at(llm, "aware", d_z=64)
+    assert there.reader.llm.width <= 64, "all directions: nothing is lost but by the wire's half precision"
+    encoder, table = there.shared.sender.encoder, there.reader.llm.embedding_table()
+    vocabulary = there.reader.llm.tokenizer.get_vocab()
+    for q, slot in zip(questions[:3], slots(there, "pca_selected", questions[:3]), strict=True):
+        tokens = encoder.tokenizer.convert_ids_to_tokens(encoder.select(q, "aware", M))
+        assert len(slot.embeds) == len(tokens) == M
+        known = [i for i, token in enumerate(tokens) if token in vocabulary]
+        assert known
+        own = table[[vocabulary[tokens[i]] for i in known]]
+        torch.testing.assert_close(slot.embeds[known], own, atol=2e-2, rtol=2e-2)
+    narrow = at(llm, "aware", d_z=4)
+    assert (slots(narrow, "pca_selected", questions[:1])[0].embeds - table[: len(tokens)]).abs().max() > 0.05
+    assert slots(narrow, "pca_selected", questions[:1])[0].sent < slots(there, "pca_selected", questions[:1])[0].sent
+
+
+@pytest.mark.parametrize("source", ["prompt", "aware"])
+def test_a_shuffled_contexts_wire_keeps_the_question(at, questions, source):
+    there = at(source=source)
+    asked, sender = [], there.shared.sender
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sender, "send", lambda chosen, m: asked.extend(chosen) or Sender.send(sender, chosen, m))
+        found = slots(there, "shuffled_context_z", questions[:5], 64)
+    others = partners(there, questions[:5])
+    assert [(q.question, q.context) for q in asked] == [
+        (q.question, other.context) for q, other in zip(questions[:5], others, strict=True)
+    ]
+    for own, moved in zip(slots(there, "latentwire", questions[:5], 64), found, strict=True):
+        assert own.embeds.shape != moved.embeds.shape or not torch.equal(own.embeds, moved.embeds)
+    again = slots(there, "latentwire", questions[:5])
+    assert torch.equal(again[0].embeds, slots(at(source=source), "latentwire", questions[:1])[0].embeds), "kept apart"
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen"])
@@ -296,7 +405,7 @@ def test_a_prompt_beyond_an_llms_positions_is_refused_and_the_question_named(at,
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen"])
-@pytest.mark.parametrize("base", ["text", "token_budget", "selected_text"])
+@pytest.mark.parametrize("base", ["text", "token_budget", "selected_text", "selected_words"])
 def test_a_tuned_rival_is_its_soft_prompt_and_then_its_text(at, questions, llm, base):
     there = at(llm)
     soft = there.shared.soft_prompts[f"{base}_tuned"][llm]
@@ -326,7 +435,8 @@ def test_the_default_is_all_that_fit_the_source_but_the_oracles():
         names = [c.name for c, _ in parse_conditions("", source, 32, ABLE)]
         assert {"text", "token_budget", "pca", "latentwire", "no_context", "shuffled_z"} <= set(names)
         assert not any(name.startswith("oracle") or name.endswith("_tuned") for name in names)
-        assert not {"selected_text", "encoder_only", "untrained"} & set(names)
+        others = {"selected_text", "encoder_only", "untrained", "sentence", "question_only", "shuffled_context_z"}
+        assert not others & set(names)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +446,8 @@ def test_the_default_is_all_that_fit_the_source_but_the_oracles():
         ("oracle_text_tuned", "prompt", "'oracle_text_tuned'.*selected_text_tuned"),
         ("token_budget@0", "prompt", "'token_budget@0'.*at least 1"),
         ("token_budget@x", "prompt", "'token_budget@x'"),
-        ("encoder_only", "context", "'encoder_only'.*prompt"),
+        ("encoder_only", "context", "'encoder_only'.*prompt or aware"),
+        ("question_only", "aware", "'question_only': needs source prompt"),
     ],
 )
 def test_a_wrong_condition_is_named_with_the_remedy(text, source, match):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from latentwire.data.relevance import relevance, relevant_stretch, sentences
+from latentwire.data.relevance import in_whole_words, relevance, relevant_stretch, sentence_spans, sentences
 
 
 def test_the_chosen_stretch_is_where_the_questions_words_are(llms):
@@ -63,3 +63,24 @@ def test_sentences_are_those_of_the_plain_expression_which_is_slow_for_long_runs
     for _ in range(5000):
         text = "".join(draw.choices('ab .!?")\n', k=draw.randint(0, 14)))
         assert sentences(text) == [found.strip() for found in plain.findall(text.strip())], repr(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "spans", "expected"),
+    [
+        ("The mill was built in 1794.", [(22, 24)], "1794"),
+        ("The mill was built in 1794.", [(3, 8), (21, 26)], "mill ... 1794"),
+        ("The mill, built in 1794.", [(4, 5), (8, 9), (10, 11)], "mill, built"),
+        ("The mill.\nIt burnt.", [(4, 6), (8, 12)], "mill.\nIt"),
+        ("The mill", [(3, 4)], ""),
+        ("The mill", [], ""),
+    ],
+)
+def test_what_is_touched_is_shown_in_whole_words_with_gaps_between(text, spans, expected):
+    assert in_whole_words(text, spans) == expected
+
+
+def test_the_characters_of_sentences_are_theirs_whatever_stands_around(questions):
+    for context in ("  Rain fell.  Nobody came.\n", "", "   ", *[q.context for q in questions[:20]]):
+        assert [context[a:b] for a, b in sentence_spans(context)] == sentences(context)
+        assert not any(sentence != sentence.strip() or not sentence for sentence in sentences(context))

@@ -89,7 +89,8 @@ def test_what_free_queries_cannot_serve_is_refused_by_name(queries, tmp_path, na
 
 def test_groups_leave_out_what_free_queries_cannot_serve(queries, tmp_path):
     results = evaluate(config(tmp_path / "r", ckpt=queries, conditions="learned,oracles", llms="llama"))
-    assert [row["condition"] for row in results["results"]] == ["latentwire", "untrained", "shuffled_z"]
+    served = ["latentwire", "untrained", "shuffled_z", "shuffled_context_z"]
+    assert [row["condition"] for row in results["results"]] == served
 
 
 def test_a_note_on_a_checkpoint_stays_out_of_an_estimate_for_programs(codebook, tmp_path, capsys):

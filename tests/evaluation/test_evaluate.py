@@ -18,6 +18,7 @@ from latentwire.data.question import split_by_article
 from latentwire.data.squad import SAMPLE_DIR, load
 from latentwire.eval import main
 from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.results import further_lines
 from latentwire.evaluation.settings import EvalSettings
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
 from latentwire.models.encoders.selecting import SelectingEncoder
@@ -210,6 +211,32 @@ def test_the_context_source_asks_the_question_as_text(tmp_path):
     rows = {row["condition"]: row for row in results["results"] if row["llm"] == "qwen"}
     assert rows["oracle_wire"]["wire_bytes"] == rows["latentwire"]["wire_bytes"]
     assert rows["text"]["text_bytes"] < rows["text"]["wire_bytes"] + 2  # the context alone, and a space before it
+
+
+def test_the_aware_source_asks_the_question_as_text_and_the_encoder_knows_it(trained, tmp_path):
+    names = (
+        "latentwire,encoder_only,sentence,shuffled_context_z,selected_words,pca_selected,oracle_text,no_context,text"
+    )
+    how = {"source": "aware", "ckpt": str(trained), "conditions": names, "samples": 4}
+    results = evaluate(config(tmp_path / "r", **how))
+    rows = {row["condition"]: row for row in results["results"] if row["llm"] in ("qwen", None)}
+    assert rows.keys() == set(names.split(",")) and results["source"] == "aware"
+    assert rows["text"]["text_bytes"] < rows["text"]["wire_bytes"] + 2  # the context alone, and a space before it
+    assert all(0 <= row["first_informative_acc"] <= 1 for name, row in rows.items() if name != "encoder_only")
+    assert rows["encoder_only"]["first_informative_acc"] is None
+    said = further_lines(results["comparisons"])
+    assert len(said) == 4 and all("further test: LatentWire > " in line for line in said)
+    assert [line.split(" > ")[1].split(":")[0] for line in said] == ["pca_selected", "sentence"] * 2
+
+
+def test_lines_of_before_the_informative_token_was_noted_are_summarised(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    lines = predictions(folder)
+    old = [{key: value for key, value in x.items() if key not in ("first_informative_correct", "crc32")} for x in lines]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    results = evaluate(config(folder))
+    assert [row["f1"] for row in results["results"]] == [row["f1"] for row in finished[1]["results"]]
+    assert {row["first_informative_acc"] for row in results["results"]} == {None}
 
 
 def test_the_closed_form_is_a_checkpoint_that_evaluates_to_the_same_scores(finished, tmp_path):
@@ -460,12 +487,13 @@ def test_a_group_leaves_out_what_the_encoder_lacks_and_its_name_is_refused(tmp_p
     with pytest.raises(ValueError, match="conditions='encoder_only': needs an encoder that reads answers itself"):
         evaluate(config(tmp_path / "r", conditions="text,encoder_only"))
     results = evaluate(config(tmp_path / "r", conditions="learned", samples=6, max_new_tokens=1))
-    learned = ["latentwire", "untrained", "shuffled_z", "selected_text"]
+    learned = ["pca_selected", "latentwire", "untrained", "shuffled_z", "shuffled_context_z", "selected_text"]
+    learned += ["selected_words"]
     assert [row["condition"] for row in results["results"]] == learned * 2
     results = evaluate(
         config(tmp_path / "t", ckpt=str(trained), conditions="learned", samples=6, max_new_tokens=1, llms="llama")
     )
-    assert [row["condition"] for row in results["results"]] == [*learned, "encoder_only"]
+    assert {row["condition"] for row in results["results"]} == {*learned, "encoder_only", "sentence"}
 
 
 @pytest.mark.parametrize("conditions", ["no_context,text", "no_context,pca_rank", "no_context,token_budget@2048"])

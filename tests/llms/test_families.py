@@ -255,7 +255,7 @@ def test_what_ends_an_answer_stops_generation_with_every_tokenizer(reader, wordi
     builder = PromptBuilder(reader.tokenizer, "prompt", wording)
     assert builder.end_id in reader.stop_ids.tolist()
     answer = builder.answer_ids("the copper kettle")
-    assert reader._text([*answer, builder.end_id, *answer]) == "the copper kettle"
+    assert reader.text([*answer, builder.end_id, *answer]) == "the copper kettle"
     assert not set(answer) & set(reader.stop_ids.tolist())
 
 

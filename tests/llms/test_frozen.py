@@ -44,7 +44,7 @@ def reference_answers(llm, head, slots, tails, max_new_tokens):
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_new_tokens,
             eos_token_id=llm.stop_ids.tolist(), pad_token_id=0,
         )  # fmt: skip
-        answers.append(llm._text(out[0, ids.shape[1] :].tolist()))
+        answers.append(llm.text(out[0, ids.shape[1] :].tolist()))
     return answers
 
 
@@ -152,17 +152,32 @@ def test_logits_are_computed_only_where_they_are_needed_and_from_contiguous_stat
     llm.loss_with_prefix(head, [llm.embed(s) for s in slots], tails, answers)
     llm.prefill(head, [llm.embed(s) for s in slots], tails)
     hook.remove()
-    assert (max(map(len, answers)) + 1, True) in seen and (1, True) in seen
-    assert max(length for length, _ in seen) <= max(map(len, answers)) + 1
+    assert (max(map(len, answers)), True) in seen and (1, True) in seen
+    assert max(length for length, _ in seen) <= max(map(len, answers))
     assert all(contiguous for _, contiguous in seen)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_of_answers_in_part_learned_the_labels_alone_are_scored_where_they_stand(llms, questions, name):
+    llm = llms[name]
+    head, slots, tails, _ = prompts_of(llm, [questions[i] for i in (0, 3, 50)])
+    answers, embeds = [list(range(10, 40)), [50], [60, 61, 62]], [llm.embed(s) for s in slots]
+    learned = [[place in (0, 1, 29) for place in range(30)], [True], [True, False, True]]
+    whole, part = (llm.loss_with_prefix(head, embeds, tails, answers, learned=some) for some in ((), learned))
+    assert part.mask.sum(dim=1).tolist() == [3, 1, 2]
+    assert part.logits.shape[1] == 4, "places where nobody has a label have no logits"
+    for row, (kept, answer) in enumerate(zip(learned, answers, strict=True)):
+        assert part.labels[row, part.mask[row]].tolist() == [i for i, k in zip(answer, kept, strict=True) if k]
+        expected = whole.nll[row, whole.mask[row]][torch.tensor(kept)]
+        torch.testing.assert_close(part.nll[row, part.mask[row]], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_answer_ends_at_a_newline_an_end_of_turn_or_an_end_of_sequence(llms):
     llm = llms["llama"]
     word, newline = llm.tokenizer(" Paris", add_special_tokens=False)["input_ids"], llm.tokenizer("\n")["input_ids"]
     end = llm.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert llm._text([*word, *newline, *word]) == "Paris"
-    assert llm._text([*word, end, *word]) == "Paris"
+    assert llm.text([*word, *newline, *word]) == "Paris"
+    assert llm.text([*word, end, *word]) == "Paris"
     assert {*newline, end} <= set(llm.stop_ids.tolist())
     assert not set(word) & set(llm.stop_ids.tolist())
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 from conftest import make_sentencepiece, make_tokenizer
 
-from latentwire.data.content import content
+from latentwire.data.content import SOURCES, content, encoder_reads_question, question_in_tail, reading
 from latentwire.llms.prompts import ANCHOR, WORDINGS, PromptBuilder
 
 
@@ -15,7 +15,7 @@ def whole(builder, q):
 
 
 @pytest.mark.parametrize("wording", WORDINGS)
-@pytest.mark.parametrize("source", ["prompt", "context"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_head_slot_and_tail_make_one_prompt_that_ends_with_the_anchor(llms, questions, source, wording):
     q = questions[0]
     text = whole(PromptBuilder(llms["llama"].tokenizer, source, wording), q)
@@ -25,16 +25,39 @@ def test_head_slot_and_tail_make_one_prompt_that_ends_with_the_anchor(llms, ques
 
 
 @pytest.mark.parametrize("wording", WORDINGS)
-def test_both_sources_read_the_same_text_in_the_end(llms, questions, wording):
+def test_all_sources_read_the_same_text_in_the_end(llms, questions, wording):
     tokenizer = llms["qwen"].tokenizer
-    texts = {whole(PromptBuilder(tokenizer, source, wording), questions[3]) for source in ("prompt", "context")}
+    texts = {whole(PromptBuilder(tokenizer, source, wording), questions[3]) for source in SOURCES}
     assert len(texts) == 1
 
 
-def test_the_question_is_in_the_tail_only_when_the_wire_cannot_hold_it(llms, questions):
+def test_an_llm_cannot_tell_whether_the_encoder_knew_the_question(llms, questions):
+    q, tokenizer = questions[3], llms["llama"].tokenizer
+    aware, alone = (PromptBuilder(tokenizer, source, "chat") for source in ("aware", "context"))
+    assert (aware.head, aware.tail(q.question)) == (alone.head, alone.tail(q.question))
+    assert content("aware", q.context, q.question) == content("context", q.context, q.question)
+    assert aware.question_first_text(q.context, q.question) == alone.question_first_text(q.context, q.question)
+
+
+def test_what_the_encoder_reads_begins_with_the_slot_and_holds_the_question_where_it_knows_it(questions):
+    q = questions[3]
+    for source in SOURCES:
+        slot, read = content(source, q.context, q.question), reading(source, q.context, q.question)
+        assert read.text.startswith(slot.text) and read.context_at == slot.context_at
+        assert (read == slot) == (source != "aware")
+        assert (read.question_at is not None) == encoder_reads_question(source)
+        assert read.question_at is None or read.text[read.question_at :] == q.question
+        assert (slot.question_at is None) == question_in_tail(source)
+    assert [(encoder_reads_question(s), question_in_tail(s)) for s in ("prompt", "context", "aware")] == [
+        (True, False), (False, True), (True, True),
+    ]  # fmt: skip
+    assert SOURCES.index("aware") == 2, "wires that were written keep their numbers"
+
+
+def test_the_question_is_in_the_tail_only_when_the_wire_does_not_hold_it(llms, questions):
     q, tokenizer = questions[0], llms["llama"].tokenizer
-    tails = {s: tokenizer.decode(PromptBuilder(tokenizer, s, "chat").tail(q.question)) for s in ("prompt", "context")}
-    assert q.question in tails["context"] and q.question not in tails["prompt"]
+    tails = {s: tokenizer.decode(PromptBuilder(tokenizer, s, "chat").tail(q.question)) for s in SOURCES}
+    assert {s for s in SOURCES if q.question in tails[s]} == {"context", "aware"}
 
 
 def test_chat_wordings_show_their_examples_as_turns_and_plain_ones_as_text(llms):
@@ -73,7 +96,7 @@ def test_an_unknown_source_or_wording_is_named():
         PromptBuilder(None, "prompt", "loud")
 
 
-@pytest.mark.parametrize("source", ["prompt", "context"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_the_content_says_where_context_and_question_begin(llms, questions, source):
     q = questions[3]
     found = content(source, q.context, q.question)
@@ -85,14 +108,28 @@ def test_the_content_says_where_context_and_question_begin(llms, questions, sour
     assert PromptBuilder(llms["llama"].tokenizer, source, "chat").content_text(q.context, q.question) == found.text
 
 
-def test_the_labels_are_the_first_k_tokens_of_the_answer_and_what_ends_it(llms):
+@pytest.mark.parametrize("k", [1, 2, 4, 30])
+def test_the_labels_are_the_first_k_tokens_of_the_answer_and_its_end_where_it_stands(llms, k):
     builder = PromptBuilder(llms["llama"].tokenizer, "prompt", "chat")
-    answer = builder.answer_ids("the copper kettle")
-    n = len(answer)
-    assert n > 1 and builder.label_ids("the copper kettle", n + 5) == [*answer, builder.end_id]
-    assert builder.label_ids("the copper kettle", n + 1) == [*answer, builder.end_id]
-    assert builder.label_ids("the copper kettle", n) == answer
-    assert builder.label_ids("the copper kettle", 1) == answer[:1]
+    for answer in ("the copper kettle that Osric bought in Amberley", "Paris", "the copper kettle"):
+        ids, found = builder.answer_ids(answer), builder.labels(answer, k)
+        assert found.ids == [*ids, builder.end_id] and len(found.learned) == len(found.ids)
+        assert found.learned == [place < k or place == len(ids) for place in range(len(ids) + 1)]
+        assert found.informative == 0
+    assert len(builder.answer_ids("the copper kettle that Osric bought in Amberley")) > 5
+
+
+def test_a_lone_space_before_a_number_says_nothing_and_what_follows_is_learned(texts):
+    tokenizer = make_sentencepiece(600, texts)
+    builder = PromptBuilder(tokenizer, "prompt", "plain")
+    space, five, word = (tokenizer.convert_tokens_to_ids(token) for token in ("\u2581", "5", "\u2581the"))
+    assert [builder.informative(token) for token in (space, five, word)] == [False, True, True]
+    found = builder.labels("5", 1)
+    assert found.ids == [space, five, builder.end_id], "the tokenizer spells a number so"
+    assert found.informative == 1 and found.learned == [True, True, True], "else nothing that says anything is learned"
+    assert builder.first_informative([space, space, five, word]) == five
+    assert builder.first_informative([space]) is builder.first_informative([]) is None
+    assert builder.first_token_ids(["5"]) == {space}, "the first token is the first token"
 
 
 def test_an_answer_ends_with_its_turn_in_a_chat_and_with_an_empty_line_in_plain_text(llms, texts):
@@ -144,4 +181,4 @@ def test_what_ends_an_answer_is_a_token_that_generation_stops_at(texts):
     tokenizer = make_sentencepiece(600, texts)
     builder = PromptBuilder(tokenizer, "prompt", "plain")
     assert tokenizer.convert_ids_to_tokens(builder.end_id) == "<0x0A>"
-    assert builder.label_ids("nine herons", 50)[-1] == builder.end_id
+    assert builder.labels("nine herons", 50).ids[-1] == builder.end_id

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer, BertTokenizerFast, RobertaConfig, RobertaModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from latentwire.data.content import SOURCES, content
+from latentwire.data.content import SOURCES, content, reading
 from latentwire.models.backbones import ByteBackbone, backbone_of_shape, load_backbone, save_backbone_shape
 
 
@@ -32,10 +32,10 @@ def mixed(questions):
 
 
 def pieces_of(tokenizer, question, source):
-    """Ids and spans of the words' pieces in the content, read without any window."""
-    text = content(source, question.context, question.question)
+    """Ids and spans of the words' pieces in what is read, without any window."""
+    text = reading(source, question.context, question.question)
     parts = [(question.context, text.context_at)]
-    if source == "prompt":
+    if source != "context":
         parts.append((question.question, text.question_at))
     ids, spans = [], []
     for part, at in parts:
@@ -71,7 +71,7 @@ def test_each_piece_of_question_and_context_has_one_state_in_reading_order(backb
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_spans_characters_are_those_of_its_piece(backbone, mixed, source):
     q = mixed[2]
-    text = content(source, q.context, q.question).text
+    text = reading(source, q.context, q.question).text
     words = [text[a:b].lower() for a, b in backbone([q], source).spans[0]]
     ids, _ = pieces_of(backbone.tokenizer, q, source)
     assert words == [p.removeprefix("##") for p in backbone.tokenizer.convert_ids_to_tokens(ids)]
@@ -106,13 +106,14 @@ def test_states_do_not_depend_on_the_batch(backbone, mixed):
                 torch.testing.assert_close(together.hidden[row, together.mask[row]], alone.hidden[0], atol=1e-5, rtol=0)
 
 
-def test_with_the_question_in_the_slot_the_context_is_read_with_it(backbone, mixed):
+def test_where_the_encoder_reads_the_question_the_context_is_read_with_it(backbone, mixed):
     q = mixed[2]
     other = dataclasses.replace(q, question="Who?")
     with torch.no_grad():
-        states = [backbone([x], source).hidden[0, :20] for x in (q, other) for source in SOURCES]
-    assert torch.equal(states[1], states[3])
-    assert (states[0] - states[2]).abs().max() > 1e-3
+        states = {s: [backbone([x], s).hidden[0, :20] for x in (q, other)] for s in SOURCES}
+    assert torch.equal(*states["context"])
+    assert (states["prompt"][0] - states["prompt"][1]).abs().max() > 1e-3
+    assert all(map(torch.equal, states["aware"], states["prompt"])), "the slot is another, but not what is read"
 
 
 def test_a_question_may_take_half_the_window_and_no_more(backbone, mixed):

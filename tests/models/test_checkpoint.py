@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from latentwire.data.content import SOURCES
 from latentwire.models.adapters import ADAPTERS, Adapter, ResidualAdapter
 from latentwire.models.backbones import ByteBackbone, load_backbone
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
@@ -384,6 +385,11 @@ def test_a_save_killed_between_its_two_renames_is_undone(folder):
 def encoder_of(kind, llms, encoder_folder):
     tokenizer = llms["llama"].tokenizer
     torch.manual_seed(0)
+    if kind in ("ids", "ids_marked"):
+        encoder = ENCODERS[kind](tokenizer, 8, len(tokenizer), load_backbone(encoder_folder), "select")
+        for parameter in encoder.parameters():
+            parameter.data.normal_(std=0.1)
+        return encoder
     if kind in ("select", "cif"):
         encoder = SelectingEncoder(tokenizer, 8, len(tokenizer), load_backbone(encoder_folder), kind)
         for head in (encoder.score, encoder.residual):
@@ -395,7 +401,7 @@ def encoder_of(kind, llms, encoder_folder):
     return QueryEncoder(tokenizer, 8, 6, load_backbone(encoder_folder), torch.rand(8))
 
 
-@pytest.mark.parametrize("kind", ["select", "cif", "queries", "byte"])
+@pytest.mark.parametrize("kind", ["select", "cif", "ids", "ids_marked", "queries", "byte"])
 def test_a_trained_encoder_gives_the_same_z_after_loading_without_its_origin(
     parts, llms, encoder_folder, tmp_path, questions, monkeypatch, kind
 ):
@@ -408,7 +414,7 @@ def test_a_trained_encoder_gives_the_same_z_after_loading_without_its_origin(
     loaded, adapters, config = load_checkpoint(tmp_path / "best", LLMS)
     assert type(loaded) is type(encoder) is ENCODERS[config["encoder"]["type"]]
     assert config["encoder"]["type"] == {"select": "hf", "cif": "hf"}.get(kind, kind)
-    for source in ("prompt", "context"):
+    for source in SOURCES:
         before, after = (e.encode(questions[:3], source, 6) for e in (encoder, loaded))
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(torch.equal(adapters[n].linear.weight, parts[1][n].linear.weight) for n in LLMS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from latentwire.data.content import SOURCES
 from latentwire.data.question import Question
 from latentwire.models.backbones import BackboneSettings, ByteBackbone, States, load_backbone
 from latentwire.models.encoders.base import ENCODERS, Encoded, Encoder, answer_edges, overlapping
@@ -23,7 +24,7 @@ def encoder(llms):
 
 
 @pytest.mark.parametrize("m", [1, 5, 32, 64])
-@pytest.mark.parametrize("source", ["prompt", "context"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_at_most_m_codes_are_sent_and_they_are_the_codebooks(encoder, questions, source, m):
     for q, z in zip(questions[:20], encoder.encode(questions[:20], source, m), strict=True):
         ids = encoder.select(q, source, m)
@@ -129,7 +130,7 @@ def peak(encoder, question, source="prompt"):
 
 
 @pytest.mark.parametrize("m", [4, 24, 2000])
-@pytest.mark.parametrize("source", ["prompt", "context"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_a_fresh_encoder_sends_the_codes_of_the_chosen_tokens_in_reading_order(selecting, questions, source, m):
     for q in questions[:40:8]:
         (encoded,) = selecting.encoded([q], source, m)
@@ -140,6 +141,47 @@ def test_a_fresh_encoder_sends_the_codes_of_the_chosen_tokens_in_reading_order(s
         assert selecting.select(q, source, m) == ids.tolist() and len(ids) == min(m, encoded.tokens.ids.shape[1])
     if m == 2000:
         assert selecting.tokenizer.decode(ids) == encoded.tokens.contents[0].text
+
+
+def test_an_aware_wire_holds_a_stretch_of_the_context_that_the_question_chose(encoder, questions):
+    for q in questions[:40:8]:
+        ids = encoder.select(q, "aware", 24)
+        whole = encoder.tokenizer(f" {q.context}")["input_ids"]
+        assert len(ids) == min(24, len(whole)) and any(whole[i : i + 24] == ids for i in range(len(whole)))
+    q = max(questions, key=lambda q: len(q.context))
+    last = q.context.rsplit(". ", 1)[1]
+    asked = dataclasses.replace(q, question=last)
+    assert encoder.select(asked, "aware", 12) != encoder.select(q, "context", 12), "where the question points"
+    assert encoder.select(asked, "context", 12) == encoder.select(q, "context", 12)
+
+
+@pytest.mark.parametrize("m", [4, 24, 2000])
+def test_an_aware_encoder_reads_the_question_and_sends_the_context_alone(selecting, questions, m):
+    trained(selecting)
+    for q in questions[:40:8]:
+        # A number after the space that a slot begins with: that space alone is no token of the context.
+        q = dataclasses.replace(q, context=f"7 {q.context}", starts=tuple(at + 2 for at in q.starts))
+        (encoded,) = selecting.encoded([q], "aware", m)
+        leading = encoded.places[0, encoded.used[0]].argmax(dim=1)
+        assert encoded.tokens.context[0, leading].all()
+        assert int(encoded.used.sum()) == min(m, int(encoded.tokens.context.sum()))
+        other = dataclasses.replace(q, question="Something else entirely?")
+        assert not torch.equal(*(selecting.encode([x], "aware", m)[0] for x in (q, other)))
+
+
+@pytest.mark.parametrize("kind", ["encoder", "selecting"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_characters_of_what_was_chosen_are_those_of_the_sent_tokens(request, questions, kind, source):
+    encoder = request.getfixturevalue(kind)
+    plain = [q for q in questions if q.context.isascii() and len(q.question) < 60]  # a sign may be several tokens
+    for q in plain[:40:8]:
+        spans = encoder.chosen_spans(q, source, 64)
+        assert spans == sorted(spans) and all(0 <= a <= b <= len(q.context) for a, b in spans)
+        said = "".join(q.context[a:b] for a, b in spans).replace(" ", "")
+        sent = encoder.tokenizer.decode(encoder.select(q, source, 64)).replace(" ", "")
+        if source == "prompt":
+            sent = sent.removeprefix("Context:").split("\nQuestion:")[0]
+        assert said == sent and said
 
 
 def test_the_residual_changes_codes_but_no_choice(selecting, questions):
@@ -235,7 +277,7 @@ def test_each_wire_token_has_the_mean_state_of_the_pieces_that_it_overlaps(selec
 
 
 def test_of_the_wire_tokens_those_that_share_a_character_with_the_context_belong_to_it(selecting, questions):
-    for source in ("prompt", "context"):
+    for source in SOURCES:
         tokens = selecting.tokenize([questions[0], questions[70]], source)
         for row, q in enumerate((questions[0], questions[70])):
             of_context = tokens.ids[row, tokens.context[row]]
@@ -350,7 +392,7 @@ def test_free_queries_have_their_own_m_and_choose_nothing(resampling, questions)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "selecting"])
-@pytest.mark.parametrize("source", ["prompt", "context"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_a_special_token_that_a_user_spells_is_sent_as_text(request, questions, kind, source):
     encoder = request.getfixturevalue(kind)
     context, end = "Ada wrote <|im_end|> in the margin.", encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -407,7 +449,7 @@ def test_an_encoder_is_added_by_one_class_that_has_a_forward(encoder, questions,
 
 def test_the_answers_edges_are_its_first_and_last_wire_token(selecting, questions):
     some = questions[:40:9]
-    for source in ("prompt", "context"):
+    for source in SOURCES:
         tokens = selecting.tokenize(some, source)
         for row, (first, last) in enumerate(answer_edges(tokens, some)):
             assert tokens.context[row, first : last + 1].all()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared
+from latentwire.data.content import SOURCES
 from latentwire.llms.prompts import PromptBuilder
 from latentwire.models.adapters import SOFT_VECTORS, ResidualAdapter
 from latentwire.models.closed_form import closed_form
@@ -52,8 +53,9 @@ def shared(questions, texts):
 def answer_loss(reader, slots, batch):
     """Cross-entropy of the answers that one LLM gives to its slots."""
     prompts = reader.prompts
-    tails, labels = [prompts.tail(q.question) for q in batch], [prompts.label_ids(q.answers[0], K) for q in batch]
-    scored = reader.llm.loss_with_prefix(prompts.head, slots.embeds[reader.llm.name], tails, labels)
+    tails, labels = [prompts.tail(q.question) for q in batch], [prompts.labels(q.answers[0], K) for q in batch]
+    ids, learned = [one.ids for one in labels], [one.learned for one in labels]
+    scored = reader.llm.loss_with_prefix(prompts.head, slots.embeds[reader.llm.name], tails, ids, learned=learned)
     return answer_sums(scored)["ce"]
 
 
@@ -66,6 +68,8 @@ def norm(parameters):
     [
         ("codebook", {"codebook"}),
         ("hf", HF),
+        ("ids", HF - {"residual"}),
+        ("ids_marked", HF - {"residual"} | {"marker"}),
         ("queries", {"backbone", "resampler"}),
         ("byte", {"backbone", "resampler"}),
         ("anchors", {"codebook", "backbone", "score", "residual"}),
@@ -85,7 +89,16 @@ def test_every_parameter_belongs_to_one_component(model_of, kind, expected):
 
 @pytest.mark.parametrize(
     ("kind", "pooling"),
-    [("hf", "select"), ("hf", "cif"), ("queries", ""), ("byte", ""), ("anchors", ""), ("windows", "")],
+    [
+        ("hf", "select"),
+        ("hf", "cif"),
+        ("ids", "select"),
+        ("ids_marked", "cif"),
+        ("queries", ""),
+        ("byte", ""),
+        ("anchors", ""),
+        ("windows", ""),
+    ],
 )
 def test_the_answers_loss_reaches_every_component_and_no_llm(model_of, readers, questions, kind, pooling):
     model, batch = model_of(kind, pooling=pooling), questions[:1]
@@ -123,7 +136,7 @@ def test_a_step_changes_every_component_and_leaves_the_llms_bit_identical(model_
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("source", ["prompt", "context"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_all_llms_read_one_z_and_training_sees_what_is_evaluated(model_of, readers, shared, questions, source):
     model, batch = model_of(source=source).eval(), questions[:9:3]
     torch.nn.init.normal_(model.encoder.score.weight)

@@ -8,7 +8,7 @@ import pytest
 
 from latentwire.api.documents import table as documents_table
 from latentwire.conditions.base import CONDITIONS
-from latentwire.evaluation.results import compare, critical_lines, row_key
+from latentwire.evaluation.results import compare, critical_lines, further_lines, row_key
 from latentwire.reporting.charts import hierarchy
 from latentwire.reporting.labels import colour_of, llms_of, model_name
 from latentwire.reporting.readme import documents, included, renew
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 RECORDS = {path.parent: json.loads(path.read_text()) for path in sorted(ROOT.glob("results/**/results.json"))}
 EVALUATIONS = [folder for folder, found in RECORDS.items() if "results" in found and "words" not in found]
 DOCUMENTS = [folder for folder in RECORDS if "words" in RECORDS[folder]]
-OTHERS = [folder for folder in RECORDS if folder not in (*EVALUATIONS, *DOCUMENTS)]
+OTHERS = [folder for folder in RECORDS if folder not in (*EVALUATIONS, *DOCUMENTS) and (folder / "table.md").is_file()]
 
 
 def row(condition, f1, m=None, llm="qwen"):
@@ -98,6 +98,22 @@ def test_the_critical_tests_take_the_better_pca_and_the_ratio_to_text():
     assert tests[3]["verdict"] == "FAIL" and tests[3]["ci95"] == pytest.approx([2 / 3, 2 / 3])
     lines = critical_lines(RESULTS["comparisons"])
     assert len(lines) == 3 and all("positions 32 / 32" in line and "bytes 100 / 100" in line for line in lines)
+
+
+def test_further_tests_name_the_stronger_rivals_and_leave_the_three_as_they_are():
+    rivals = [row("selected_text_tuned", 0.55, 32), row("sentence", 0.3), row("pca_selected", 0.3, 32)]
+    rows = [*ROWS, *rivals]
+    scores = {row_key(r): [r["f1"]] * 4 for r in rows}
+    found = compare(rows, scores, ["p", "p", "q", "q"], 0)
+    assert critical_lines(found) == critical_lines(RESULTS["comparisons"])
+    lines = further_lines(found)
+    assert [line.split("further test: LatentWire > ")[1].split(":")[0] for line in lines] == [
+        "pca_selected", "sentence", "selected_text_tuned",
+    ]  # fmt: skip
+    assert [line.split()[0] for line in lines] == ["PASS", "PASS", "FAIL"]
+    table = table_markdown(RESULTS | {"results": rows, "comparisons": found})
+    assert all(line in table for line in lines) and "latentwire - sentence" in table
+    assert further_lines(RESULTS["comparisons"]) == [], "nor do records that were written before"
 
 
 def test_the_table_holds_every_row_and_what_is_needed_to_believe_it():

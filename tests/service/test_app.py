@@ -126,6 +126,20 @@ def test_with_source_context_each_answer_has_its_question(checkpoint_of, short_q
         assert refused.status_code == 422 and "question" in refused.json()["error"]
 
 
+def test_with_source_aware_both_requests_have_the_question(checkpoint_of, short_questions):
+    lw, q = LatentWire.from_pretrained(checkpoint_of("aware")), short_questions[0]
+    reader = lw.reader("qwen")
+    app = app_of(ServeSettings(page=False), lw, {"qwen": reader})
+    asked = {"context": q.context, "question": q.question}
+    wire = base64.b64decode(post(app, "/v1/encode", json=asked).json()["wire"])
+    assert wire == lw.encode(q.context, q.question)
+    told = post(app, "/v1/answer", json={"wire": text_of(wire), "question": q.question}).json()
+    assert told["answer"] == reader.answer(wire, q.question)
+    for path, body in (("/v1/encode", {"context": q.context}), ("/v1/answer", {"wire": text_of(wire)})):
+        refused = post(app, path, json=body)
+        assert refused.status_code == 422 and "question" in refused.json()["error"]
+
+
 def test_requests_at_the_same_time_are_answered_together_and_as_alone(app, lw, readers, short_questions, wires):
     service = app(batch=8)
 

@@ -72,15 +72,16 @@ def plain(escaped):
     return html.unescape(escaped)
 
 
-def test_with_source_context_the_page_asks_when_answering(checkpoint_of, short_questions):
-    lw, q = LatentWire.from_pretrained(checkpoint_of("context")), short_questions[0]
+@pytest.mark.parametrize("source", ["context", "aware"])
+def test_where_the_wire_holds_no_question_the_page_asks_when_answering(checkpoint_of, short_questions, source):
+    lw, q = LatentWire.from_pretrained(checkpoint_of(source)), short_questions[0]
     reader = lw.reader("qwen")
     app = app_of(ServeSettings(), lw, {"qwen": reader})
     document = " ".join(dict.fromkeys(q.context for q in short_questions[:12]))  # of several blocks
     with listening(app) as address:
         table, marked = Client(address, verbose=False).predict(document, q.question, 12, "fp16", api_name="/ask")
-    wire = lw.wire(lw.encode(document))
-    assert len(wire.blocks) > 1 and "in several" not in table
+    wire = lw.wire(lw.encode(document, q.question if source == "aware" else None))
+    assert (len(wire.blocks) > 1) == (source == "context") and "in several" not in table
     assert plain(cells(table)[1][1]) == (reader.answer(wire, q.question, 24) or "(nothing)")
     assert plain(re.sub("</?mark>", "", marked.split("</div>")[0].split(">", 1)[1])) == document
 

@@ -30,12 +30,14 @@ def test_the_plain_way_gives_the_same_loss_and_gradients(llms, questions, name, 
     plainly = Reader(PlainLLM(llm), prompts)
     torch.manual_seed(0)
     slots = torch.randn(len(some), 6, llm.width)
-    labels, tails = [prompts.label_ids(q.answers[0], 3) for q in some], [prompts.tail(q.question) for q in some]
+    labels, tails = [prompts.labels(q.answers[0], 3) for q in some], [prompts.tail(q.question) for q in some]
+    ids, learned = [one.ids for one in labels], [one.learned for one in labels]
+    assert not all(map(all, learned)), "some answer is longer than what is learned of it"
     found = []
     for way, lines in ((llm, teach(llm, "w", prompts, some, 3, tmp_path)), (plainly.llm, teach_now(plainly, some, 3))):
         rows = slots.clone().requires_grad_()
-        scored = way.loss_with_prefix(prompts.head, list(rows), tails, labels)
-        sums = answer_sums(scored)
+        scored = way.loss_with_prefix(prompts.head, list(rows), tails, ids, (), learned)
+        sums = answer_sums(scored, [one.informative for one in labels])
         loss = sums["ce"] + sums["first_ce"] + distillation_sum(scored, [lines[q.id] for q in some])
         loss.backward()
         found.append((loss.detach(), sums["first_token_acc"], rows.grad))

@@ -41,6 +41,18 @@ def test_the_sums_are_over_the_answers_tokens_alone(scored):
     assert ((scored.logits.grad != 0).all(dim=2) == scored.mask).all()
 
 
+def test_the_loss_and_accuracy_of_the_first_token_that_says_anything_are_of_that_place(scored):
+    sums, telling = answer_sums(scored), answer_sums(scored, [1, 0, 1])
+    logits = scored.logits.detach()
+    places = [(0, 1), (1, 2), (2, 2)]  # second label of the first answer, the only one, second of the third
+    hand = [by_hand(logits[row, place], ANSWERS[row][place - 3]) for row, place in places]
+    assert telling["first_ce"].item() == pytest.approx(sum(hand), rel=1e-5)
+    right = sum(int(logits[row, place].argmax()) == ANSWERS[row][place - 3] for row, place in places)
+    assert telling["first_informative_acc"].item() == right
+    assert telling["ce"] == sums["ce"] and telling["first_token_acc"] == sums["first_token_acc"]
+    assert sums["first_informative_acc"] == sums["first_token_acc"], "unless another place is named"
+
+
 @pytest.mark.parametrize("right", [(), (0,), (1, 2), (0, 1, 2)])
 def test_the_first_token_is_right_where_the_first_label_is_the_likeliest(scored, right):
     with torch.no_grad():

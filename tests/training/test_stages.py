@@ -117,12 +117,29 @@ def test_free_queries_have_no_stages_of_their_own(short, tmp_path, kind, stage):
     assert not (tmp_path / "r").exists()
 
 
+def test_an_arm_trains_from_what_hf_has_learned_and_its_mark_with_the_adapters(short, adapters, tmp_path):
+    how = {"stage": "adapters", "encoder_type": "ids_marked", "source": "aware"}
+    train(short(tmp_path / "r", init=str(adapters / "checkpoint_best"), **how))
+    before = load_checkpoint(adapters / "checkpoint_best", llm_ids(adapters))[0]
+    found, _, made = load_checkpoint(tmp_path / "r" / "checkpoint_last", llm_ids(adapters))
+    assert type(found) is ENCODERS["ids_marked"] and made["source"] == "aware"
+    assert found.marker.any() and torch.equal(found.span.weight, before.span.weight)
+    assert not torch.equal(found.codebook.weight, before.codebook.weight)
+    lines = steps_in(tmp_path / "r")
+    assert all(line["grad_norms"]["marker"] > 0 and "residual" not in line["grad_norms"] for line in lines)
+
+
+def llm_ids(run):
+    return read_config(run / "checkpoint_best")["llms"]
+
+
 def test_of_all_stages_an_encoder_has_those_that_it_can_train():
     def names(kind, spans=True):
         return [found.name for found in needed(ALL, ENCODERS[kind], spans)]
 
     assert names("hf") == list(ALL) == ["codebook", "scores", "adapters", "joint"]
     assert names("hf", spans=False) == ["codebook", "adapters", "joint"]
+    assert names("ids") == names("ids_marked") == list(ALL)
     assert names("codebook") == ["codebook", "adapters", "joint"], "it reads no answers"
     assert names("queries") == names("byte") == names("windows") == ["codebook", "joint"]
     assert names("anchors") == ["codebook", "adapters", "joint"], "it chooses tokens"
@@ -145,7 +162,7 @@ def test_every_rival_is_a_condition_and_has_its_stage():
 def test_the_rivals_soft_prompts_train_and_a_stopped_run_ends_the_same(short, scores, tmp_path, monkeypatch, stage):
     settings = {"stage": stage, "samples": 16, "batch_size": 4, "val_samples": 2}
     settings |= {"llms": "qwen"} if stage == "text_tuned" else {}
-    settings |= {"init": str(scores / "checkpoint_best")} if stage == "selected_text_tuned" else {}
+    settings |= {"init": str(scores / "checkpoint_best")} if STAGES[stage].needs_checkpoint else {}
     train(short(tmp_path / "whole", **settings))
     with monkeypatch.context() as patch:
         stop_in_step(patch, 2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from latentwire.llms.prompts import PromptBuilder
+from latentwire.llms.prompts import Labels, PromptBuilder
 from latentwire.training import teacher
 from latentwire.training.teacher import TOP, teach
 
@@ -33,9 +33,9 @@ def asked(llms, monkeypatch):
     calls = {name: [] for name in llms}
     for name, llm in llms.items():
 
-        def counted(*args, real=llm.loss_with_prefix, seen=calls[name]):
+        def counted(*args, real=llm.loss_with_prefix, seen=calls[name], **how):
             seen.append(len(args[1]))
-            return real(*args)
+            return real(*args, **how)
 
         monkeypatch.setattr(llm, "loss_with_prefix", counted)
     return calls
@@ -52,22 +52,26 @@ def test_the_lines_are_the_llms_own_likeliest_tokens_after_the_whole_text(llms, 
     lines = teach(llms[name], "w", prompts, some, K)
     assert lines.keys() == {q.id for q in some}
     for q in some:
-        labels, line = prompts.label_ids(q.answers[0], K), lines[q.id]
+        labels, line = prompts.labels(q.answers[0], K), lines[q.id]
         slot = prompts.plain(prompts.content_text(q.context, q.question))
-        ids = torch.tensor([[*prompts.head, *slot, *prompts.tail(q.question), *labels]])
+        ids = torch.tensor([[*prompts.head, *slot, *prompts.tail(q.question), *labels.ids]])
         with torch.no_grad():
-            logprobs = llms[name].model(ids).logits[0, -len(labels) - 1 : -1].log_softmax(dim=1)
-        assert line.ids.shape == line.logprobs.shape == (len(labels), TOP)
+            logprobs = llms[name].model(ids).logits[0, -len(labels.ids) - 1 : -1].log_softmax(dim=1)
+        logprobs, right = logprobs[labels.learned], torch.tensor(labels.ids)[labels.learned]
+        assert line.ids.shape == line.logprobs.shape == (sum(labels.learned), TOP)
         kept = logprobs.gather(1, line.ids.long())
         torch.testing.assert_close(line.logprobs.float(), kept, atol=1e-2, rtol=0)
         torch.testing.assert_close(kept, logprobs.topk(TOP, dim=1).values, atol=1e-3, rtol=0)
-        assert line.right.tolist() == (logprobs.argmax(dim=1) == torch.tensor(labels)).tolist()
+        assert line.right.tolist() == (logprobs.argmax(dim=1) == right).tolist()
+    assert any(
+        sum(prompts.labels(q.answers[0], K).learned) == K + 1 < len(prompts.labels(q.answers[0], K).ids) for q in some
+    )
 
 
 def test_a_label_that_the_teacher_would_say_is_right(llms, folder, some, monkeypatch):
     prompts, llm = prompts_of(llms), llms["llama"]
     first = {q.answers[0]: int(teach(llm, "w", prompts, [q], 1)[q.id].ids[0, 0]) for q in some}
-    monkeypatch.setattr(prompts, "label_ids", lambda answer, k: [first[answer], 5][:k])
+    monkeypatch.setattr(prompts, "labels", lambda answer, k: Labels([first[answer], 5], [True, True], 0))
     lines = teach(llm, "other", prompts, some, 2)
     assert all(line.right[0] for line in lines.values())
     assert not all(line.right[1] for line in lines.values())
@@ -84,7 +88,7 @@ def same(a, b):
 def test_a_second_call_asks_nothing_whatever_the_order_of_the_questions(llms, folder, some, monkeypatch):
     lines = teach(llms["llama"], "w", prompts_of(llms), some, K)
     assert len(list(folder.iterdir())) == 3
-    monkeypatch.setattr(llms["llama"], "loss_with_prefix", lambda *a: pytest.fail("asked again"))
+    monkeypatch.setattr(llms["llama"], "loss_with_prefix", lambda *a, **k: pytest.fail("asked again"))
     assert same(teach(llms["llama"], "w", prompts_of(llms), some[::-1], K), lines)
 
 

@@ -20,7 +20,7 @@ from latentwire.training.trainer import Batches, Terminated, Trainer, rate_share
 
 pytestmark = pytest.mark.usefixtures("surroundings")
 OF_A_STEP = {"step", "epoch", "loss", "span", "lr", "examples_per_s", "memory_mb", "grad_norms", "llms"}
-OF_AN_LLM = {"ce", "first_ce", "first_token_acc", "kd", "prefix_rms"}
+OF_AN_LLM = {"ce", "first_ce", "first_token_acc", "first_informative_acc", "kd", "prefix_rms"}
 COMPONENTS = {"codebook", "backbone", "score", "span", "residual", "adapter llama", "adapter qwen"}
 
 
@@ -44,7 +44,8 @@ def test_every_step_and_every_epoch_has_its_line(joint):
         assert line["loss"] == pytest.approx(parts + line["span"], rel=1e-4)
     for held in (line["validation"] for line in lines if "validation" in line):
         assert held.keys() == {"llms", "ce", "score"} and held["llms"].keys() == set(LLMS)
-        assert all(figures.keys() == {"f1", "first_token_acc", "ce"} for figures in held["llms"].values())
+        known = {"f1", "first_token_acc", "first_informative_acc", "ce"}
+        assert all(figures.keys() == known for figures in held["llms"].values())
         f1, ce = (sum(held["llms"][name][key] for name in LLMS) / len(LLMS) for key in ("f1", "ce"))
         assert held["ce"] == pytest.approx(ce) and held["score"] == pytest.approx(f1 - 1e-4 * ce)
 

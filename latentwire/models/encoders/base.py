@@ -53,12 +53,14 @@ class Encoder(nn.Module):
     """Text to Z. A subclass has `forward` and whatever of the rest differs from what stands here.
 
     Settings: what the class is built from, as flags; chooses_tokens: whether its latents lead back to wire tokens
-    (`select`, `perfect`); reads_answers: whether it has an answer of its own (`read`).
+    (`select`, `chosen_spans`, `perfect`); reads_answers: whether it has an answer of its own (`read`); begins_from: the
+    kinds of encoder that `begin` takes.
     """
 
     name: str
     chooses_tokens = False
     reads_answers = False
+    begins_from: tuple[str, ...] = ("codebook",)
     Settings: type[Settings] = Settings
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, d_z: int):
@@ -68,7 +70,8 @@ class Encoder(nn.Module):
 
     @classmethod
     def begin(cls, before: "Encoder", settings: Settings, m: int) -> "Encoder":
-        """A new one to train. before: the closed form's encoder (tokenizer, codebook); settings: of this class."""
+        """A new one to train. before: the closed form's encoder (tokenizer, codebook), or another of `begins_from`;
+        settings: of this class."""
         return cls(before.tokenizer, before.d_z)
 
     def shape(self) -> dict:
@@ -102,8 +105,18 @@ class Encoder(nn.Module):
         """Wire token ids that lead their places, in the order they are sent; only where `chooses_tokens`."""
         raise NotImplementedError
 
+    def chosen_spans(self, question: Question, source: str, m: int) -> list[tuple[int, int]]:
+        """The context's characters [begin, end) behind each place that one of its tokens leads, in reading order; only
+        where `chooses_tokens`."""
+        raise NotImplementedError
+
     def read(self, question: Question) -> str:
         """The encoder's own answer; only where `reads_answers`."""
+        begin, end = self.read_at(question)
+        return question.context[begin:end].strip()
+
+    def read_at(self, question: Question) -> tuple[int, int]:
+        """The context's characters [begin, end) of the encoder's own answer; only where `reads_answers`."""
         raise NotImplementedError
 
     def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:

@@ -3,13 +3,14 @@
 Shapes: B batch, M latents, V wire vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.question import Question
 from latentwire.data.relevance import relevant_stretch
 from latentwire.llms.prompts import AS_TEXT
@@ -25,7 +26,8 @@ class ClosedFormEncoder(Encoder):
     """M tokens are selected by TF-IDF, and each is sent as its code from the codebook [V, d_z]; nothing is trained.
 
     With source "prompt" the question closes the wire, as it does the full text, and the stretch of context that fits
-    it best fills the room before it; with source "context", where the question is unknown, the beginning is sent.
+    it best fills the room before it; with source "aware" such a stretch is all of the wire; with source "context",
+    where the question is unknown, the beginning is sent.
     """
 
     chooses_tokens = True
@@ -62,13 +64,11 @@ class ClosedFormEncoder(Encoder):
 
     def select(self, question: Question, source: str, m: int) -> list[int]:
         """Wire token ids, at most m, in the order they are sent."""
-        if source == "context":
-            return self._ids(f" {question.context}")[:m]
-        encoded = self.tokenizer(question.context, **AS_TEXT, return_offsets_mapping=True)
-        return self._beside_question(
-            question, encoded["input_ids"], m,
-            lambda room: relevant_stretch(question.question, question.context, encoded["offset_mapping"], room),
-        )  # fmt: skip
+        label, of_context, _, asked = self._chosen(question, source, m)
+        return label + of_context + asked
+
+    def chosen_spans(self, question: Question, source: str, m: int) -> list[tuple[int, int]]:
+        return self._chosen(question, source, m)[2]
 
     @torch.no_grad()
     def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
@@ -81,21 +81,32 @@ class ClosedFormEncoder(Encoder):
             start = max(0, min((first + last + 1 - room) // 2, len(spans) - room))
             return slice(start, min(start + room, len(spans)))
 
-        if source == "prompt":
-            chosen = self._beside_question(question, ids, m, around)
+        if not question_in_tail(source):
+            label, asked, room = self._around_context(question, m)
+            chosen = label + (ids[around(room)] if room else []) + asked
             return self._codes(chosen), self.tokenizer.decode(chosen)
         window = around(m)
         text = question.context[spans[window][0, 0] : spans[window][-1, 1]]
         return self._codes(ids[window]), f" {text.strip()}"
 
-    def _beside_question(
-        self, question: Question, ids: list[int], m: int, stretch: Callable[[int], slice]
-    ) -> list[int]:
-        """The stretch of the context's ids that the room beside the question allows, and the question after it."""
+    def _chosen(
+        self, question: Question, source: str, m: int
+    ) -> tuple[list[int], list[int], list[tuple[int, int]], list[int]]:
+        """Wire token ids of label, context and question, at most m together, and the characters of the context's."""
+        label, asked, room = ([], [], m) if question_in_tail(source) else self._around_context(question, m)
+        text, at = (f" {question.context}", 1) if question_in_tail(source) else (question.context, 0)
+        encoded = self.tokenizer(text, **AS_TEXT, return_offsets_mapping=True)
+        spans, stretch = encoded["offset_mapping"], slice(room)
+        if encoder_reads_question(source) and room:
+            stretch = relevant_stretch(question.question, text, spans, room)
+        characters = [(max(begin - at, 0), end - at) for begin, end in spans[stretch]]
+        return label, encoded["input_ids"][stretch], characters, asked
+
+    def _around_context(self, question: Question, m: int) -> tuple[list[int], list[int], int]:
+        """Ids of label and question, where they are part of the wire, and the room that they leave to the context."""
         asked = self._ids(f"\nQuestion: {question.question}")[: max(1, int(m * QUESTION_SHARE))]
         label = self._ids("Context:")[: m - len(asked)]
-        room = m - len(asked) - len(label)
-        return label + (ids[stretch(room)] if room else []) + asked
+        return label, asked, m - len(asked) - len(label)
 
     def _codes(self, ids: list[int]) -> Tensor:
         return self.codebook(torch.tensor(ids, device=self.codebook.weight.device)).float()

@@ -15,7 +15,7 @@ from torch.nn.functional import conv1d, pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from latentwire.data.content import content
+from latentwire.data.content import content, encoder_reads_question, question_in_tail
 from latentwire.data.question import Question
 from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.backbones import (
@@ -40,7 +40,8 @@ _KEPT = 1.0  # score of question and labels at the start: above every token of t
 @encoder("hf")
 class SelectingEncoder(OnPretrained, ClosedFormEncoder):
     """A pretrained encoder reads question and context and scores each wire token; the best M are sent, in reading
-    order, each as its code + a contextual residual that starts at zero.
+    order, each as its code + a contextual residual that starts at zero. With source "aware" only tokens of the context
+    can be sent.
 
     A token of the context is relevant as far as it stands near a likely answer: the probabilities of the answer's first
     and last token, spread over their neighbours. Its score is the logarithm of that, plus a learned correction that
@@ -108,33 +109,40 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
             places = torch.tensor(answer_edges(tokens, questions), device=span.device)[:, None]  # [B, 1, 2]
             span = torch.full_like(span, -torch.inf).scatter_(1, places, 0.0)
         scores = self.score(hidden).float()[..., 0] + self._relevance(span, tokens, m)
-        places, used = pool(scores, tokens.mask, m, self.pooling)
-        z = places @ (self.codebook(tokens.ids) + self.residual(hidden).float())
-        return Encoded(z, used, tokens, scores, span, places)
+        places, used = pool(scores, _choosable(tokens, source), m, self.pooling)
+        return Encoded(places @ self._each(tokens, hidden, span), used, tokens, scores, span, places)
+
+    def _each(self, tokens: Tokens, hidden: Tensor, span: Tensor) -> Tensor:
+        """What each wire token would send [B, T, d_z]. hidden: its states [B, T, w]; span: as in `Encoded`."""
+        return self.codebook(tokens.ids) + self.residual(hidden).float()
 
     def select(self, question: Question, source: str, m: int) -> list[int]:
         """Wire token ids that lead their places, in the order they are sent."""
         return _leading(*self.encoded([question], source, m))
 
+    def chosen_spans(self, question: Question, source: str, m: int) -> list[tuple[int, int]]:
+        (encoded,) = self.encoded([question], source, m)
+        leading = encoded.places[0, encoded.used[0]].argmax(dim=1).unique()
+        leading = leading[encoded.tokens.context[0, leading]].tolist()
+        at, most = encoded.tokens.contents[0].context_at, len(question.context)
+        return [(max(a - at, 0), min(b - at, most)) for a, b in encoded.tokens.spans[0][leading].tolist()]
+
     def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
         """The trained latents of a selection that knows where the answer stands."""
         (encoded,) = self.encoded([question], source, m, known=True)
         text = self.tokenizer.decode(_leading(encoded))
-        return encoded.z[0, encoded.used[0]].float(), text if source == "prompt" else f" {text.strip()}"
+        return encoded.z[0, encoded.used[0]].float(), f" {text.strip()}" if question_in_tail(source) else text
 
-    def read(self, question: Question) -> str:
-        """The encoder's own answer: the best span of at most _LONGEST_SPAN tokens of the context."""
+    def read_at(self, question: Question) -> tuple[int, int]:
+        """The best span of at most _LONGEST_SPAN tokens of the context."""
         (encoded,) = self.encoded([question], "prompt", 1)
-        start, end = encoded.span[0].unbind(dim=1)  # [T], -inf outside the context
-        ends = pad(end, (0, _LONGEST_SPAN - 1), value=-torch.inf).unfold(0, _LONGEST_SPAN, 1)  # [T, _LONGEST_SPAN]
-        first, length = divmod(int((start[:, None] + ends).argmax()), _LONGEST_SPAN)
-        last = first + length
+        first, last = (int(edge) for edge in best_spans(encoded.span)[:2])
         (text,), (spans,) = encoded.tokens.contents, encoded.tokens.spans
-        stop = text.context_at + len(question.context)
-        begin, end = max(spans[first, 0], text.context_at), min(spans[last, 1], stop)
-        while end < stop and _joins(text.text[end]):  # a tokenizer that composes signs may count only the first of them
+        stop = len(question.context)
+        begin, end = (min(max(int(edge) - text.context_at, 0), stop) for edge in (spans[first, 0], spans[last, 1]))
+        while end < stop and _joins(question.context[end]):  # a tokenizer that composes signs may count the first only
             end += 1
-        return text.text[begin:end].strip()
+        return begin, end
 
     def _relevance(self, span: Tensor, tokens: Tokens, m: int) -> Tensor:
         """Starting scores [B, T] from span logits [B, T, 2]. What a long question has beyond its share comes last."""
@@ -175,6 +183,23 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
         index = torch.as_tensor(piece, device=device)[..., None].expand(-1, -1, -1, states.hidden.shape[2])
         hidden = (states.hidden.gather(1, index[0]) + states.hidden.gather(1, index[1])) / 2
         return torch.where(torch.as_tensor(outside, device=device)[..., None], self.outside.to(hidden.dtype), hidden)
+
+
+def best_spans(span: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First and last token [B] of each text's best span of at most _LONGEST_SPAN tokens, and its logit [B]; -inf where
+    there is none. span: as in `Encoded`, -inf outside the context."""
+    start, end = span.unbind(dim=2)  # [B, T]
+    ends = pad(end, (0, _LONGEST_SPAN - 1), value=-torch.inf).unfold(1, _LONGEST_SPAN, 1)  # [B, T, _LONGEST_SPAN]
+    logit, place = (start[..., None] + ends).flatten(1).max(dim=1)
+    first = place // _LONGEST_SPAN
+    return first, first + place % _LONGEST_SPAN, logit
+
+
+def _choosable(tokens: Tokens, source: str) -> Tensor:
+    """Which tokens can be sent [B, T]. With source "context" a lone space before the context can, too: checkpoints were
+    trained so."""
+    aware = encoder_reads_question(source) and question_in_tail(source)
+    return tokens.mask & tokens.context if aware else tokens.mask
 
 
 def _joins(sign: str) -> bool:

@@ -1,7 +1,7 @@
 """anchors, windows: a text is cut into M windows of wire tokens, and each window gives one latent.
 
-Nothing of it is trained on answer spans, so it serves sources where the question is not known. Any M can be asked for:
-the windows follow it. Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's states.
+Nothing of it is trained on answer spans, so it serves the source where the question is not known. Any M can be asked
+for: the windows follow it. Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's states.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from transformers import PreTrainedTokenizerBase
 
-from latentwire.data.content import content
+from latentwire.data.content import content, question_in_tail
 from latentwire.data.question import Question
 from latentwire.models.backbones import BackboneSettings, OnPretrained, PretrainedBackbone, States, load_backbone
 from latentwire.models.components import Component, component
@@ -132,7 +132,7 @@ class WindowEncoder(OnPretrained, Encoder):
         states = states or self.backbone(questions, source)
         mask = states.mask.clone()
         for row, spans, q in zip(mask, states.spans, questions, strict=True):
-            if source != "prompt":
+            if question_in_tail(source):
                 row[: len(spans)] &= torch.as_tensor(_in_context(spans, source, q), device=row.device)
         member, used = windows(mask, m)
         return Encoded(self.norm(self.out(_means(member, states.hidden))).float(), used)
@@ -159,8 +159,8 @@ def _anchors(salience: Tensor, member: Tensor) -> Tensor:
 
 
 def _sent(tokens: Tokens, source: str) -> Tensor:
-    """Which tokens are sent [B, T]: with source "prompt" the question, too."""
-    return tokens.mask if source == "prompt" else tokens.mask & tokens.context
+    """Which tokens are sent [B, T]: those of the context, and of the question where the wire holds it."""
+    return tokens.mask & tokens.context if question_in_tail(source) else tokens.mask
 
 
 def _means(member: Tensor, hidden: Tensor) -> Tensor:
@@ -169,6 +169,6 @@ def _means(member: Tensor, hidden: Tensor) -> Tensor:
 
 
 def _in_context(spans: np.ndarray, source: str, question: Question) -> np.ndarray:
-    """Which spans [S, 2] of a content's characters belong to its context."""
+    """Which spans [S, 2] of the characters that are read belong to the context."""
     begin = content(source, question.context, question.question).context_at
     return (spans[:, 1] > begin) & (spans[:, 0] < begin + len(question.context))

@@ -1,0 +1,56 @@
+"""What the encoder chose or read, as text that a person would write: whole words, whole sentences."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+
+from latentwire.conditions.base import Reader, Shared, Slot, condition, require_positions, text_slot
+from latentwire.conditions.latents import ASKED
+from latentwire.conditions.texts import content_ids
+from latentwire.data.question import Question
+from latentwire.data.relevance import in_whole_words, sentence_spans
+
+
+@condition(
+    "selected_words", "#c98a4b", "places", uses=("m", "wire"), needs=("chooses_tokens",), default_in=(),
+    groups=("learned",),
+)  # fmt: skip
+def selected_words(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
+    """selected_text in whole words, with " ... " where something was left out, in at most M of the LLM's tokens.
+
+    The encoder is asked for the most places, M or fewer, whose words still fit: its own order of importance decides
+    what goes, and a question in the slot stays whole. Where one place takes more than M already, the end is cut.
+    """
+    return [text_slot(reader, _words(reader, q, m, shared)) for q in questions]
+
+
+@condition(
+    "sentence", "#3f8f5f", "places", uses=("wire",), needs=("reads_answers",), sources=ASKED, default_in=(),
+    groups=("learned",),
+)  # fmt: skip
+def sentence(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
+    """The sentence that holds the encoder's own answer span (or the sentences, where it crosses), as text."""
+    cut = [replace(q, context=_sentence(q, shared)) for q in questions]
+    require_positions(reader, cut, 0, whole=True, more=0)
+    return [text_slot(reader, content_ids(reader, q)) for q in cut]
+
+
+def _words(reader: Reader, question: Question, m: int, shared: Shared) -> list[int]:
+    """Token ids of the content with the chosen words in the context's place."""
+
+    def of(places: int) -> list[int]:
+        spans = shared.sender.encoder.chosen_spans(question, reader.prompts.source, places)
+        return content_ids(reader, replace(question, context=in_whole_words(question.context, spans)))
+
+    if len(ids := of(m)) <= m:  # also where the whole context is chosen: half of it has gaps, and can take more
+        return ids
+    fitting = bisect_right(range(1, m), m, key=lambda places: len(of(places)))
+    return of(max(fitting, 1))[:m]
+
+
+def _sentence(question: Question, shared: Shared) -> str:
+    begin, end = shared.sender.encoder.read_at(question)
+    spans = sentence_spans(question.context)
+    touched = [(a, b) for a, b in spans if a < end and begin < b]
+    touched = touched or [next((span for span in spans if span[0] >= end), spans[-1])]  # white space between two
+    return question.context[touched[0][0] : touched[-1][1]]

@@ -1,0 +1,83 @@
+"""ids, ids_marked: the same selection as hf, without its residual. What latents add is told by what these leave out.
+
+Shapes: B batch, T wire tokens of a text, w width of the backbone's states, V wire vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from latentwire.models.backbones import PretrainedBackbone
+from latentwire.models.components import Component, component
+from latentwire.models.encoders.base import Encoder, Tokens, encoder
+from latentwire.models.encoders.codebook import ClosedFormEncoder
+from latentwire.models.encoders.selecting import SelectingEncoder, best_spans
+from latentwire.utils.cli import Settings
+
+
+@encoder("ids")
+class IdsEncoder(SelectingEncoder):
+    """Codes alone: what token ids can carry. Begins from the codebook, or with the weights of an encoder hf."""
+
+    begins_from = ("codebook", "hf")
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        d_z: int,
+        vocabulary: int,
+        backbone: PretrainedBackbone,
+        pooling: str,
+    ):
+        super().__init__(tokenizer, d_z, vocabulary, backbone, pooling)
+        del self.residual
+
+    @classmethod
+    def begin(cls, before: Encoder, settings: Settings, m: int) -> Encoder:
+        """With the closed form's codebook and a pretrained backbone; or with all that an encoder hf has but its
+        residual."""
+        if not isinstance(before, SelectingEncoder):
+            return super().begin(before, settings, m)
+        made = cls(before.tokenizer, before.d_z, before.codebook.num_embeddings, before.backbone, before.pooling)
+        own = made.state_dict()
+        made.load_state_dict(own | {name: kept for name, kept in before.state_dict().items() if name in own})
+        return made
+
+    def components(self) -> list[Component]:
+        return [
+            *ClosedFormEncoder.components(self),
+            self.backbone_component(),
+            component("score", self.score),
+            component("span", self.span, self.outside),
+        ]
+
+    def _each(self, tokens: Tokens, hidden: Tensor, span: Tensor) -> Tensor:
+        return self.codebook(tokens.ids)
+
+
+@encoder("ids_marked")
+class MarkedIdsEncoder(IdsEncoder):
+    """Codes, and one learned vector [d_z], zero at the start, on the tokens of the encoder's own best span: ids with a
+    highlighter."""
+
+    begins_from = ("codebook", "hf", "ids")
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        d_z: int,
+        vocabulary: int,
+        backbone: PretrainedBackbone,
+        pooling: str,
+    ):
+        super().__init__(tokenizer, d_z, vocabulary, backbone, pooling)
+        self.marker = nn.Parameter(torch.zeros(d_z))
+
+    def components(self) -> list[Component]:
+        return [*super().components(), component("marker", self.marker)]
+
+    def _each(self, tokens: Tokens, hidden: Tensor, span: Tensor) -> Tensor:
+        first, last, logit = best_spans(span)
+        place = torch.arange(span.shape[1], device=span.device)
+        inside = (place >= first[:, None]) & (place <= last[:, None]) & logit.isfinite()[:, None]  # [B, T]
+        return super()._each(tokens, hidden, span) + inside[..., None] * self.marker

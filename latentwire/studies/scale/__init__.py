@@ -1,0 +1,1 @@
+"""What more of everything would take, computed from shapes and from measured figures."""

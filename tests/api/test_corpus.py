@@ -1,0 +1,186 @@
+"""A corpus: the same bytes as encoding alone, no row lost or repeated by a kill, damaged rows named, others refused."""
+
+import contextlib
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from latentwire import LatentWire, answer
+from latentwire.api.corpus import _cause, _pool, encode_corpus
+from latentwire.api.settings import CorpusSettings
+from latentwire.utils import cli
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("surroundings")
+ROWS, SHARD = 10, 3
+
+
+@pytest.fixture(scope="module")
+def rows(short_questions):
+    return [{"name": f"n{i}", "body": q.context, "ask": q.question} for i, q in enumerate(short_questions[:ROWS])]
+
+
+@pytest.fixture(scope="module")
+def written(rows, tmp_path_factory):
+    """A file of lines; three more of them are damaged."""
+    path = tmp_path_factory.mktemp("input") / "texts.jsonl"
+    more = [{"name": "empty", "body": " ", "ask": "?"}, {"name": "half", "body": "a\ud800", "ask": "?"}]
+    lines = [json.dumps(row) for row in [*rows[:4], *more, *rows[4:]]]
+    path.write_text("\n".join([*lines[:2], "{no JSON", *lines[2:]]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def flags(lw, written):
+    return {
+        "input": str(written), "ckpt": str(lw.folder), "text_column": "body", "question_column": "ask",
+        "id_column": "name", "shard_rows": SHARD, "workers": 1, "device": "cpu",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(flags, tmp_path_factory):
+    """(folder, what was returned) of a corpus that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("corpus") / "whole"
+    return folder, encode_corpus(CorpusSettings(**flags, output=str(folder)))
+
+
+def read(folder):
+    """All rows in order."""
+    return pa.concat_tables([pq.read_table(path) for path in sorted((folder / "shards").glob("*"))]).to_pylist()
+
+
+def test_each_wire_has_the_bytes_that_encode_gives_its_text_alone(whole, rows, lw):
+    folder, found = whole
+    assert (found["rows"], found["kept_out"], found["shards"]) == (ROWS, 3, 5)
+    assert [row["id"] for row in read(folder)] == [row["name"] for row in rows]
+    for row, given in zip(read(folder), rows, strict=True):
+        wire = lw.encode(given["body"], given["ask"])
+        assert row["wire"] == wire and row["wire_bytes"] == len(wire)
+        assert row["words"] == lw.wire(wire).words() and row["text_bytes"] == lw.wire(wire).text_bytes
+
+
+def test_damaged_rows_are_named_and_kept_out(whole):
+    errors = pq.read_table(whole[0] / "errors.parquet").to_pylist()
+    said = {Path(error["place"]).name: (error["id"], error["error"]) for error in errors}
+    assert [*said] == ["texts.jsonl:3", "texts.jsonl:6", "texts.jsonl:7"]
+    assert said["texts.jsonl:3"][0] is None and "no JSON" in said["texts.jsonl:3"][1]
+    assert said["texts.jsonl:6"] == ("empty", "body=' ': empty; give a text")
+    assert said["texts.jsonl:7"][0] == "half" and "surrogate" in said["texts.jsonl:7"][1]
+
+
+def test_a_wire_is_found_by_its_id(whole, rows, lw, checkpoint_of):
+    for corpus in (LatentWire.open_corpus(whole[0]), lw.open_corpus(whole[0], lw.folder)):
+        assert len(corpus) == ROWS and [*corpus] == [row["name"] for row in rows]
+        assert all(bytes(corpus[row["name"]]) == lw.encode(row["body"], row["ask"]) for row in rows)
+    with pytest.raises(ValueError, match=r"id='nobody': 0 documents"):
+        corpus["nobody"]
+    with pytest.raises(ValueError, match=r"id='empty': 0 documents .* kept out: body=' ': empty"):
+        corpus["empty"]
+    with pytest.raises(ValueError, match="is of encoder"):
+        LatentWire.open_corpus(whole[0], checkpoint_of("prompt", 1))
+    with pytest.raises(FileNotFoundError, match="no corpus in"):
+        LatentWire.open_corpus(lw.folder)
+
+
+def test_answer_reads_a_corpus(whole, rows, lw, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["answer.py", f"--ckpt={lw.folder}", f"--corpus={whole[0]}", "--id=n7"])
+    cli.run(answer.main)
+    first = next(iter(lw.llms))
+    wire = lw.encode(rows[7]["body"], rows[7]["ask"])
+    assert capsys.readouterr().out.rstrip("\n") == lw.reader(first).answer(wire)
+
+
+def test_killed_in_the_middle_and_continued_the_rows_are_the_same(whole, flags, tmp_path):
+    folder = tmp_path / "killed"
+    command = [sys.executable, "latentwire/encode_corpus.py", f"--output={folder}"]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (there := [*folder.glob("shards/0*.parquet")]):
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    with pytest.raises(ValueError, match="is in use by a running process"):
+        encode_corpus(CorpusSettings(**flags, output=str(folder)))
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    first = there[0].stat().st_mtime_ns
+    (folder / "shards" / ".00000-000004.parquet.1").write_bytes(b"half a file")
+    found = encode_corpus(CorpusSettings(**flags, output=str(folder)))
+    assert read(folder) == read(whole[0]) and found["rows_sha256"] == whole[1]["rows_sha256"]
+    assert pq.read_table(folder / "errors.parquet") == pq.read_table(whole[0] / "errors.parquet")
+    assert there[0].stat().st_mtime_ns == first and not [*folder.glob("shards/.*")]
+
+
+def test_a_folder_of_another_corpus_is_refused_by_name(whole, flags, checkpoint_of, tmp_path, rows):
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps(rows[0]) + "\n")
+    changes = [("ckpt", str(checkpoint_of("prompt", 1)), "encoder"), ("codec", "int8", "codec")]
+    changes += [("input", str(other), "content"), ("latent_len", 5, "latent_len"), ("shard_rows", 4, "shard_rows")]
+    for name, value, said in changes:
+        with pytest.raises(ValueError, match=rf"another configuration \(.*{said}: "):
+            encode_corpus(CorpusSettings(**(flags | {name: value}), output=str(whole[0])))
+    found = encode_corpus(CorpusSettings(**(flags | {"workers": 2}), output=str(whole[0])))
+    assert len(found["runs"]) == 1, "all of it is done"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"question_column": ""}, "question_column='': the source of .* is 'prompt': each text"),
+        ({"text_column": "text"}, "text_column='text': .* has ask, body, name"),
+        ({"codec": "compact2"}, "codec='compact2': choose one of"),
+        ({"input": "no/such/file.jsonl"}, "'no/such/file.jsonl' is no file"),
+        ({"ckpt": "./nothing"}, "no checkpoint in './nothing'"),
+    ],
+)
+def test_what_is_wrong_is_told_before_ray_starts(flags, tmp_path, monkeypatch, change, says):
+    monkeypatch.setattr("latentwire.api.corpus._ray", lambda: pytest.fail("Ray was started"))
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        encode_corpus(CorpusSettings(**(flags | change), output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_source_context_takes_no_question(flags, checkpoint_of, tmp_path):
+    change = {"ckpt": str(checkpoint_of("context"))}
+    with pytest.raises(ValueError, match=r"question_column='ask': .* 'context': texts are encoded alone"):
+        encode_corpus(CorpusSettings(**(flags | change), output=str(tmp_path)))
+
+
+def test_a_broken_file_ends_the_run_with_its_name_and_what_was_done_stays(flags, written, tmp_path):
+    packed = gzip.compress(written.read_bytes() * 40)
+    (tmp_path / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    change = {"input": str(tmp_path / "cut.jsonl.gz"), "id_column": ""}
+    with pytest.raises(ValueError, match=r"cut\.jsonl\.gz: broken gzip file after line \d+"):
+        encode_corpus(CorpusSettings(**(flags | change), output=str(tmp_path / "out")))
+
+
+def test_encoders_share_the_gpus_that_there_are(flags):
+    def pool(there, **changes):
+        return _pool(CorpusSettings(**(flags | {"device": "", "workers": None} | changes), output="o"), there)
+
+    assert pool({"CPU": 8.0, "GPU": 2.0}) == {"concurrency": 2, "num_gpus": 1.0, "num_cpus": 1.0}
+    assert pool({"CPU": 8.0, "GPU": 2.0}, worker_gpus=0.5)["concurrency"] == 4
+    assert pool({"CPU": 8.0, "GPU": 2.0}, device="cpu") == {"concurrency": 8, "num_gpus": 0.0, "num_cpus": 1.0}
+    assert pool({"CPU": 2.0}, workers=4) == {"concurrency": 4, "num_gpus": 0.0, "num_cpus": 0.5}
+    with pytest.raises(ValueError, match=r"workers=3: there are GPUs for 2"):
+        pool({"CPU": 8.0, "GPU": 2.0}, workers=3)
+    with pytest.raises(ValueError, match=r"worker_gpus=1.0: there are 0 GPUs"):
+        pool({"CPU": 8.0}, worker_gpus=1.0)
+
+
+def test_what_went_wrong_is_found_within_what_ray_says():
+    outer = RuntimeError("Ray says much")
+    with contextlib.suppress(RuntimeError):
+        raise outer from ValueError("the file is broken")
+    assert str(_cause(outer)) == "the file is broken" and _cause(RuntimeError("?")) is None

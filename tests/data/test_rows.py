@@ -1,0 +1,109 @@
+"""Rows of files of every form: each with its place, and what is damaged told by name."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from latentwire.data.rows import sources
+from latentwire.data.squad import SAMPLE_DIR, load
+
+
+def rows(given, split="train"):
+    return [row for source in sources(str(given), split) for row in source.rows()]
+
+
+def test_lines_count_from_one_and_empty_ones_are_no_rows(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n\n[1]\n{"text": \xff}\n{"text": "two"}')
+    found = rows(path)
+    assert [place for place, _ in found] == [f"{path}:{n}" for n in (1, 3, 4, 5)]
+    assert (found[0][1], found[3][1]) == ({"text": "one"}, {"text": "two"})
+    assert found[1][1] == "a JSON list, no object" and found[2][1].startswith("no JSON")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert [row for _, row in rows(f"{path}.gz")] == [row for _, row in found]
+    assert sources(f"{path}.gz", "")[0].count() == 5
+
+
+def test_a_table_has_a_header_and_its_damage_is_told(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b'text,n\n"two\nlines",1\nshort\nlatin \xe9,2\n' + b"x" * 200_000 + b',3\n"never closed,4\nmore,5\n'
+    )
+    found = [row for _, row in rows(path)]
+    assert found[0] == {"text": "two\nlines", "n": "1"} and found[1] == {"text": "short", "n": None}
+    assert found[2]["text"] == "latin \udce9" and len(found[3]["text"]) == 200_000
+    assert found[4].startswith("no CSV (unexpected end of data") and len(found) == 5
+
+
+def test_parquet_rows_and_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "a.parquet"
+    broken = pa.array([b"good", b"\xff", None], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": broken, "n": [1, 2, 3]}), path)
+    found = rows(path)
+    assert found[0] == (f"{path}:1", {"text": "good", "n": 1}) and found[2][1] == {"text": None, "n": 3}
+    assert found[1][1].startswith("no UTF-8 text") and sources(str(path), "")[0].count() == 3
+    path.write_bytes(b"PAR1 nothing")
+    with pytest.raises(ValueError, match=r"a\.parquet: no Parquet file"):
+        rows(path)
+
+
+def test_a_folder_a_pattern_and_files_with_commas(tmp_path):
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / ".hidden").write_text("no")
+    (tmp_path / "c.txt").write_bytes(b"\xff")
+    (tmp_path / "d.jsonl").write_text('{"text": "third"}\n')
+    found = [row for _, row in rows(tmp_path)]
+    assert found[:3] == [{"text": "third"}, {"text": "first"}, {"text": "second"}]
+    assert found[3].startswith("no UTF-8 text")
+    assert [row for _, row in rows(tmp_path / "[ab].txt")] == found[1:3]
+    assert [row for _, row in rows(f"{tmp_path / 'b.txt'}, {tmp_path / 'd.jsonl'}")] == [found[0], found[2]]
+    (tmp_path / "e.docx").write_text("no")
+    with pytest.raises(ValueError, match=r"e\.docx ends like no form that is read"):
+        sources(str(tmp_path), "")
+    with pytest.raises(FileNotFoundError, match=r"'nothing\.csv' is no file, folder, pattern or data set"):
+        sources("nothing.csv", "")
+
+
+def test_a_data_set_gives_each_paragraph_once_with_its_first_question():
+    questions = load("sample", "dev").questions
+    found = [row for _, row in rows("sample", "dev")]
+    assert [row["text"] for row in found] == list(dict.fromkeys(q.context for q in questions))
+    first = {}
+    for q in questions:
+        first.setdefault(q.context, q)
+    assert all(
+        (row["question"], row["id"]) == (q.question, q.paragraph) for row, q in zip(found, first.values(), strict=True)
+    )
+    assert [row for _, row in rows(SAMPLE_DIR / "dev.json")] == found
+
+
+def test_content_that_changes_changes_the_digest(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "one"}))
+    before = sources(str(path), "")[0].digest()
+    path.write_text(json.dumps({"text": "two"}))
+    assert sources(str(path), "")[0].digest() != before
+    assert sources("sample", "dev")[0].digest() != sources("sample", "train")[0].digest()
+
+
+def test_a_hub_id_is_read_through_datasets(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(*given, **how):
+        asked.append((given, how))
+        if given[0] == "no/thing":
+            raise ValueError("no such data set\nmore")
+        return datasets.Dataset.from_dict({"text": ["one", "two"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("latentwire.data.rows.hub_answers", lambda: True)
+    assert rows("some/set:part") == [("some/set:part:1", {"text": "one"}), ("some/set:part:2", {"text": "two"})]
+    assert asked == [(("some/set", "part"), {"split": "train"})]
+    with pytest.raises(ValueError, match=r"'no/thing' is no file, .* the hub gave none \(no such data set\)"):
+        rows("no/thing")
