@@ -35,10 +35,9 @@ from latentwire.api.settings import CorpusSettings
 from latentwire.api.words import words_of
 from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.rows import Row, Source, sources
-from latentwire.models.weights import sha256_of
 from latentwire.models.wire import COMPACT
 from latentwire.utils.cli import SCHEMA, reason, require
-from latentwire.utils.files import read_json, write_json
+from latentwire.utils.files import read_json, sha256_of, write_json
 from latentwire.utils.machine import device_of
 from latentwire.utils.runs import RunFolder, digest, identity
 

@@ -6,7 +6,6 @@ are empty are no rows, but they count. What is damaged beyond a row ends the rea
 
 import csv
 import gzip
-import hashlib
 import itertools
 import json
 import sys
@@ -22,7 +21,7 @@ from latentwire.data.question import Question
 from latentwire.data.registry import DATASETS
 from latentwire.data.squad import load, read_squad_file
 from latentwire.utils.cli import reason
-from latentwire.utils.files import UNREADABLE
+from latentwire.utils.files import UNREADABLE, sha256_of
 from latentwire.utils.machine import hub_answers
 from latentwire.utils.registry import import_all
 from latentwire.utils.runs import digest
@@ -59,7 +58,7 @@ class Source:
             return _of_hub(self)._fingerprint
         if self.form is questions:
             return digest(load(self.names[0], self.split).questions)
-        return digest(*(_sha256(name) for name in self.names))
+        return digest(*(sha256_of(Path(name)) for name in self.names))
 
 
 def sources(given: str, split: str) -> list[Source]:
@@ -217,8 +216,3 @@ def _of_hub(source: Source) -> object:
             f"input: {name!r} is no file, folder or data set ({', '.join(DATASETS)}), and the hub gave none "
             f"({reason(error)})"
         ) from error
-
-
-def _sha256(name: str) -> str:
-    with open(name, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

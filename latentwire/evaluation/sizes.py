@@ -1,4 +1,4 @@
-"""How many bytes a question's text takes by other means, so that a wire's bytes can be judged.
+"""How many bytes the text of a question takes by other means, so that a wire's bytes can be judged.
 
 Each way codes the same text: what the wire stands for. A way that a receiver can undo with less is the stronger rival.
 """

@@ -38,11 +38,10 @@ from latentwire.models.weights import (
     read_config,
     registered,
     require_parts,
-    sha256_of,
     wire_id_of,
 )
 from latentwire.utils.cli import reason
-from latentwire.utils.files import write_sealed
+from latentwire.utils.files import sha256_of, write_sealed
 from latentwire.utils.registry import Registry
 
 

@@ -7,9 +7,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
-from latentwire.models.weights import read_config, read_weights, sha256_of, weights_file, weights_stems, wire_id
+from latentwire.models.weights import read_config, read_weights, weights_file, weights_stems, wire_id
 from latentwire.utils.cli import reason, require
-from latentwire.utils.files import read_json, write_sealed
+from latentwire.utils.files import read_json, sha256_of, write_sealed
 
 # What a checkpoint on a user's machine says that nobody else needs.
 _PRIVATE = ("init", "save_dir", "resume", "save_minutes", "tensorboard", "tracker", "ignore_memory", "device")

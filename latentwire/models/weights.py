@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from latentwire.llms.known import NOT_IN_NAMES, id_variable
 from latentwire.models.adapters import ADAPTERS, Adapter
 from latentwire.utils.cli import reason
-from latentwire.utils.files import json_text, read_sealed
+from latentwire.utils.files import json_text, read_sealed, sha256_of
 from latentwire.utils.registry import Registry
 
 FORMS = (".safetensors", ".pt")  # of weights; the first one that is there is read
@@ -182,11 +182,6 @@ def require_parts(folder: Path, config: Mapping) -> None:
             raise ValueError(f"{folder / 'config.json'} names {name!r}, which is no part of a checkpoint")
         if not path.is_file() or sha256_of(path) != promised:
             raise ValueError(f"{path.parent} cannot be read ({path.name} is lacking or damaged); restore it")
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_weights(path: Path) -> dict | Tensor:

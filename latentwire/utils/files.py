@@ -78,6 +78,12 @@ def _crc(content: Mapping) -> int:
     return zlib.crc32(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, content: object) -> None:
     """Write JSON so that a reader never sees half a file."""
     write_text(path, json_text(content))

@@ -80,10 +80,16 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
     def begin(cls, before: Encoder, settings: Settings, m: int) -> Encoder:
         """With the closed form's codebook and a pretrained backbone."""
         codebook = before.codebook.weight.detach()
-        made = cls(before.tokenizer, before.d_z, len(codebook), load_backbone(settings.encoder_id), settings.pooling)
+        own = cls._own(settings)
+        made = cls(before.tokenizer, before.d_z, len(codebook), load_backbone(settings.encoder_id), **own)
         with torch.no_grad():
             made.codebook.weight.copy_(codebook)
         return made
+
+    @classmethod
+    def _own(cls, settings: Settings) -> dict:
+        """What the settings say to `__init__`."""
+        return {"pooling": settings.pooling}
 
     def shape(self) -> dict:
         return super().shape() | {"pooling": self.pooling}

@@ -58,13 +58,8 @@ class AnchorEncoder(SelectingEncoder):
             nn.init.zeros_(self.residual.bias)
 
     @classmethod
-    def begin(cls, before: Encoder, settings: BackboneSettings, m: int) -> Encoder:
-        """With the closed form's codebook and a pretrained backbone."""
-        codebook = before.codebook.weight.detach()
-        made = cls(before.tokenizer, before.d_z, len(codebook), load_backbone(settings.encoder_id), settings.dense)
-        with torch.no_grad():
-            made.codebook.weight.copy_(codebook)
-        return made
+    def _own(cls, settings: Settings) -> dict:
+        return {"dense": settings.dense}
 
     def shape(self) -> dict:
         return {"vocabulary": self.codebook.num_embeddings, "dense": self.dense}
