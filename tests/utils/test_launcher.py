@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -76,7 +77,7 @@ def start(tmp_path):
 
     yield begin
     for process in (*working(tmp_path), *tops):
-        if process.pid in psutil.pids():
+        with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
             process.kill()
     for top in tops:
         top.wait()
@@ -129,8 +130,16 @@ def test_a_torchrun_that_is_still_importing_ends_with_its_launcher(start):
 
 def of_torchrun(top):
     """Ids of the processes that torchrun's command line names, and of those that they started."""
-    children = [child for child in psutil.Process(top.pid).children() if "torch.distributed.run" in child.cmdline()]
+    children = [child for child in psutil.Process(top.pid).children() if "torch.distributed.run" in line_of(child)]
     return [process.pid for child in children for process in (child, *child.children(recursive=True))]
+
+
+def line_of(process):
+    """The command line of a process; none of one that has ended since it was listed."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # a zombie, too
+        return []
 
 
 def test_workers_of_torchrun_end_with_torchrun_alone(start):
