@@ -18,7 +18,8 @@ from latentwire.utils.declared import current, one, page
 PROGRAMS = {
     **EVALUATION, "train": TrainSettings, "launch": LaunchSettings, "diagnostics": studies.DiagnosticsSettings,
     "sweep": studies.SweepSettings, "benchmark": studies.BenchmarkSettings, "suite": studies.SuiteSettings,
-    "plan": studies.PlanSettings, "ablations": studies.AblationSettings, **API, **SERVICE, "doctor": DoctorSettings,
+    "plan": studies.PlanSettings, "ablations": studies.AblationSettings, "arms": studies.ArmsSettings,
+    **API, **SERVICE, "doctor": DoctorSettings,
 }  # fmt: skip
 
 

@@ -43,7 +43,8 @@ from latentwire.utils.runs import RunFolder, digest, identity
 LONG_ANSWERS = 2000  # an evaluation of this many answers or more is timed before it starts
 PROBE_QUESTIONS = 16
 _RESTART = "with --fresh_eval (FRESH_EVAL=1 for the scripts)"
-_NO_PART = ("save_dir", "fresh_eval", "conditions", "llms", "reuse", "estimate", "json")  # of what makes two the same
+# Settings that do not make two evaluations different ones, or whose questions' digest does.
+_NO_PART = ("save_dir", "fresh_eval", "conditions", "llms", "reuse", "skip", "estimate", "json")
 
 
 @dataclass
@@ -111,14 +112,15 @@ def resolve(config: EvalSettings) -> Plan:
     later."""
     by_hand = config.samples
     questions = load(config.dataset, config.split)
-    chosen = dataclasses.replace(
-        questions, questions=subset(questions.questions, by_hand or DEFAULT_SAMPLES, config.seed)
-    )
+    ordered = subset(questions.questions, config.skip + (by_hand or DEFAULT_SAMPLES), config.seed)
+    require(config.skip < len(ordered), "skip", config.skip, f"{config.split} has {len(ordered)} questions: skip fewer")
+    chosen = dataclasses.replace(questions, questions=ordered[config.skip :])
     n = len(chosen.questions)
     few = f" (all there are; {by_hand} asked for)" if n < (by_hand or 0) else ""
     print(f"data: {chosen.name} {config.split}, {n} questions{few}", flush=True, file=_words(config))
     made = read_config(Path(config.ckpt)) if config.ckpt else {}
     name = f"{Path(chosen.name).stem}_{config.source}_n{n}_seed{config.seed}"
+    name += f"_skip{config.skip}" if config.skip else ""
     config = on_this_machine(
         dataclasses.replace(
             config,

@@ -27,6 +27,9 @@ class EvalSettings(LLMSettings, DataSettings):
     samples: int | None = option(
         None, "number of questions; more than exist means all; default: 1000", least=1, fallback=DEFAULT_SAMPLES
     )
+    skip: int = option(
+        0, "questions of the seeded order that are left out at its beginning: those that were looked at before", least=0
+    )
     latent_len: int | None = option(
         None, "M, latents (or tokens) per question; default: the checkpoint's, else 32", least=1,
         fallback=DEFAULT_LATENT_LEN,

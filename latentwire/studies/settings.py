@@ -1,4 +1,4 @@
-"""Settings of the studies: diagnostics, sweep, benchmark, the whole suite, ablations."""
+"""Settings of the studies: diagnostics, sweep, benchmark, the whole suite, ablations, arms."""
 
 import itertools
 from dataclasses import dataclass
@@ -186,3 +186,26 @@ class AblationSettings(LLMSettings):
     kd_weight: float = option(0.0, "weight of the teacher in every row but kd", least=0)
     eval_samples: int = option(300, "questions, from articles that are not trained on, that judge a row", least=1)
     save_dir: str = option("runs/ablations", "output folder", env="OUTPUT_DIR")
+
+
+@dataclass(kw_only=True)
+class ArmsSettings(LLMSettings):
+    """What latents add to the tokens that they stand on: arms that are trained alike, each with several seeds
+    (scripts/experiments/train_arms.sh)."""
+
+    arms: str = option(
+        "latentwire ids_marked ids selected_text_tuned selected_words_tuned text_tuned",
+        "which arms, separated by spaces",
+    )
+    seeds: str = option("0 1 2", "training seeds of each arm, separated by spaces")
+    ckpt: str = option("checkpoints/latentwire_m32", "checkpoint whose selection all arms send")
+    source: str = option(
+        "aware", "aware, or context: the question is text behind the wire", choices=("aware", "context")
+    )
+    llms: str = option(next(iter(DEFAULT_LLMS)), "names of the LLMs; the model of x is read from X_ID")
+    samples: int = option(3200, "train questions of an arm", least=1)
+    epochs: int = option(1, "passes of an arm", least=1)
+    k: int = option(12, "first tokens of an answer to learn; its end is learned, too", least=1)
+    eval_samples: int = option(2800, "dev questions that judge an arm", least=1)
+    skip: int = option(1000, "dev questions that are left out first: those that were looked at before", least=0)
+    save_dir: str = option("runs/arms", "output folder", env="OUTPUT_DIR")

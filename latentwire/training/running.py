@@ -17,9 +17,10 @@ from latentwire.data.question import QuestionSet, split_by_article, subset
 from latentwire.data.squad import load
 from latentwire.llms.loading import device_map
 from latentwire.models.adapters import ADAPTERS, SOFT_VECTORS
-from latentwire.models.checkpoint import save_checkpoint
+from latentwire.models.checkpoint import load_encoder, save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
+from latentwire.models.encoders.selecting import SelectingEncoder
 from latentwire.models.weights import checkpoint_sha256, load_training, read_config
 from latentwire.training import joining
 from latentwire.training.jobs import Start, job_of
@@ -220,6 +221,11 @@ def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: 
     seed = config.seed if config.codes == "random" else None
     encoder, adapters, figures = closed_form(llms, fit_texts(config.dataset), config.d_z, seed, config.adapter_type)
     begin_adapters(adapters, ready)
+    if config.init:
+        before = load_encoder(Path(config.init))
+        remedy = f"its encoder {before.name!r} has no choice of tokens to keep; leave --init out"
+        require(isinstance(before, SelectingEncoder), "init", config.init, remedy)
+        encoder = before.with_codes_of(encoder)
     if run:
         save_checkpoint(run.path / "checkpoint_best", encoder, adapters, origin | {"interface": figures})
 

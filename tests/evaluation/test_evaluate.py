@@ -206,6 +206,16 @@ def test_more_samples_than_exist_means_all_and_says_so(tmp_path, capsys):
     assert "120 questions (all there are; 9999 asked for)" in capsys.readouterr().out
 
 
+def test_questions_that_were_looked_at_before_are_left_out(tmp_path):
+    ids = {}
+    for name, how in {"all": {"samples": 9}, "rest": {"samples": 5, "skip": 4}}.items():
+        evaluate(config(tmp_path / name, conditions="no_context", max_new_tokens=1, **how))
+        ids[name] = json.loads((tmp_path / name / "manifest.json").read_text())["ids"]
+    assert ids["rest"] == ids["all"][4:]
+    with pytest.raises(ValueError, match="skip=120: dev has 120 questions"):
+        evaluate(config(tmp_path / "r", skip=120))
+
+
 def test_the_context_source_asks_the_question_as_text(tmp_path):
     results = evaluate(config(tmp_path / "r", source="context", conditions="latentwire,oracle_text,oracle_wire,text"))
     rows = {row["condition"]: row for row in results["results"] if row["llm"] == "qwen"}

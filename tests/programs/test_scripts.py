@@ -207,6 +207,27 @@ def test_ablations_end_with_the_first_failure_and_refuse_an_unknown_row(recorded
     assert done.returncode == 2 and "bytes is not known" in done.stderr and not calls
 
 
+def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
+    script = copy / "scripts/experiments/train_arms.sh"
+    done, calls = recorded(
+        script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS="latentwire ids text_tuned", SAMPLES="5"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (start, _), *trained = [call for call in calls if "train.py" in call[0]]
+    assert flag((start, {}), "init") == "checkpoints/latentwire_m32" and "--stage codebook" in start
+    assert [flag(call, "save_dir") for call in trained] == [
+        f"out/seed{seed}/{arm}" for seed in (0, 1) for arm in ("latentwire", "ids", "text_tuned/text_tuned")
+    ]
+    same = {(flag(call, "init"), flag(call, "samples"), v["SOURCE"], v["K"], v["EPOCHS"]) for call, v in
+            ((call, call[1]) for call in trained)}  # fmt: skip
+    assert same == {("out/base/checkpoint_best", "5", "aware", "12", "1")}
+    judged = [call for call in calls if "eval.py" in call[0]]
+    assert {(flag(call, "skip"), flag(call, "samples")) for call in judged} == {("1000", "2800")}
+    assert flag(judged[2], "tuned") == "out/seed0/text_tuned" and flag(judged[2], "conditions") == "text_tuned"
+    paired = [",".join(f"out/seed{seed}/{arm}/eval" for seed in (0, 1)) for arm in ("latentwire", "ids", "text_tuned")]
+    assert calls[-1][0].endswith(f"compare.py {' '.join(paired)}:text_tuned --margin 0.02 --save_dir out")
+
+
 @pytest.mark.parametrize(("script", "folder"), [("benchmark.sh", "runs/benchmark"), ("run_all.sh", None)])
 def test_a_program_finds_its_settings_in_the_environment_and_fails_its_script(recorded, copy, script, folder):
     name = {"benchmark.sh": "benchmark.py", "run_all.sh": "suite.py"}[script]

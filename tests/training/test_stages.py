@@ -47,6 +47,22 @@ def test_stage_scores_trains_backbone_and_scores_alone(scores, codebook, encoder
     assert held.keys() == {"answer_kept", "encoder_f1", "score"} and 0 <= held["answer_kept"] <= 1
 
 
+def test_the_codebook_of_a_checkpoint_begins_anew_and_its_selection_stays(joint, short, codebook, tmp_path, capsys):
+    again = short(tmp_path / "r", stage="codebook", init=str(joint / "checkpoint_best"), adapter_type="preamble")
+    train(again)
+    made, begun, before = (
+        read(folder / "encoder.pt")
+        for folder in (tmp_path / "r" / "checkpoint_best", codebook, joint / "checkpoint_best")
+    )
+    assert torch.equal(made["codebook.weight"], begun["codebook.weight"])
+    assert not made["residual.weight"].any() and before["residual.weight"].any()
+    kept = {name for name in before if torch.equal(made[name], before[name])}
+    assert kept >= {name for name in before if name.startswith(("backbone.", "score.", "span.", "outside"))}
+    assert read_config(tmp_path / "r" / "checkpoint_best")["adapters"] == dict.fromkeys(LLMS, "preamble")
+    with pytest.raises(ValueError, match="'codebook' has no choice of tokens to keep"):
+        train(short(tmp_path / "other", stage="codebook", init=str(codebook)))
+
+
 def test_stage_adapters_trains_codebook_residual_and_adapters_alone(adapters, scores):
     before, after = scores / "checkpoint_best", adapters / "checkpoint_last"
     assert changed(before, after, "encoder") == {"codebook.weight", "residual.weight", "residual.bias"}

@@ -34,6 +34,7 @@ from latentwire.utils.cli import option
 _LONGEST_SPAN = 30  # wire tokens of an answer that the encoder reads out by itself
 _REACH = 8  # wire tokens around a likely answer that help to understand it
 _LEAST = 1e-6  # so that the logarithm of no token's relevance is infinite
+_CHOOSING = ("backbone.", "outside", "score.", "span.")  # parameters that decide which tokens are sent
 _KEPT = 1.0  # score of question and labels at the start: above every token of the context, whose relevance is below 1
 
 
@@ -84,6 +85,13 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
         made = cls(before.tokenizer, before.d_z, len(codebook), load_backbone(settings.encoder_id), **own)
         with torch.no_grad():
             made.codebook.weight.copy_(codebook)
+        return made
+
+    def with_codes_of(self, before: ClosedFormEncoder) -> "SelectingEncoder":
+        """A new one that chooses tokens as this one does, with the closed form's codebook."""
+        made = type(self)(before.tokenizer, before.d_z, before.codebook.num_embeddings, self.backbone, self.pooling)
+        kept = {name: kept for name, kept in self.state_dict().items() if name.startswith(_CHOOSING)}
+        made.load_state_dict(made.state_dict() | before.state_dict() | kept)
         return made
 
     @classmethod
