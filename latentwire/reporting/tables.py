@@ -35,17 +35,18 @@ def table_markdown(results: Mapping) -> str:
         "F1 [95% interval]",
         "EM",
         "first token",
+        "informative",
         "bits/answer byte",
         "positions",
         "bytes sent",
     )
     rows = [
         (llm_label(row), row["condition"], row["m"] or "", f1_label(row, results["n"]), f"{row['em']:.3f}",
-         figure(row["first_token_acc"], 3), figure(row["bits_per_answer_byte"], 2), positions(row),
-         row["wire_bytes"])
+         figure(row["first_token_acc"], 3), figure(row.get("first_informative_acc"), 3),
+         figure(row["bits_per_answer_byte"], 2), positions(row), row["wire_bytes"])
         for row in results["results"]
     ]  # fmt: skip
-    lines = [*_origin(results), *markdown(head, rows), "", _llm_line(results["results"]), ""]
+    lines = [*_origin(results), *_filled(head, rows), "", _llm_line(results["results"]), ""]
     lines += [*_variance_lines(results["results"]), *_codes_lines(results), *_taken_lines(results["results"])]
     lines += _bytes_lines(results.get("bytes_table"))
     return "\n".join([*lines, *_difference_lines(results["comparisons"]), *_critical_block(results)]) + "\n"
@@ -118,21 +119,34 @@ def comparison_markdown(compared: Mapping) -> str:
         f"{compared['source']}; {compared['dtype']}; condition {compared['condition']}; commit {commits}; "
         f"{machine_line(compared['machine'])}."
     )
+    lines = [about, "", *_compared(compared["rows"], compared["n"])]
+    for part in compared.get("parts", ()):
+        lines += ["", f"Questions of which {part['part']} (n={part['n']}):", "", *_compared(part["rows"], part["n"])]
+    few = [_FEW] if any("seed" in _paired(row)[-2] for row in compared["rows"]) else []
+    return "\n".join([*lines, *few]) + "\n"
+
+
+def _compared(compared: Sequence[Mapping], n: int) -> list[str]:
+    """The table of a comparison's rows, of n questions, without the columns that are empty."""
     head = (
-        "run", "LLM", "M", "codec", "F1 [95% interval]", "seeds", "first token", "NLL/token", "bytes",
+        "run", "LLM", "M", "codec", "F1 [95% interval]", "seeds", "first token", "informative", "NLL/token", "bytes",
         "F1 minus first run [95% interval]", "drawn over", "by article [95% interval]", "verdict",
         "equivalence [90% interval]",
     )  # fmt: skip
     rows = [
         (row["name"], llm_label(row) if "llm_id" in row else row["llm"], row["m"] or "", row["codec"],
-         f1_label(row, compared["n"]), _seeds(row), figure(row["first_token_acc"], 3), figure(row["nll_per_token"], 3),
-         row["wire_bytes"], *_paired(row))
-        for row in compared["rows"]
+         f1_label(row, n), _seeds(row), figure(row["first_token_acc"], 3), figure(row.get("first_informative_acc"), 3),
+         figure(row["nll_per_token"], 3), "" if row["wire_bytes"] is None else row["wire_bytes"], *_paired(row))
+        for row in compared
     ]  # fmt: skip
-    filled = [place for place, cells in enumerate(zip(*rows, strict=True)) if any(cell != "" for cell in cells)]
-    table = [[cells[place] for place in filled] for cells in (head, *rows)]
-    few = [_FEW] if any("seed" in cells[-2] for cells in rows) else []
-    return "\n".join([about, "", *markdown(table[0], table[1:]), *few]) + "\n"
+    return _filled(head, rows)
+
+
+def _filled(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """The lines of a table without the columns that are empty."""
+    there = [place for place, cells in enumerate(zip(*rows, strict=True)) if any(cell != "" for cell in cells)]
+    head, *rows = [[cells[place] for place in there] for cells in (head, *rows)]
+    return markdown(head, rows)
 
 
 def _seeds(row: Mapping) -> str:

@@ -4,11 +4,12 @@ n: questions; S: training seeds of one system.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from latentwire.conditions.base import CONDITIONS
 from latentwire.data.question import Question, Scorer
@@ -24,6 +25,8 @@ from latentwire.evaluation.scores import (
     mean_ci,
     side_verdict,
 )
+from latentwire.models.checkpoint import load_encoder
+from latentwire.models.weights import read_config
 from latentwire.reporting.charts import comparison
 from latentwire.reporting.tables import comparison_markdown
 from latentwire.utils.cli import SCHEMA, require
@@ -32,6 +35,7 @@ from latentwire.utils.files import read_json, read_lines, write_json, write_text
 _SAME = ("dataset", "split", "n", "source", "dtype")  # what evaluations must share to be paired
 _WEIGHTS = {"wire": "checkpoint_sha256", "tuned": "tuned_sha256"}  # in config.json, by what a condition uses
 _OF_DIFFERENCE = ("diff_over", "diff_ci95", "diff_ci90", "diff_ci95_by_article", "verdict", "equivalence")
+_OF_ALL = ("first_token_acc", "first_informative_acc", "nll_per_token", "wire_bytes")  # means of all questions
 _NO_FIGURE = ("seconds", "examples_per_s", "taken_from")  # of a row: times, which no second look repeats
 
 
@@ -61,7 +65,7 @@ def recompute(folder: Path) -> dict:
     Raises FileNotFoundError without any predictions, ValueError naming what differs from results.json.
     """
     before, predicted = _results(folder), _lines(folder)
-    questions, score = _questions(folder, before)
+    questions, score, _ = _questions(folder, before)
     kept = {row_key(line) for line in predicted}
     recorded = [row for row in before["results"] if row_key(row) in kept]
     rows, scores = [], {}
@@ -124,8 +128,9 @@ def parse_run(text: str, condition: str) -> Run:
     return Run(tuple(map(Path, folders.split(","))), own or condition)
 
 
-def compare(runs: Sequence[Run], margin: float | None = None) -> dict:
-    """Rows by run, LLM and M; each is paired with the first run's row of its LLM. margin: of equivalence.
+def compare(runs: Sequence[Run], margin: float | None = None, selection: Path | None = None) -> dict:
+    """Rows by run, LLM and M; each is paired with the first run's row of its LLM. margin: of equivalence; selection: a
+    checkpoint, so that `parts` says the same of the questions of which it sends a whole answer, and of the others.
 
     Raises FileNotFoundError for a folder without an evaluation, ValueError where two are not of the same questions or
     two seeds are the same training.
@@ -140,26 +145,73 @@ def compare(runs: Sequence[Run], margin: float | None = None) -> dict:
         require(
             same, "run", str(folder), f"is not of the questions of {first} ({', '.join(differing) or 'ids'} differ)"
         )
-    questions = _questions(first, base)[0]
-    names, conditions = _names([*found]), list(dict.fromkeys(run.condition for run in runs))
-    rows, firsts = [], {}
-    for run in runs:
-        there = [row for row in found[run.folders[0]]["results"] if row["condition"] == run.condition]
-        require(bool(there), "condition", run.condition, f"{run.folders[0]} has none such")
-        name = " ".join(names[folder] for folder in run.folders)
-        for row in there:
-            system = _system(run, found, row, ids)
-            before = firsts.setdefault(row["llm"], system)
-            rows.append(
-                {"name": name if len(conditions) == 1 else f"{name}: {run.condition}"}
-                | _figures(system, found, questions)
-                | _difference(system, before, questions, margin)
-            )
+    questions, _, spans = _questions(first, base)
+    systems = [system for run in runs for system in _systems(run, found, ids)]
+    parts = []
+    if selection:
+        require(spans, "selection", str(selection), f"answers of {base['dataset']} are no spans of their contexts")
+        inside = answer_is_sent(selection, base["source"], questions)
+        of = {"a whole answer is among the tokens sent": inside, "no whole answer is": ~inside}
+        parts = [
+            {"part": part, "n": int(which.sum()), "rows": _rows(systems, found, questions, margin, which)}
+            for part, which in of.items()
+            if which.any()
+        ]
     return (
-        {"schema": SCHEMA, "condition": ", ".join(conditions), "margin": margin, "machine": base["machine"]}
-        | {name: base[name] for name in (*_SAME, "seed")}
-        | {"rows": rows}
+        {"schema": SCHEMA, "condition": ", ".join(dict.fromkeys(run.condition for run in runs)), "margin": margin}
+        | {name: base[name] for name in ("machine", *_SAME, "seed")}
+        | {"rows": _rows(systems, found, questions, margin), "parts": parts}
     )
+
+
+def answer_is_sent(checkpoint: Path, source: str, questions: Sequence[Question]) -> np.ndarray:
+    """Whether the tokens that a checkpoint sends hold one of the reference answers, all its characters: bool [n].
+
+    Raises ValueError where its encoder chooses no tokens.
+    """
+    encoder, m = load_encoder(checkpoint), read_config(checkpoint)["latent_len"]
+    remedy = f"its encoder {encoder.name!r} chooses no tokens; name a checkpoint that does"
+    require(encoder.chooses_tokens, "selection", str(checkpoint), remedy)
+    found = []
+    for question in tqdm(questions, desc="what is sent", unit="q", mininterval=1):
+        there = {place for span in encoder.chosen_spans(question, source, m) for place in range(*span)}
+        answers = zip(question.starts, question.answers, strict=True)
+        found.append(any(there.issuperset(range(start, start + len(text.rstrip()))) for start, text in answers))
+    return np.array(found)
+
+
+def _systems(run: Run, found: Mapping[Path, Mapping], ids: Sequence[str]) -> list[System]:
+    """Each row of a run's first folder, with what the other folders hold of it."""
+    there = [row for row in found[run.folders[0]]["results"] if row["condition"] == run.condition]
+    require(bool(there), "condition", run.condition, f"{run.folders[0]} has none such")
+    return [_system(run, found, row, ids) for row in there]
+
+
+def _rows(
+    systems: Sequence[System],
+    found: Mapping[Path, Mapping],
+    questions: Sequence[Question],
+    margin: float | None,
+    which: np.ndarray | None = None,
+) -> list[dict]:
+    """A row per system, each paired with the first of its LLM. which: bool [n], the questions that are meant; of a part
+    of them only F1 is told."""
+    names, firsts, rows = _names([*found]), {}, []
+    several = len({system.run.condition for system in systems}) > 1
+    some = questions if which is None else [questions[i] for i in np.flatnonzero(which)]
+    for whole in systems:
+        system = whole if which is None else replace(whole, f1=whole.f1[:, which])
+        before = firsts.setdefault(system.rows[0]["llm"], system)
+        figures = _figures(system, found, some)
+        if which is not None:
+            figures |= dict.fromkeys(_OF_ALL)
+        name = " ".join(names[folder] for folder in system.run.folders)
+        rows.append(
+            {"name": f"{name}: {system.run.condition}" if several else name}
+            | figures
+            | _difference(system, before, some, margin)
+        )
+    return rows
 
 
 def _system(run: Run, found: Mapping[Path, Mapping], row: Mapping, ids: Sequence[str]) -> System:
@@ -176,7 +228,7 @@ def _system(run: Run, found: Mapping[Path, Mapping], row: Mapping, ids: Sequence
 
 def _figures(system: System, found: Mapping[Path, Mapping], questions: Sequence[Question]) -> dict:
     """The figures of one row: means over seeds, with the spread of F1."""
-    row, means = system.rows[0], [r["f1"] for r in system.rows]
+    row, means = system.rows[0], system.f1.mean(axis=1).tolist()
     mean = system.f1.mean(axis=0)
     return {
         "condition": row["condition"], "runs": [str(folder) for folder in system.run.folders],
@@ -185,6 +237,7 @@ def _figures(system: System, found: Mapping[Path, Mapping], questions: Sequence[
         "f1": float(mean.mean()), "f1_ci95": mean_ci(mean, [q.paragraph for q in questions]), "seed_f1": means,
         "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
         "first_token_acc": _mean(system.rows, "first_token_acc"),
+        "first_informative_acc": _mean(system.rows, "first_informative_acc"),
         "nll_per_token": _mean(system.rows, "nll_per_token"), "wire_bytes": row["wire_bytes"],
     }  # fmt: skip
 
@@ -257,8 +310,8 @@ def _row(folder: Path, results: Mapping, like: Mapping) -> Mapping:
 
 
 def _mean(rows: Sequence[Mapping], key: str) -> float | None:
-    """Mean over seeds; None where no LLM was asked."""
-    return None if rows[0][key] is None else float(np.mean([row[key] for row in rows]))
+    """Mean over seeds; None where no LLM was asked, and in records from before it was noted."""
+    return None if rows[0].get(key) is None else float(np.mean([row[key] for row in rows]))
 
 
 def _scores(folder: Path, row: Mapping, ids: Sequence[str]) -> list[float]:
@@ -286,9 +339,9 @@ def _ids(folder: Path) -> list[str]:
     return read_json(folder / "manifest.json")["ids"]
 
 
-def _questions(folder: Path, results: Mapping) -> tuple[list[Question], Scorer]:
-    """The questions of an evaluation, in its order, and what scores answers to them. ValueError where the data at hand
-    are other ones."""
+def _questions(folder: Path, results: Mapping) -> tuple[list[Question], Scorer, bool]:
+    """The questions of an evaluation, in its order, what scores answers to them, and whether these are spans. ValueError
+    where the data at hand are other ones."""
     loaded = load(results["dataset"], results["split"])
     by_id = {q.id: q for q in loaded.questions}
     missing = [id_ for id_ in _ids(folder) if id_ not in by_id]
@@ -296,4 +349,4 @@ def _questions(folder: Path, results: Mapping) -> tuple[list[Question], Scorer]:
         not missing, "dataset", results["dataset"],
         f"{len(missing)} of the questions of {folder} are not in the data at hand ({loaded.name}); set SQUAD_DIR",
     )  # fmt: skip
-    return [by_id[id_] for id_ in _ids(folder)], loaded.score
+    return [by_id[id_] for id_ in _ids(folder)], loaded.score, loaded.spans

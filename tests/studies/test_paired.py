@@ -6,17 +6,19 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from latentwire.compare import main
 from latentwire.data.squad import load
 from latentwire.evaluation.results import compare as pairs_of
 from latentwire.evaluation.results import row_key, summarise
+from latentwire.models.weights import read_config
 from latentwire.reporting.charts import comparison
 from latentwire.reporting.tables import comparison_markdown
 from latentwire.studies import paired
-from latentwire.studies.paired import compare, parse_run, recompute
-from latentwire.utils.files import read_lines
+from latentwire.studies.paired import answer_is_sent, compare, parse_run, recompute
+from latentwire.utils.files import read_lines, write_sealed
 
 QUESTIONS = load("sample", "dev").questions[:6]
 MACHINE = {"gpus": [], "processor": "P", "threads": 2, "torch": "2", "transformers": "5"}
@@ -80,6 +82,27 @@ def test_seeds_are_averaged_by_question_and_their_spread_is_told(runs):
     table = comparison_markdown(found)
     assert "| base seed1 | a-model (llama) | 4 | fp16 | 0.417" in table and "| other | a-model (llama) |" in table
     assert "0.500, 0.333 (sd 0.118)" in table
+
+
+def test_an_answer_is_sent_if_all_its_tokens_are(trained):
+    made = read_config(trained)
+    for m, sent in ((1, False), (500, True)):
+        write_sealed(trained / "config.json", made | {"latent_len": m})
+        assert set(answer_is_sent(trained, "prompt", QUESTIONS)) == {sent}
+
+
+def test_questions_whose_answer_is_not_among_the_tokens_sent_stand_apart(runs, monkeypatch):
+    base, _, other = runs
+    inside = np.array([True, False, True, False, False, True])
+    monkeypatch.setattr(paired, "answer_is_sent", lambda checkpoint, source, questions: inside)
+    found = compare([parse_run(str(run), "latentwire") for run in (base, other)], selection=Path("checkpoint"))
+    sent, others = found["parts"]
+    assert (sent["n"], others["n"]) == (3, 3)
+    assert [row["f1"] for row in sent["rows"]] == [pytest.approx(2 / 3), 1]
+    first, second = others["rows"]
+    assert first["f1"] == pytest.approx(1 / 3) and second["diff"] == pytest.approx(2 / 3)
+    assert first["nll_per_token"] is None, "a mean of all questions"
+    assert "Questions of which no whole answer is (n=3):" in comparison_markdown(found)
 
 
 @pytest.mark.parametrize(
