@@ -19,25 +19,21 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="FOLDER[,FOLDER...][:CONDITION] of evaluations")
     parser.add_argument("--condition", default="latentwire", help="where a RUN names none (default: latentwire)")
     parser.add_argument("--margin", type=float, help="say whether F1 differs by less than this (equivalence)")
-    parser.add_argument(
-        "--selection", type=Path, metavar="CHECKPOINT",
-        help="say the same of the questions of which this checkpoint sends a whole answer, and of the others",
-    )  # fmt: skip
+    parser.add_argument("--selection", type=Path, help="a checkpoint: tell apart the questions whose answer it sends")
     parser.add_argument("--save_dir", type=Path, help="where to write comparison.json, .md and .png")
     args = parser.parse_args()
     from latentwire.reporting.tables import comparison_markdown, table_markdown
     from latentwire.studies.paired import compare, parse_run, recompute, write
 
-    runs = [parse_run(run, args.condition) for run in args.runs]
+    runs = [parse_run(text, args.condition) for text in args.runs]
     if len(runs) == len(runs[0].folders) == 1:
         for name in ("save_dir", "margin", "selection"):
             require(not vars(args)[name], name, str(vars(args)[name]), "one RUN is only recomputed; name two or more")
         again = recompute(runs[0].folders[0])
         print(table_markdown(again), *again["not_kept"], "equal to results.json", sep="\n")
-    else:
-        compared = compare(runs, args.margin, args.selection)
-        print(comparison_markdown(compared), end="")
-        write(compared, args.save_dir)
+        return
+    print(comparison_markdown(compared := compare(runs, args.margin, args.selection)), end="")
+    write(compared, args.save_dir)
 
 
 if __name__ == "__main__":

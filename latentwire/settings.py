@@ -10,16 +10,14 @@ from latentwire.api.settings import PROGRAMS as API
 from latentwire.evaluation.doctor import DoctorSettings
 from latentwire.evaluation.settings import PROGRAMS as EVALUATION
 from latentwire.service.settings import PROGRAMS as SERVICE
-from latentwire.studies import settings as studies
+from latentwire.studies.settings import PROGRAMS as STUDIES
 from latentwire.training.settings import LaunchSettings, TrainSettings
 from latentwire.utils.cli import require, run
 from latentwire.utils.declared import current, one, page
 
 PROGRAMS = {
-    **EVALUATION, "train": TrainSettings, "launch": LaunchSettings, "diagnostics": studies.DiagnosticsSettings,
-    "sweep": studies.SweepSettings, "benchmark": studies.BenchmarkSettings, "suite": studies.SuiteSettings,
-    "plan": studies.PlanSettings, "ablations": studies.AblationSettings, "arms": studies.ArmsSettings,
-    **API, **SERVICE, "doctor": DoctorSettings,
+    **EVALUATION, "train": TrainSettings, "launch": LaunchSettings, **STUDIES, **API, **SERVICE,
+    "doctor": DoctorSettings,
 }  # fmt: skip
 
 

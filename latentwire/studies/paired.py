@@ -340,8 +340,10 @@ def _ids(folder: Path) -> list[str]:
 
 
 def _questions(folder: Path, results: Mapping) -> tuple[list[Question], Scorer, bool]:
-    """The questions of an evaluation, in its order, what scores answers to them, and whether these are spans. ValueError
-    where the data at hand are other ones."""
+    """The questions of an evaluation, in its order, what scores answers to them, and whether these are spans.
+
+    Raises ValueError where the data at hand are other ones.
+    """
     loaded = load(results["dataset"], results["split"])
     by_id = {q.id: q for q in loaded.questions}
     missing = [id_ for id_ in _ids(folder) if id_ not in by_id]

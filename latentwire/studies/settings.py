@@ -209,3 +209,9 @@ class ArmsSettings(LLMSettings):
     eval_samples: int = option(2800, "dev questions that judge an arm", least=1)
     skip: int = option(1000, "dev questions that are left out first: those that were looked at before", least=0)
     save_dir: str = option("runs/arms", "output folder", env="OUTPUT_DIR")
+
+
+PROGRAMS = {
+    "diagnostics": DiagnosticsSettings, "sweep": SweepSettings, "benchmark": BenchmarkSettings, "suite": SuiteSettings,
+    "plan": PlanSettings, "ablations": AblationSettings, "arms": ArmsSettings,
+}  # fmt: skip
