@@ -5,8 +5,10 @@ Shapes: B batch, T tokens of a text, M latents.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 _BISECTIONS = 40
+_DRAWS = 64  # of the noise on scores, whose scale is 1: they are logarithms of probabilities
 
 
 def pool(scores: Tensor, mask: Tensor, m: int, pooling: str) -> tuple[Tensor, Tensor]:
@@ -44,17 +46,51 @@ def _select(weights: Tensor, scores: Tensor, mask: Tensor, m: int) -> Tensor:
     """The M best tokens, each passed through whole; the gradient is that of scaling a token by its weight.
 
     A straight-through estimator (Bengio et al. 2013, arXiv:1308.3432): a token's score rises where the loss would rise
-    without it.
+    without it. All tokens that were not chosen get the same sign.
     """
+    return _assigned(_best(scores, mask, m), m, scores.shape[1]) * (1 + weights - weights.detach())[:, None]
+
+
+class _Perturbed(torch.autograd.Function):
+    """The M best tokens, as `_select` passes them; the gradient is that of the mean choice under normal noise on the
+    scores (Berthet et al. 2020, arXiv:2002.08676), estimated from _DRAWS draws: a token that was not chosen gets the
+    gradient of what it would have changed in the places that it would have taken."""
+
+    @staticmethod
+    def forward(ctx, weights: Tensor, scores: Tensor, mask: Tensor, m: int) -> Tensor:
+        ctx.save_for_backward(scores, mask)
+        ctx.m = m
+        return _assigned(_best(scores, mask, m), m, scores.shape[1])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor, None, None]:
+        scores, mask = ctx.saved_tensors
+        padded = pad(gradient, (0, 1))  # what leads to no token changes nothing
+
+        def loss(order: Tensor) -> Tensor:
+            return padded[:, : order.shape[1]].gather(2, order[..., None]).sum(dim=(1, 2))  # [B]
+
+        found, chosen = torch.zeros_like(scores), loss(_best(scores, mask, ctx.m))
+        for _ in range(_DRAWS):
+            noise = torch.randn_like(scores)
+            found += (loss(_best(scores + noise, mask, ctx.m)) - chosen)[:, None] * noise
+        return None, found / _DRAWS, None, None
+
+
+def _best(scores: Tensor, mask: Tensor, m: int) -> Tensor:
+    """The M best tokens of each text in reading order [B, min(M, T)]; T where there are no more."""
     # Equal scores (question and labels have them) are taken in reading order, however much padding the batch has.
     best = scores.masked_fill(~mask, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     order = best[:, : min(m, scores.shape[1])].sort(dim=1).values
     # Padding that was taken for lack of tokens is sorted behind them, and its places are unused.
-    order = torch.where(mask.gather(1, order), order, scores.shape[1]).sort(dim=1).values
-    hard = torch.zeros(len(scores), m, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype)
+    return torch.where(mask.gather(1, order), order, scores.shape[1]).sort(dim=1).values
+
+
+def _assigned(order: Tensor, m: int, tokens: int) -> Tensor:
+    """Chosen tokens as places [B, M, T] of ones and zeros."""
+    hard = torch.zeros(len(order), m, tokens + 1, device=order.device)
     hard[:, : order.shape[1]].scatter_(2, order[..., None], 1.0)
-    hard = hard[..., :-1]
-    return hard * (1 + weights - weights.detach())[:, None]
+    return hard[..., :-1]
 
 
 def _integrate(weights: Tensor, scores: Tensor, mask: Tensor, m: int) -> Tensor:
@@ -66,4 +102,4 @@ def _integrate(weights: Tensor, scores: Tensor, mask: Tensor, m: int) -> Tensor:
     return (torch.minimum(end, place + 1) - torch.maximum(start, place)).clamp(min=0)
 
 
-POOLINGS = {"select": _select, "cif": _integrate}
+POOLINGS = {"select": _select, "perturbed": _Perturbed.apply, "cif": _integrate}

@@ -178,7 +178,9 @@ class PlanSettings(Settings):
 class AblationSettings(LLMSettings):
     """What each part is worth: one short training per row (scripts/experiments/ablations.sh)."""
 
-    rows: str = option("queries byte random_codes cif kd no_span M8 M16 M64", "which rows, separated by spaces")
+    rows: str = option(
+        "queries byte random_codes cif kd no_span perturbed M8 M16 M64", "which rows, separated by spaces"
+    )
     llms: str = option(next(iter(DEFAULT_LLMS)), "names of the LLMs; the model of x is read from X_ID")
     samples: int = option(2000, "train questions of a row", least=1)
     epochs: int = option(1, "passes of a row through the LLMs", least=1)

@@ -29,6 +29,7 @@ change() {
         cif) changed=(POOLING=cif) ;;
         kd) changed=(KD_WEIGHT=0.5 INIT="$scores") ;;
         no_span) changed=(SPAN_WEIGHT=0) ;;
+        perturbed) changed=(SPAN_WEIGHT=0 POOLING=perturbed) ;;
         M[1-9]*) changed=(LATENT_LEN="${1#M}" INIT="$scores") ;;
         *) echo "error: ROWS: $1 is not known; choose among those in $0" >&2; exit 2 ;;
     esac

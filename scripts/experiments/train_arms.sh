@@ -44,4 +44,4 @@ for one in $arms; do
     [[ $one == *_tuned ]] && folders+=":$one"
     compared+=("${folders:1}")
 done
-program compare "${compared[@]}" --margin 0.02 --save_dir "$save_dir"
+program compare "${compared[@]}" --margin 0.02 --selection "$base" --save_dir "$save_dir"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentwire.models.pooling import pool, token_weights
+from latentwire.models.pooling import POOLINGS, pool, token_weights
 
 M, LENGTHS = 5, (20, 9, 5, 3)
 
@@ -52,7 +52,7 @@ def test_among_equals_the_earlier_token_is_chosen_whatever_the_padding():
         assert places.argmax(dim=2).tolist() == [[1, 2, 3, 4, 5]] * 2
 
 
-@pytest.mark.parametrize("pooling", ["select", "cif"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_padding_is_never_chosen_however_high_its_score(pooling):
     scores, mask = batch()
     changed = scores.masked_fill(~mask, 1e4)
@@ -62,7 +62,7 @@ def test_padding_is_never_chosen_however_high_its_score(pooling):
     assert used[:, 0].all() and used.sum(dim=1).tolist() == [5, 5, 5, 3]
 
 
-@pytest.mark.parametrize("pooling", ["select", "cif"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_text_of_fewer_tokens_than_places_is_passed_through_whole(pooling):
     scores, mask = batch()
     places, used = pool(scores, mask, 40, pooling)
@@ -96,6 +96,23 @@ def test_select_raises_the_score_of_a_token_that_the_loss_wants_more_of():
     places, _ = pool(scores, mask, M, "select")
     (-places[0, :, best].sum()).backward()
     assert scores.grad[0, best] < 0 and (scores.grad[0].ge(0) | (torch.arange(20) == best)).all()
+
+
+def test_perturbed_chooses_as_select_and_tells_apart_the_tokens_that_it_left():
+    scores, mask = batch(spread=0.5)
+    torch.testing.assert_close(pool(scores, mask, M, "perturbed")[0], pool(scores, mask, M, "select")[0])
+    left = scores[0].argsort(descending=True)[M : M + 8]
+    worth = torch.zeros(20)
+    worth[left] = torch.tensor([1.0, -1.0] * 4)  # what the loss would lose or win by each
+    signs = {}
+    for pooling in ("select", "perturbed"):
+        given = scores.clone().requires_grad_()
+        places, _ = pool(given, mask, M, pooling)
+        (places[0] @ worth).sum().backward()
+        signs[pooling] = given.grad[0, left].sign()
+        assert not given.grad[1:].any()
+    assert torch.equal(signs["perturbed"], worth[left])
+    assert not signs["select"].any(), "what was not chosen is worth nothing to it here"
 
 
 def test_the_columns_of_cif_add_up_to_the_weights_and_its_rows_to_1():

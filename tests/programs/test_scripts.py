@@ -175,15 +175,15 @@ def test_a_wrong_number_of_processes_starts_nothing(recorded, wrong):
 
 def test_ablations_change_one_thing_per_row_and_are_paired_with_three_seeds(recorded, copy):
     script = copy / "scripts/experiments/ablations.sh"
-    done, calls = recorded(script, OUTPUT_DIR="", SAMPLES="5", ROWS="byte random_codes kd no_span M8")
+    done, calls = recorded(script, OUTPUT_DIR="", SAMPLES="5", ROWS="byte random_codes kd no_span perturbed M8")
     assert done.returncode == 0, done.stdout + done.stderr
     trained = {v["OUTPUT_DIR"]: v for call, v in calls if "train.py" in call}
-    folder, rows = "runs/ablations", ("byte", "random_codes", "kd", "no_span", "M8")
+    folder, rows = "runs/ablations", ("byte", "random_codes", "kd", "no_span", "perturbed", "M8")
     assert list(trained) == [f"{folder}/{name}" for name in ("base", "seed1", "seed2", *rows)]
     assert [trained[f"{folder}/{name}"]["SEED"] for name in ("base", "seed1", "seed2")] == ["0", "1", "2"]
     changed = {
         ("byte", "ENCODER_TYPE"): "byte", ("random_codes", "CODES"): "random", ("kd", "KD_WEIGHT"): "0.5",
-        ("no_span", "SPAN_WEIGHT"): "0", ("M8", "LATENT_LEN"): "8",
+        ("no_span", "SPAN_WEIGHT"): "0", ("perturbed", "POOLING"): "perturbed", ("M8", "LATENT_LEN"): "8",
         ("M8", "INIT"): f"{folder}/base/stages/scores/checkpoint_best",
     }  # fmt: skip
     for (name, variable), value in changed.items():
@@ -191,7 +191,7 @@ def test_ablations_change_one_thing_per_row_and_are_paired_with_three_seeds(reco
     shared = {"LLMS": "llama", "SAMPLES": "5", "EPOCHS": "1", "SCORES_EPOCHS": "1"}
     assert all(shared.items() <= variables.items() for variables in trained.values())
     evaluations = [call for call in calls if "eval.py" in call[0]]
-    assert all("--split held_out" in call for call, _ in evaluations) and len(evaluations) == 8
+    assert all("--split held_out" in call for call, _ in evaluations) and len(evaluations) == 9
     assert {flag(call, "samples") for call in evaluations} == {"300"}
     first = ",".join(f"{folder}/{name}/eval" for name in ("base", "seed1", "seed2"))
     others = " ".join(f"{folder}/{name}/eval" for name in rows)
@@ -225,7 +225,9 @@ def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
     assert {(flag(call, "skip"), flag(call, "samples")) for call in judged} == {("1000", "2800")}
     assert flag(judged[2], "tuned") == "out/seed0/text_tuned" and flag(judged[2], "conditions") == "text_tuned"
     paired = [",".join(f"out/seed{seed}/{arm}/eval" for seed in (0, 1)) for arm in ("latentwire", "ids", "text_tuned")]
-    assert calls[-1][0].endswith(f"compare.py {' '.join(paired)}:text_tuned --margin 0.02 --save_dir out")
+    assert calls[-1][0].endswith(
+        f"compare.py {' '.join(paired)}:text_tuned --margin 0.02 --selection out/base/checkpoint_best --save_dir out"
+    )
 
 
 @pytest.mark.parametrize(("script", "folder"), [("benchmark.sh", "runs/benchmark"), ("run_all.sh", None)])

@@ -56,7 +56,10 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
         """Of the encoder that chooses tokens."""
 
         pooling: str = option(
-            "select", "how the M places are filled: select (whole tokens) or cif (blends)", choices=tuple(POOLINGS)
+            "select",
+            "how the M places are filled: select (whole tokens), perturbed (the same, with another gradient) "
+            "or cif (blends)",
+            choices=tuple(POOLINGS),
         )
 
     def __init__(
