@@ -60,15 +60,29 @@ def answer(
     slots = condition.slots(reader, batch, m, shared)
     lines = _read(reader, slots, batch, max_new_tokens) if condition.by_llm else _quote(slots)
     seconds = (time.perf_counter() - started) / len(batch)
-    asked = not question_in_tail(reader.prompts.source)
-    return [
-        {
-            "id": q.id, "prediction": line["prediction"], "references": list(q.answers),
-            **score(line["prediction"], q.answers), **line, "answer_bytes": len(q.answers[0].encode()),
-            "text_bytes": len(q.context.encode()) + (len(q.question.encode()) if asked else 0), "seconds": seconds,
-        }
-        for q, line in zip(batch, lines, strict=True)
-    ]  # fmt: skip
+    return [scored(q, line, reader.prompts.source, score, seconds) for q, line in zip(batch, lines, strict=True)]
+
+
+def scored(question: Question, line: Mapping[str, object], source: str, score: Scorer, seconds: float) -> dict:
+    """The prediction line of what an LLM said (`said_line`, and what it read)."""
+    asked = not question_in_tail(source)
+    return {
+        "id": question.id, "prediction": line["prediction"], "references": list(question.answers),
+        **score(line["prediction"], question.answers), **line, "answer_bytes": len(question.answers[0].encode()),
+        "text_bytes": len(question.context.encode()) + (len(question.question.encode()) if asked else 0),
+        "seconds": seconds,
+    }  # fmt: skip
+
+
+def said_line(reader: Reader, question: Question, said: Sequence[int], nll: float) -> dict:
+    """What a line tells of an answer's token ids. nll: of the first reference, in nats."""
+    prompts, answers = reader.prompts, question.answers
+    telling = {prompts.first_informative(prompts.answer_ids(answer)) for answer in answers} - {None}
+    return {
+        "prediction": reader.llm.text(said), "first_token_correct": said[0] in prompts.first_token_ids(answers),
+        "first_informative_correct": prompts.first_informative(said) in telling,
+        "answer_nll": nll, "answer_tokens": len(prompts.answer_ids(answers[0])),
+    }  # fmt: skip
 
 
 def _read(reader: Reader, slots: Sequence, batch: Sequence[Question], max_new_tokens: int) -> list[dict]:
@@ -77,20 +91,14 @@ def _read(reader: Reader, slots: Sequence, batch: Sequence[Question], max_new_to
     answers = [prompts.answer_ids(q.answers[0]) for q in batch]
     tails = [prompts.tail(q.question) for q in batch]
     prefill = llm.prefill(prompts.head, [s.embeds for s in slots], tails, [s.deltas for s in slots])
-    first = prefill.logits.argmax(-1).tolist()
     nll = llm.answer_nll(prefill, answers).tolist()
     said = llm.generate_ids(prefill, max_new_tokens)
-    telling = [{prompts.first_informative(prompts.answer_ids(answer)) for answer in q.answers} - {None} for q in batch]
     return [
-        {
-            "prediction": llm.text(said[i]), "first_token_correct": first[i] in prompts.first_token_ids(q.answers),
-            "first_informative_correct": prompts.first_informative(said[i]) in telling[i],
-            "answer_nll": nll[i], "answer_tokens": len(answers[i]),
-            "llm_positions": len(slots[i].embeds) - slots[i].constant, "constant_positions": slots[i].constant,
-            "wire_bytes": slots[i].sent,
-        }
+        said_line(reader, q, said[i], nll[i])
+        | {"llm_positions": len(slots[i].embeds) - slots[i].constant, "constant_positions": slots[i].constant}
+        | {"wire_bytes": slots[i].sent}
         for i, q in enumerate(batch)
-    ]  # fmt: skip
+    ]
 
 
 def _quote(answers: Sequence[str]) -> list[dict]:

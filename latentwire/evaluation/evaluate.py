@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from latentwire.conditions.base import (
     CONDITIONS,
@@ -25,7 +26,13 @@ from latentwire.evaluation.answering import answer, complete
 from latentwire.evaluation.predictions import Predictions, reusable
 from latentwire.evaluation.results import compare, critical_lines, further_lines, row_key, summarise
 from latentwire.evaluation.scores import show_interval
-from latentwire.evaluation.settings import DEFAULT_D_Z, DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalSettings
+from latentwire.evaluation.settings import (
+    DEFAULT_D_Z,
+    DEFAULT_LATENT_LEN,
+    DEFAULT_SAMPLES,
+    AnsweringSettings,
+    EvalSettings,
+)
 from latentwire.evaluation.sizes import bytes_table
 from latentwire.llms.prompts import WORDINGS
 from latentwire.models.adapters import SOFT_VECTORS, Adapter
@@ -94,9 +101,7 @@ def evaluate(config: EvalSettings) -> dict | None:
         return None
     reused = reusable(config.reuse, plan.identity, plan.conditions, config.llm_names) if config.reuse else []
     with RunFolder(config.save_dir, plan.identity, fresh=config.fresh_eval, restart=_RESTART) as run:
-        ids = [q.id for q in plan.chosen.questions]
-        manifest = {"dataset": plan.chosen.name, "split": config.split, "seed": config.seed, "ids": ids}
-        write_json(run.path / "manifest.json", manifest)
+        write_manifest(run.path, config, plan.chosen)
         predictions = Predictions(run.path / "predictions.jsonl")
         if taken := [line for line in reused if line["id"] not in predictions.of(line)]:
             predictions.append(taken)
@@ -110,16 +115,9 @@ def evaluate(config: EvalSettings) -> dict | None:
 def resolve(config: EvalSettings) -> Plan:
     """Fill in what was left to the machine, the checkpoint or the data; refuse, before anything slow, what would fail
     later."""
-    by_hand = config.samples
-    questions = load(config.dataset, config.split)
-    ordered = subset(questions.questions, config.skip + (by_hand or DEFAULT_SAMPLES), config.seed)
-    require(config.skip < len(ordered), "skip", config.skip, f"{config.split} has {len(ordered)} questions: skip fewer")
-    chosen = dataclasses.replace(questions, questions=ordered[config.skip :])
-    n = len(chosen.questions)
-    few = f" (all there are; {by_hand} asked for)" if n < (by_hand or 0) else ""
-    print(f"data: {chosen.name} {config.split}, {n} questions{few}", flush=True, file=_words(config))
+    chosen = choose(config, _words(config))
     made = read_config(Path(config.ckpt)) if config.ckpt else {}
-    name = f"{Path(chosen.name).stem}_{config.source}_n{n}_seed{config.seed}"
+    name = f"{Path(chosen.name).stem}_{config.source}_n{len(chosen.questions)}_seed{config.seed}"
     name += f"_skip{config.skip}" if config.skip else ""
     config = on_this_machine(
         dataclasses.replace(
@@ -133,6 +131,25 @@ def resolve(config: EvalSettings) -> Plan:
     conditions = parse_conditions(config.conditions, config.source, config.latent_len, able)
     _check(config, conditions)
     return Plan(config, chosen, conditions, fit_texts(config.dataset))
+
+
+def choose(config: AnsweringSettings, out: TextIO = sys.stdout) -> QuestionSet:
+    """The questions that the settings name, told on `out`."""
+    found = load(config.dataset, config.split)
+    ordered = subset(found.questions, config.skip + (config.samples or DEFAULT_SAMPLES), config.seed)
+    require(config.skip < len(ordered), "skip", config.skip, f"{config.split} has {len(ordered)} questions: skip fewer")
+    found = dataclasses.replace(found, questions=ordered[config.skip :])
+    n, by_hand = len(found.questions), config.samples or 0
+    few = f" (all there are; {by_hand} asked for)" if n < by_hand else ""
+    print(f"data: {found.name} {config.split}, {n} questions{few}", flush=True, file=out)
+    return found
+
+
+def write_manifest(folder: Path, config: AnsweringSettings, chosen: QuestionSet) -> None:
+    """manifest.json: which questions the folder's answers are to."""
+    ids = [q.id for q in chosen.questions]
+    manifest = {"dataset": chosen.name, "split": config.split, "seed": config.seed, "ids": ids}
+    write_json(folder / "manifest.json", manifest)
 
 
 def _able(encoder_type: str, chosen: QuestionSet) -> set[str]:
@@ -176,15 +193,20 @@ def _evaluate(plan: Plan, predictions: Predictions) -> dict:
             row["explained_variance"] = condition.explained(reader, m, shared) if condition.explained else None
             rows.append(row)
             scores[row_key(row)] = [lines[q.id]["f1"] for q in chosen.questions]
-            print(_line(row), flush=True)
+            print(line_of(row), flush=True)
+    return record(config, chosen, rows, scores) | {
+        "train_seed": made.get("train_seed"), "codec": config.codec, "checkpoint": config.ckpt or "untrained",
+        "interface": made.get("interface"), "bytes_table": _bytes(plan, ready[0], shared),
+    }  # fmt: skip
+
+
+def record(config: AnsweringSettings, chosen: QuestionSet, rows: Sequence[dict], scores: Mapping) -> dict:
+    """What every results.json holds. rows: of `summarise`; scores: F1 by question for each row's key."""
     paragraphs = [q.paragraph for q in chosen.questions]
     return {
         "schema": SCHEMA, "dataset": chosen.name, "split": config.split, "n": len(chosen.questions),
-        "seed": config.seed, "train_seed": made.get("train_seed"), "source": config.source, "codec": config.codec,
-        "dtype": config.dtype, "wordings": config.llm_wordings, "checkpoint": config.ckpt or "untrained",
-        "interface": made.get("interface"),
+        "seed": config.seed, "source": config.source, "dtype": config.dtype, "wordings": config.llm_wordings,
         "results": rows, "comparisons": compare(rows, scores, paragraphs, config.seed),
-        "bytes_table": _bytes(plan, ready[0], shared),
     }  # fmt: skip
 
 
@@ -308,7 +330,8 @@ def _row(reader: Reader, condition: Condition, m: int, shared: Shared) -> dict:
     }  # fmt: skip
 
 
-def _line(row: Mapping) -> str:
+def line_of(row: Mapping) -> str:
+    """A row of results.json, printable."""
     interval = show_interval(row["f1_ci95"])
     m = f" M={row['m']}" if row["m"] else ""
     first, telling = row["first_token_acc"], row["first_informative_acc"]

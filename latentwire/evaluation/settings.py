@@ -9,26 +9,34 @@ from latentwire.models.wire import CODECS
 from latentwire.utils.cli import option, require
 
 DEFAULT_SAMPLES, DEFAULT_LATENT_LEN, DEFAULT_D_Z = 1000, 32, 256
+OUTSIDE = ("kv_full", "kv_random", "kv_snapkv", "kv_expected_attention", "kv_kvzip")  # conditions of kvpress
 
 
 @dataclass(kw_only=True)
-class EvalSettings(LLMSettings, DataSettings):
-    """One evaluation: which questions, which conditions, which LLMs."""
+class AnsweringSettings(LLMSettings, DataSettings):
+    """Which LLMs answer which questions."""
 
-    ckpt: str = option("", "checkpoint folder; without it, the untrained wire (closed form) is built")
-    tuned: str = option("", "folder of scripts/baselines/tuned_baselines.sh, for the conditions that end in _tuned")
     split: str = option(
         "dev", "dev; for choosing things (never choose on dev) train, or held_out: articles of train not trained on",
         choices=SPLITS,
     )  # fmt: skip
-    conditions: str = option(
-        "", "comma-separated names or groups; NAME@M gives one another M; default: all that fit the source", env=""
-    )
     samples: int | None = option(
         None, "number of questions; more than exist means all; default: 1000", least=1, fallback=DEFAULT_SAMPLES
     )
     skip: int = option(
         0, "questions of the seeded order that are left out at its beginning: those that were looked at before", least=0
+    )
+    fresh_eval: bool = option(False, "recompute everything, also over a folder of another configuration")
+
+
+@dataclass(kw_only=True)
+class EvalSettings(AnsweringSettings):
+    """One evaluation: which questions, which conditions, which LLMs."""
+
+    ckpt: str = option("", "checkpoint folder; without it, the untrained wire (closed form) is built")
+    tuned: str = option("", "folder of scripts/baselines/tuned_baselines.sh, for the conditions that end in _tuned")
+    conditions: str = option(
+        "", "comma-separated names or groups; NAME@M gives one another M; default: all that fit the source", env=""
     )
     latent_len: int | None = option(
         None, "M, latents (or tokens) per question; default: the checkpoint's, else 32", least=1,
@@ -47,7 +55,27 @@ class EvalSettings(LLMSettings, DataSettings):
     )
     estimate: bool = option(False, "say how long it would take, and stop", env="")
     json: bool = option(False, "with --estimate: one JSON object on standard output", env="")
-    fresh_eval: bool = option(False, "recompute everything, also over a folder of another configuration")
+
+
+@dataclass(kw_only=True)
+class OutsideSettings(AnsweringSettings):
+    """Answers of a rival from outside: kvpress's compressed key-value caches, question unseen. --step ask writes the
+    questions that scripts/baselines/kv_cache.py answers, --step score makes an evaluation of the answers."""
+
+    step: str = option("score", "which half of the work", choices=("ask", "score"), env="")
+    source: str = option("context", "the cache is compressed before the question is known", choices=("context",))
+    presses: str = option(",".join(OUTSIDE), "comma-separated conditions; kv_full removes nothing")
+    latent_len: int = option(32, "M, entries of the context that a layer and head keep", least=1)
+    save_dir: str = option("", "output folder; default: runs/baselines/kv_cache/M32, named by M", env="OUTPUT_DIR")
+
+    def check(self) -> None:
+        super().check()
+        for name in self.press_names:
+            require(name in OUTSIDE, "presses", name, f"choose among {', '.join(OUTSIDE)}")
+
+    @property
+    def press_names(self) -> list[str]:
+        return [name.strip() for name in self.presses.split(",") if name.strip()]
 
 
 @dataclass(kw_only=True)
@@ -77,4 +105,4 @@ class CodecSettings(QuestionSettings):
     device: str = option("", "cpu, cuda, cuda:1, ...; default: cuda where there is one")
 
 
-PROGRAMS = {"eval": EvalSettings, "demo": DemoSettings, "fit_codec": CodecSettings}
+PROGRAMS = {"eval": EvalSettings, "outside": OutsideSettings, "demo": DemoSettings, "fit_codec": CodecSettings}

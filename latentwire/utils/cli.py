@@ -32,6 +32,7 @@ VARIABLES = {
     "QWEN_ID": "model of the LLM called qwen; any other name X in LLMS has its X_ID",
     "PYTHON": "for scripts: another interpreter that has what requirements.txt names",
     "BASE_PYTHON": "for scripts: the Python that makes .venv; default: python3",
+    "KVPRESS_PYTHON": "for kv_cache_baseline.sh: an interpreter that has kvpress; default: that of .venv-kvpress",
 }
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -18,6 +18,8 @@ from latentwire.utils.machine import git_sha, machine
 
 OUTPUTS = (
     "heads.json",
+    "asked.json",
+    "answers.jsonl",
     "manifest.json",
     "predictions.jsonl",
     "predictions.jsonl.gz",
@@ -30,6 +32,7 @@ OUTPUTS = (
 )  # cleared by a fresh start
 # A folder where one of these has content holds a run; stage codebook writes nothing but its checkpoint.
 BEGUN = (
+    "answers.jsonl",
     "predictions.jsonl",
     "predictions.jsonl.gz",
     "results.json",
