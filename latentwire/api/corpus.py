@@ -11,7 +11,6 @@ kill interrupts is done again, and what has its name is not. Its footer holds th
 import hashlib
 import itertools
 import json
-import logging
 import os
 import pickle
 import sys
@@ -21,6 +20,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from reprlib import repr as shown  # of anything, in a few words
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.rows import Row, Source, sources
 from latentwire.models.wire import COMPACT
 from latentwire.utils.cli import SCHEMA, reason, require
+from latentwire.utils.cluster import start_ray
 from latentwire.utils.files import read_json, sha256_of, write_json
 from latentwire.utils.machine import device_of
 from latentwire.utils.runs import RunFolder, digest, identity
@@ -188,21 +189,9 @@ def _on_ray(config: CorpusSettings, given: Sequence[Source], corpus: _Progress) 
         ray.shutdown()
 
 
-def _ray() -> object:
-    """Ray with its data library, started: quiet, and for this machine alone unless RAY_ADDRESS names a cluster."""
-    address = os.environ.get("RAY_ADDRESS")
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ |= {} if address else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # so that it stays on 127.0.0.1
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ValueError(
-            f"{error.name} is not installed: pip install -e '.[corpus]', or bash scripts/encode_corpus.sh"
-        ) from error
-    of_its_own = {} if address else {"include_dashboard": False, "object_store_memory": 200_000_000}
-    ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **of_its_own)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # failures are reported in our own words
+def _ray() -> ModuleType:
+    """Ray with its data library, started."""
+    ray = start_ray("data", "pip install -e '.[corpus]', or bash scripts/encode_corpus.sh")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # bytes: each part is a block of its own, so that encoders share them

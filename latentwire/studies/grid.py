@@ -6,7 +6,6 @@ on: dev chooses nothing.
 
 import dataclasses
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from latentwire.studies.ranking import Ranking, is_finished
 from latentwire.studies.settings import SWEEP_SAMPLES, Configuration, SweepSettings
 from latentwire.training.settings import LaunchSettings, TrainSettings
 from latentwire.utils.cli import VARIABLES, Settings, fields_of, gpu_count, parse, refuse_long, require, variable_of
+from latentwire.utils.cluster import start_ray
 from latentwire.utils.files import write_text
 from latentwire.utils.runs import RunFolder, digest, identity
 
@@ -156,7 +156,10 @@ def _baselines(config: SweepSettings, folder: Path, ranking: Ranking) -> Program
 
 def _run_on_ray(config: SweepSettings, todo: Sequence[Configuration], shared: Program | None, ranking: Ranking) -> None:
     """First what the configurations share, then each of them as a trial with GPUs of its own."""
-    ray, tune = _ray()
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+    os.environ |= {"TUNE_PRINT_ALL_TRIAL_ERRORS": "0", "RAY_AIR_NEW_OUTPUT": "0"}
+    ray = start_ray("tune", 'pip install "ray[tune]"')
+    tune = ray.tune
     folder = Path(config.save_dir)
     try:
         resources = _resources(
@@ -191,23 +194,6 @@ def _run_on_ray(config: SweepSettings, todo: Sequence[Configuration], shared: Pr
         ).fit()
     finally:
         ray.shutdown()
-
-
-def _ray() -> tuple:
-    """Ray and its Tune, started: quiet, and for this machine alone unless RAY_ADDRESS names a cluster."""
-    address = os.environ.get("RAY_ADDRESS")
-    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-    os.environ |= {"TUNE_PRINT_ALL_TRIAL_ERRORS": "0", "RAY_AIR_NEW_OUTPUT": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ |= {} if address else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # so that it stays on 127.0.0.1
-    try:
-        import ray  # a GPU machine may lack it
-        from ray import tune
-    except ImportError as error:
-        raise ValueError(f'the sweep needs Ray Tune ({error}): pip install "ray[tune]"') from error
-    of_its_own = {} if address else {"include_dashboard": False, "object_store_memory": 100_000_000}
-    ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **of_its_own)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are reported in our own words
-    return ray, tune
 
 
 def _resources(machines: Sequence[Mapping[str, float]], gpus: int, concurrent: int) -> dict[str, int]:

@@ -1,0 +1,27 @@
+"""Ray, quiet, and for this machine alone unless RAY_ADDRESS names a cluster."""
+
+import importlib
+import logging
+import os
+from types import ModuleType
+
+_STORE_BYTES = 200_000_000  # of shared memory on this machine: what passes through is small
+
+
+def start_ray(library: str, remedy: str) -> ModuleType:
+    """Ray, started, with one of its libraries ("tune", "data") imported.
+
+    Raises ValueError with the remedy where it is not installed.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {} if address else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # so that it stays on 127.0.0.1
+    try:
+        ray = importlib.import_module("ray")  # a GPU machine may lack it
+        importlib.import_module(f"ray.{library}")
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed: {remedy}") from error
+    of_its_own = {} if address else {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **of_its_own)
+    logging.getLogger(f"ray.{library}").setLevel(logging.CRITICAL)  # failures are reported in our own words
+    return ray
