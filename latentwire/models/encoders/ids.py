@@ -55,6 +55,10 @@ class IdsEncoder(SelectingEncoder):
         return self.codebook(tokens.ids)
 
 
+# A step moves a residual by what hundreds of weights change together; a lone vector needs steps of that size.
+MARKER_UNIT = 64.0
+
+
 @encoder("ids_marked")
 class MarkedIdsEncoder(IdsEncoder):
     """Codes, and one learned vector [d_z], zero at the start, on the tokens of the encoder's own best span: ids with a
@@ -80,4 +84,4 @@ class MarkedIdsEncoder(IdsEncoder):
         first, last, logit = best_spans(span)
         place = torch.arange(span.shape[1], device=span.device)
         inside = (place >= first[:, None]) & (place <= last[:, None]) & logit.isfinite()[:, None]  # [B, T]
-        return super()._each(tokens, hidden, span) + inside[..., None] * self.marker
+        return super()._each(tokens, hidden, span) + inside[..., None] * (MARKER_UNIT * self.marker)
