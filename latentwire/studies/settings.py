@@ -196,9 +196,10 @@ class ArmsSettings(LLMSettings):
     (scripts/experiments/train_arms.sh)."""
 
     arms: str = option(
-        "latentwire ids_marked ids selected_text_tuned selected_words_tuned text_tuned",
+        "latentwire ids_marked ids more_ids selected_text_tuned selected_words_tuned text_tuned",
         "which arms, separated by spaces",
     )
+    more: int = option(96, "M of arm more_ids, whose bytes are then those of arm latentwire with compact8", least=1)
     seeds: str = option("0 1 2", "training seeds of each arm, separated by spaces")
     ckpt: str = option("checkpoints/latentwire_m32", "checkpoint whose selection all arms send")
     source: str = option(

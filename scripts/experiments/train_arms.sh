@@ -5,11 +5,12 @@
 # questions that nobody has looked at. Killed and started again it continues. ARMS and SEEDS choose among
 #   ids                  the tokens alone
 #   ids_marked           the tokens, and a mark on those of the encoder's own answer
-#   latentwire           the tokens, and a residual on each
+#   latentwire           the tokens, and a residual on each; evaluated with codec compact8, too
+#   more_ids             the tokens alone, but MORE of them, with codec compact0: as many bytes as latentwire with compact8
 #   selected_text_tuned  their text; selected_words_tuned: in whole words; text_tuned: the whole text
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
-for name in arms seeds ckpt source llms samples epochs k eval_samples skip save_dir; do
+for name in arms seeds more ckpt source llms samples epochs k eval_samples skip save_dir; do
     value=$(setting arms "$name")
     declare "$name=$value"
 done
@@ -20,28 +21,49 @@ base=$save_dir/base/checkpoint_best
 
 # arm NAME SEED: its training and its evaluation.
 arm() {
-    local folder=$save_dir/seed$2/$1 with=(--init "$base" --seed "$2" --samples "$samples")
-    local judged=(--skip "$skip" --samples "$eval_samples" --save_dir "$folder/eval")
+    local folder=$save_dir/seed$2/$1 with=(--init "$base" --seed "$2" --samples "$samples") encoder=$1
+    local judged=(--skip "$skip" --samples "$eval_samples")
     case "$1" in
         *_tuned)
             train --stage "$1" "${with[@]}" --save_dir "$folder/$1"
-            program eval --ckpt "$base" --tuned "$folder" --conditions "$1" "${judged[@]}"
+            program eval --ckpt "$base" --tuned "$folder" --conditions "$1" "${judged[@]}" --save_dir "$folder/eval"
             return
             ;;
-        latentwire) with+=(--encoder_type hf) ;;
-        *) with+=(--encoder_type "$1") ;;
+        latentwire) encoder=hf ;;
+        more_ids) encoder=ids with+=(--latent_len "$more") ;;
     esac
-    train --stage adapters "${with[@]}" --save_dir "$folder"
-    program eval --ckpt "$folder/checkpoint_best" --conditions latentwire "${judged[@]}"
+    train --stage adapters --encoder_type "$encoder" "${with[@]}" --save_dir "$folder"
+    local made=$folder/checkpoint_best
+    judged+=(--conditions latentwire)
+    [ "$1" = more_ids ] || program eval --ckpt "$made" "${judged[@]}" --save_dir "$folder/eval"
+    case "$1" in
+        latentwire) codec=compact8 ;;
+        more_ids) codec=compact0 ;;
+        *) return ;;
+    esac
+    [ -f "$made/codec/tables.safetensors" ] || program fit_codec --ckpt "$made"
+    program eval --ckpt "$made" "${judged[@]}" --codec "$codec" --save_dir "$folder/eval_$codec"
 }
 
-compared=()
+# of EVAL ARM: the evaluations of an arm's seeds, as compare.py takes them.
+of() {
+    local folders
+    folders=$(for seed in $seeds; do printf ",%s" "$save_dir/seed$seed/$2/$1"; done)
+    echo "${folders:1}"
+}
+
 for seed in $seeds; do
     for one in $arms; do arm "$one" "$seed"; done
 done
+same_places=() same_bytes=()
 for one in $arms; do
-    folders=$(printf ",$save_dir/seed%s/$one/eval" $seeds)
-    [[ $one == *_tuned ]] && folders+=":$one"
-    compared+=("${folders:1}")
+    case "$one" in
+        *_tuned) same_places+=("$(of eval "$one"):$one") ;;
+        more_ids) same_bytes+=("$(of eval_compact0 "$one")") ;;
+        latentwire) same_bytes+=("$(of eval_compact8 "$one")") && same_places+=("$(of eval "$one")") ;;
+        *) same_places+=("$(of eval "$one")") ;;
+    esac
 done
-program compare "${compared[@]}" --margin 0.02 --selection "$base" --save_dir "$save_dir"
+pair() { program compare "${@:2}" --margin 0.02 --selection "$base" --save_dir "$1"; }
+[ ${#same_places[@]} -eq 0 ] || pair "$save_dir" "${same_places[@]}"
+[ ${#same_bytes[@]} -eq 0 ] || pair "$save_dir/same_bytes" "${same_bytes[@]}"

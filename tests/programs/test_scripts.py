@@ -208,25 +208,34 @@ def test_ablations_end_with_the_first_failure_and_refuse_an_unknown_row(recorded
 
 
 def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
-    script = copy / "scripts/experiments/train_arms.sh"
-    done, calls = recorded(
-        script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS="latentwire ids text_tuned", SAMPLES="5"
-    )
+    script, arms = copy / "scripts/experiments/train_arms.sh", "latentwire ids more_ids text_tuned"
+    done, calls = recorded(script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS=arms, SAMPLES="5")
     assert done.returncode == 0, done.stdout + done.stderr
     (start, _), *trained = [call for call in calls if "train.py" in call[0]]
     assert flag((start, {}), "init") == "checkpoints/latentwire_m32" and "--stage codebook" in start
     assert [flag(call, "save_dir") for call in trained] == [
-        f"out/seed{seed}/{arm}" for seed in (0, 1) for arm in ("latentwire", "ids", "text_tuned/text_tuned")
+        f"out/seed{seed}/{arm}" for seed in (0, 1) for arm in ("latentwire", "ids", "more_ids", "text_tuned/text_tuned")
     ]
-    same = {(flag(call, "init"), flag(call, "samples"), v["SOURCE"], v["K"], v["EPOCHS"]) for call, v in
-            ((call, call[1]) for call in trained)}  # fmt: skip
+    same = {
+        (flag(call, "init"), flag(call, "samples"), call[1]["SOURCE"], call[1]["K"], call[1]["EPOCHS"])
+        for call in trained
+    }
     assert same == {("out/base/checkpoint_best", "5", "aware", "12", "1")}
+    assert [flag(call, "encoder_type") for call in trained[:3]] == ["hf", "ids", "ids"]
+    assert flag(trained[2], "latent_len") == "96"
     judged = [call for call in calls if "eval.py" in call[0]]
     assert {(flag(call, "skip"), flag(call, "samples")) for call in judged} == {("1000", "2800")}
-    assert flag(judged[2], "tuned") == "out/seed0/text_tuned" and flag(judged[2], "conditions") == "text_tuned"
-    paired = [",".join(f"out/seed{seed}/{arm}/eval" for seed in (0, 1)) for arm in ("latentwire", "ids", "text_tuned")]
-    assert calls[-1][0].endswith(
-        f"compare.py {' '.join(paired)}:text_tuned --margin 0.02 --selection out/base/checkpoint_best --save_dir out"
+    folders = ("latentwire/eval", "latentwire/eval_compact8", "ids/eval", "more_ids/eval_compact0", "text_tuned/eval")
+    assert [flag(call, "save_dir") for call in judged] == [f"out/seed{s}/{f}" for s in (0, 1) for f in folders]
+    assert flag(judged[4], "tuned") == "out/seed0/text_tuned" and flag(judged[4], "conditions") == "text_tuned"
+    assert len([call for call, _ in calls if "fit_codec.py" in call]) == 4, "two arms, two seeds"
+    places, equal = (call for call, _ in calls if "compare.py" in call)
+    seeds = {name: ",".join(f"out/seed{seed}/{name}" for seed in (0, 1)) for name in folders}
+    ending = "--margin 0.02 --selection out/base/checkpoint_best --save_dir out"
+    runs = f"{seeds['latentwire/eval']} {seeds['ids/eval']} {seeds['text_tuned/eval']}:text_tuned"
+    assert places.endswith(f"compare.py {runs} {ending}")
+    assert equal.endswith(
+        f"compare.py {seeds['latentwire/eval_compact8']} {seeds['more_ids/eval_compact0']} {ending}/same_bytes"
     )
 
 
