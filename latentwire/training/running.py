@@ -225,7 +225,10 @@ def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: 
         before = load_encoder(Path(config.init))
         remedy = f"its encoder {before.name!r} has no choice of tokens to keep; leave --init out"
         require(isinstance(before, SelectingEncoder), "init", config.init, remedy)
-        encoder = before.with_codes_of(encoder)
+        require(
+            before.name == config.encoder_type, "encoder_type", config.encoder_type, f"that of --init is {before.name}"
+        )
+        encoder = before.with_codes_of(encoder, config.encoder)
     if run:
         save_checkpoint(run.path / "checkpoint_best", encoder, adapters, origin | {"interface": figures})
 

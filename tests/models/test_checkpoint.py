@@ -390,9 +390,10 @@ def encoder_of(kind, llms, encoder_folder):
         for parameter in encoder.parameters():
             parameter.data.normal_(std=0.1)
         return encoder
-    if kind in ("select", "cif"):
-        encoder = SelectingEncoder(tokenizer, 8, len(tokenizer), load_backbone(encoder_folder), kind)
-        for head in (encoder.score, encoder.residual):
+    if kind in ("select", "cif", "low_rank"):
+        how = {"pooling": "select", "residual_rank": 2} if kind == "low_rank" else {"pooling": kind}
+        encoder = SelectingEncoder(tokenizer, 8, len(tokenizer), load_backbone(encoder_folder), **how)
+        for head in (encoder.score, encoder.residual.up if kind == "low_rank" else encoder.residual):
             torch.nn.init.normal_(head.weight)
         torch.nn.init.normal_(encoder.outside)
         return encoder
@@ -401,7 +402,7 @@ def encoder_of(kind, llms, encoder_folder):
     return QueryEncoder(tokenizer, 8, 6, load_backbone(encoder_folder), torch.rand(8))
 
 
-@pytest.mark.parametrize("kind", ["select", "cif", "ids", "ids_marked", "queries", "byte"])
+@pytest.mark.parametrize("kind", ["select", "cif", "low_rank", "ids", "ids_marked", "queries", "byte"])
 def test_a_trained_encoder_gives_the_same_z_after_loading_without_its_origin(
     parts, llms, encoder_folder, tmp_path, questions, monkeypatch, kind
 ):
@@ -413,7 +414,7 @@ def test_a_trained_encoder_gives_the_same_z_after_loading_without_its_origin(
     torch.manual_seed(7)  # nothing random may stay
     loaded, adapters, config = load_checkpoint(tmp_path / "best", LLMS)
     assert type(loaded) is type(encoder) is ENCODERS[config["encoder"]["type"]]
-    assert config["encoder"]["type"] == {"select": "hf", "cif": "hf"}.get(kind, kind)
+    assert config["encoder"]["type"] == {"select": "hf", "cif": "hf", "low_rank": "hf"}.get(kind, kind)
     for source in SOURCES:
         before, after = (e.encode(questions[:3], source, 6) for e in (encoder, loaded))
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -14,6 +14,7 @@ from latentwire.models.encoders.base import ENCODERS, Encoded, Encoder, answer_e
 from latentwire.models.encoders.codebook import ClosedFormEncoder
 from latentwire.models.encoders.queries import ByteEncoder, QueryEncoder
 from latentwire.models.encoders.selecting import SelectingEncoder
+from latentwire.models.wire.compact import Compact
 
 
 @pytest.fixture(scope="module")
@@ -407,6 +408,27 @@ def test_the_untrained_encoder_chooses_tokens_and_reads_nothing(encoder, selecti
     assert selecting.chooses_tokens and selecting.reads_answers
     with pytest.raises(NotImplementedError):
         encoder.read(questions[0])
+
+
+def test_a_residual_of_low_rank_is_all_that_a_compact_wire_sends(encoder, encoder_folder, questions):
+    settings = SelectingEncoder.Settings(encoder_id=encoder_folder, residual_rank=2)
+    hf = ENCODERS["hf"].begin(encoder, settings, 6)
+    ids = [token for q in questions[:20] for token in hf.select(q, "aware", 6)]
+    fresh = hf.encode(questions[:20], "aware", 6)
+    torch.testing.assert_close(torch.cat(fresh), hf.codebook.weight[ids], atol=1e-5, rtol=0)
+    nn.init.normal_(hf.residual.up.weight, std=1e-3)
+    nn.init.normal_(hf.residual.up.bias, std=1e-3)
+    added = torch.cat(hf.encode(questions[:20], "aware", 6)) - hf.codebook.weight[ids]
+    assert torch.linalg.matrix_rank(added - added.mean(dim=0), rtol=1e-3) == 2
+    compact = Compact.fit(hf.codebook.weight.detach(), torch.cat(hf.encode(questions[:20], "aware", 6)), even(hf))
+    for z in hf.encode(questions[:5], "aware", 6):
+        back = torch.from_numpy(compact.unpack(compact.pack(z.numpy(), 2), len(z), 2))
+        assert (back - z).norm() < 2 * compact.step * len(z) ** 0.5
+
+
+def even(encoder):
+    """Every token as often."""
+    return torch.ones(encoder.codebook.num_embeddings)
 
 
 def test_a_training_begins_at_the_closed_form(encoder, encoder_folder, questions):

@@ -11,8 +11,7 @@ from latentwire.models.backbones import PretrainedBackbone
 from latentwire.models.components import Component, component
 from latentwire.models.encoders.base import Encoder, Tokens, encoder
 from latentwire.models.encoders.codebook import ClosedFormEncoder
-from latentwire.models.encoders.selecting import SelectingEncoder, best_spans
-from latentwire.utils.cli import Settings
+from latentwire.models.encoders.selecting import PoolingSettings, SelectingEncoder, best_spans
 
 
 @encoder("ids")
@@ -20,6 +19,7 @@ class IdsEncoder(SelectingEncoder):
     """Codes alone: what token ids can carry. Begins from the codebook, or with the weights of an encoder hf."""
 
     begins_from = ("codebook", "hf")
+    Settings = PoolingSettings
 
     def __init__(
         self,
@@ -42,6 +42,13 @@ class IdsEncoder(SelectingEncoder):
         own = made.state_dict()
         made.load_state_dict(own | {name: kept for name, kept in before.state_dict().items() if name in own})
         return made
+
+    @classmethod
+    def _own(cls, settings: Settings) -> dict:
+        return {"pooling": settings.pooling}
+
+    def shape(self) -> dict:
+        return ClosedFormEncoder.shape(self) | {"pooling": self.pooling}
 
     def components(self) -> list[Component]:
         return [

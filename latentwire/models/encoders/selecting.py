@@ -35,7 +35,36 @@ _LONGEST_SPAN = 30  # wire tokens of an answer that the encoder reads out by its
 _REACH = 8  # wire tokens around a likely answer that help to understand it
 _LEAST = 1e-6  # so that the logarithm of no token's relevance is infinite
 _CHOOSING = ("backbone.", "outside", "score.", "span.")  # parameters that decide which tokens are sent
+_GAIN = 32.0  # so that a step of a map of low rank moves latents about as far as one of a full map
 _KEPT = 1.0  # score of question and labels at the start: above every token of the context, whose relevance is below 1
+
+
+@dataclass(kw_only=True)
+class PoolingSettings(BackboneSettings):
+    """Of encoders that choose tokens."""
+
+    pooling: str = option(
+        "select", "how the M places are filled: select (whole tokens), perturbed (the same, with another gradient) "
+        "or cif (blends)", choices=tuple(POOLINGS),
+    )  # fmt: skip
+
+
+class LowRank(nn.Module):
+    """A linear map of rank r, zero at the start (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
+
+    def __init__(self, width: int, out: int, r: int):
+        super().__init__()
+        self.down, self.up = nn.Linear(width, r, bias=False), zeroed(nn.Linear(r, out))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return _GAIN * self.up(self.down(hidden))
+
+
+def zeroed(linear: nn.Linear) -> nn.Linear:
+    """The same map, zero at the start."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 @encoder("hf")
@@ -52,14 +81,11 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
     reads_answers = True
 
     @dataclass(kw_only=True)
-    class Settings(BackboneSettings):
-        """Of the encoder that chooses tokens."""
+    class Settings(PoolingSettings):
+        """Of the encoder that adds a residual."""
 
-        pooling: str = option(
-            "select",
-            "how the M places are filled: select (whole tokens), perturbed (the same, with another gradient) "
-            "or cif (blends)",
-            choices=tuple(POOLINGS),
+        residual_rank: int = option(
+            0, "directions that the residual has; 0: as many as a latent; 8: codec compact8 sends all of it", least=0
         )
 
     def __init__(
@@ -69,16 +95,15 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
         vocabulary: int,
         backbone: PretrainedBackbone,
         pooling: str,
+        residual_rank: int = 0,
     ):
         super().__init__(tokenizer, d_z, vocabulary)
-        self.backbone, self.pooling = backbone, pooling
+        self.backbone, self.pooling, self.residual_rank = backbone, pooling, residual_rank
         self.outside = nn.Parameter(torch.zeros(backbone.width))  # the state of a label, which has no word piece
-        self.score = nn.Linear(backbone.width, 1)
+        self.score = zeroed(nn.Linear(backbone.width, 1))
         self.span = nn.Linear(backbone.width, 2)
-        self.residual = nn.Linear(backbone.width, d_z)
-        for zero in (self.score, self.residual):
-            nn.init.zeros_(zero.weight)
-            nn.init.zeros_(zero.bias)
+        low = residual_rank and LowRank(backbone.width, d_z, residual_rank)
+        self.residual = low or zeroed(nn.Linear(backbone.width, d_z))
 
     @classmethod
     def begin(cls, before: Encoder, settings: Settings, m: int) -> Encoder:
@@ -90,9 +115,10 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
             made.codebook.weight.copy_(codebook)
         return made
 
-    def with_codes_of(self, before: ClosedFormEncoder) -> "SelectingEncoder":
+    def with_codes_of(self, before: ClosedFormEncoder, settings: Settings) -> "SelectingEncoder":
         """A new one that chooses tokens as this one does, with the closed form's codebook."""
-        made = type(self)(before.tokenizer, before.d_z, before.codebook.num_embeddings, self.backbone, self.pooling)
+        size = before.codebook.num_embeddings
+        made = type(self)(before.tokenizer, before.d_z, size, self.backbone, **self._own(settings))
         kept = {name: kept for name, kept in self.state_dict().items() if name.startswith(_CHOOSING)}
         made.load_state_dict(made.state_dict() | before.state_dict() | kept)
         return made
@@ -100,10 +126,10 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
     @classmethod
     def _own(cls, settings: Settings) -> dict:
         """What the settings say to `__init__`."""
-        return {"pooling": settings.pooling}
+        return {"pooling": settings.pooling, "residual_rank": settings.residual_rank}
 
     def shape(self) -> dict:
-        return super().shape() | {"pooling": self.pooling}
+        return super().shape() | {"pooling": self.pooling, "residual_rank": self.residual_rank}
 
     def components(self) -> list[Component]:
         return [

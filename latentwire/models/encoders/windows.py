@@ -18,7 +18,7 @@ from latentwire.data.question import Question
 from latentwire.models.backbones import BackboneSettings, OnPretrained, PretrainedBackbone, States, load_backbone
 from latentwire.models.components import Component, component
 from latentwire.models.encoders.base import Encoded, Encoder, Tokens, answer_edges, encoder
-from latentwire.models.encoders.selecting import SelectingEncoder
+from latentwire.models.encoders.selecting import SelectingEncoder, zeroed
 from latentwire.utils.cli import option
 
 _KNOWN = 1e4  # salience of tokens that an oracle wants
@@ -53,9 +53,7 @@ class AnchorEncoder(SelectingEncoder):
         del self.span, self.residual
         self.dense = dense
         if dense:
-            self.residual = nn.Linear(2 * backbone.width, d_z)
-            nn.init.zeros_(self.residual.weight)
-            nn.init.zeros_(self.residual.bias)
+            self.residual = zeroed(nn.Linear(2 * backbone.width, d_z))
 
     @classmethod
     def _own(cls, settings: Settings) -> dict:
