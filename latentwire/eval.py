@@ -14,7 +14,7 @@ from latentwire.utils.cli import parse, run
 
 def conditions() -> str:
     """What --help says of conditions."""
-    from latentwire.evaluation.evaluate import conditions_help
+    from latentwire.conditions.base import conditions_help
 
     return conditions_help()
 

@@ -162,6 +162,20 @@ def condition(name: str, colour: str, cost: str, **how: object) -> Callable[[Bui
     return register
 
 
+def conditions_help() -> str:
+    """All conditions and groups, for --help."""
+    lines = [f"  {c.name:<22}{c.about}" for c in CONDITIONS.values()]
+    groups: dict[str, list[str]] = {}
+    for c in CONDITIONS.values():
+        for group in c.groups:
+            groups.setdefault(group, []).append(c.name)
+    lines += ["", "groups of conditions (what the encoder cannot serve is left out):"]
+    return "\n".join(
+        ["conditions (what the LLM finds in the content slot):", *lines]
+        + [f"  {group:<22}{', '.join(names)}" for group, names in groups.items()]
+    )
+
+
 def parse_conditions(text: str, source: str, m: int, able: Collection[str]) -> list[tuple[Condition, int]]:
     """ "NAME,NAME@M,GROUP,..." to conditions with their M; empty text means all that belong to the source by default.
 

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 
 STRIDE = 2  # step between candidate stretches, in tokens
 _SMOOTHING = np.bartlett(19)[1:-1] / np.bartlett(19).sum()  # an answer stands near the question's words, not on them
@@ -45,6 +44,8 @@ def in_whole_words(text: str, spans: Sequence[tuple[int, int]], gap: str = " ...
 
 def relevance(question: str, passages: list[str]) -> np.ndarray:
     """Cosine similarity [len(passages)] of the question to each passage, in TF-IDF of word stems."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # slow to import
+
     vectorizer = TfidfVectorizer(analyzer=_stems, sublinear_tf=True)
     if not any(_stems(passage) for passage in passages):
         return np.zeros(len(passages))
@@ -69,4 +70,6 @@ def relevant_stretch(question: str, context: str, offsets: list[tuple[int, int]]
 
 def _stems(text: str) -> list[str]:
     """Lower-case words without stop words, cut to five letters so that inflected forms meet."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
     return [word[:5] for word in re.findall(r"\w+", text.lower()) if word not in ENGLISH_STOP_WORDS]

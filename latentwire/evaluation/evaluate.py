@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TextIO
 
 from latentwire.conditions.base import (
-    CONDITIONS,
     Condition,
     Reader,
     Sender,
@@ -340,18 +339,4 @@ def line_of(row: Mapping) -> str:
     return (
         f"{row['llm'] or 'no LLM':>8}  {row['condition'] + m:<26} F1 {row['f1']:.3f} {interval}  EM {row['em']:.3f}  "
         f"{first}positions {row['llm_positions']:.0f}  {row['examples_per_s']:.1f} q/s"
-    )
-
-
-def conditions_help() -> str:
-    """All conditions and groups, for --help."""
-    lines = [f"  {c.name:<22}{c.about}" for c in CONDITIONS.values()]
-    groups: dict[str, list[str]] = {}
-    for c in CONDITIONS.values():
-        for group in c.groups:
-            groups.setdefault(group, []).append(c.name)
-    lines += ["", "groups of conditions (what the encoder cannot serve is left out):"]
-    return "\n".join(
-        ["conditions (what the LLM finds in the content slot):", *lines]
-        + [f"  {group:<22}{', '.join(names)}" for group, names in groups.items()]
     )

@@ -13,15 +13,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from latentwire.llms.prompts import END_OF_TURN, IGNORE, ends_line
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 _ROWS = 16384  # of the vocabulary at once
 
@@ -34,7 +36,7 @@ class Prefill:
     at the anchor.
     """
 
-    cache: DynamicCache
+    cache: "DynamicCache"
     mask: Tensor
     logits: Tensor
 
@@ -59,7 +61,7 @@ class FrozenLLM:
     depend on the length (longrope, dynamic) raises ValueError for prompts from which they would change.
     """
 
-    def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, llm_id: str = ""):
+    def __init__(self, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", llm_id: str = ""):
         self.name, self.id, self.tokenizer = name, llm_id or name, tokenizer
         self.model = model.eval().requires_grad_(False)
         self.embedding = model.get_input_embeddings()
@@ -268,7 +270,7 @@ class FrozenLLM:
     def _row(self, slot: Tensor, tail: Sequence[int]) -> Tensor:
         return torch.cat([slot.to(self.device, self.dtype), self.embed(tail)])
 
-    def _after_head(self, head: tuple[int, ...], rows: list[Tensor]) -> tuple[Tensor, Tensor, DynamicCache]:
+    def _after_head(self, head: tuple[int, ...], rows: list[Tensor]) -> tuple[Tensor, Tensor, "DynamicCache"]:
         """What `_forward` needs to read rows of [L_i, d] after the head: embeds, mask and cache."""
         if self._sees_all:
             embeds, mask = self._left_pad(rows, len(head))
@@ -283,7 +285,7 @@ class FrozenLLM:
             line[head : head + embeds.shape[1] - len(row)] = 0
         return embeds, mask
 
-    def _pad_in_front(self, head: tuple[int, ...], rows: list[Tensor]) -> tuple[Tensor, Tensor, DynamicCache]:
+    def _pad_in_front(self, head: tuple[int, ...], rows: list[Tensor]) -> tuple[Tensor, Tensor, "DynamicCache"]:
         """The same in the order padding, head, row, so that nothing stands between head and row.
 
         A row that is g positions shorter than the longest moves the head by g: the cache holds padding and the head but
@@ -302,7 +304,7 @@ class FrozenLLM:
             cache.update(*(t[0][:, at].transpose(0, 1) for t in (layer.keys, layer.values)), number)
         return embeds, mask, cache
 
-    def _forward(self, embeds: Tensor, mask: Tensor, cache: DynamicCache, keep: int | Tensor) -> Tensor:
+    def _forward(self, embeds: Tensor, mask: Tensor, cache: "DynamicCache", keep: int | Tensor) -> Tensor:
         """Logits [B, keep, V] at the last positions, or at the places [n] of embeds that `keep` holds; the cache grows
         by embeds' length."""
         if self.rope_limit and (longest := int(mask.sum(dim=1).max())) > self.rope_limit:
@@ -318,7 +320,7 @@ class FrozenLLM:
 
     @torch.inference_mode(False)  # kept for training too, which cannot use what was made in inference mode
     @torch.no_grad()
-    def _head_cache(self, head: tuple[int, ...]) -> DynamicCache:
+    def _head_cache(self, head: tuple[int, ...]) -> "DynamicCache":
         """Keys and values of the head alone, one row; never to be changed."""
         if head not in self._heads:
             cache = self._new_cache()
@@ -327,11 +329,13 @@ class FrozenLLM:
             self._heads[head] = cache
         return self._heads[head]
 
-    def _new_cache(self) -> DynamicCache:
+    def _new_cache(self) -> "DynamicCache":
         """An empty cache that forgets nothing: one without the configuration keeps what is beyond a layer's window."""
+        from transformers import DynamicCache  # slow to import
+
         return DynamicCache(config=self.model.config) if self._sees_all else DynamicCache()
 
-    def _copy(self, cache: DynamicCache, batch: int | None = None) -> DynamicCache:
+    def _copy(self, cache: "DynamicCache", batch: int | None = None) -> "DynamicCache":
         """A cache of its own with the same content; `batch` repeats a single row."""
         copy = self._new_cache()
         for number, layer in enumerate(cache.layers):
@@ -362,13 +366,16 @@ def _plus(delta: Tensor, _module: nn.Module, _inputs: tuple, output: Tensor) -> 
     return output + delta
 
 
-def _sees_all(who: str, model: PreTrainedModel) -> bool:
+def _sees_all(who: str, model: "PreTrainedModel") -> bool:
     """Whether every layer sees all earlier positions, so that padding between head and row is nothing.
 
     Which cache a model asks for says how its layers attend, whatever its configuration calls that; only GPT-Neo's local
     layers keep it to themselves. Raises ValueError with `who` for a model that keeps something else than each layer's
     keys and values (a state of recurrent layers, an index, keys that layers share).
     """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
     layers = DynamicCache(config=model.config).layers
     known = (DynamicLayer, DynamicSlidingWindowLayer)
     strange = {type(layer).__name__ for layer in layers if type(layer) not in known}
@@ -381,7 +388,7 @@ def _sees_all(who: str, model: PreTrainedModel) -> bool:
     return not local and not any(layer.is_sliding for layer in layers)
 
 
-def _rope_limit(model: PreTrainedModel) -> int | None:
+def _rope_limit(model: "PreTrainedModel") -> int | None:
     """Positions beyond which rotary angles of all positions change: a head's keys hold the angles of a short prompt."""
     config = model.config.get_text_config(decoder=True)
     rope = getattr(config, "rope_parameters", None) or {}

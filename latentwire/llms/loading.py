@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.known import LARGE_SHAPES, id_variable
@@ -29,6 +28,8 @@ class Shape:
 
 def shape_of(name: str, llm_id: str) -> Shape:
     """The shape of an LLM, from its configuration alone: no weight is read. Raises as `load_llm` does."""
+    from transformers import AutoConfig, AutoModelForCausalLM  # slow to import
+
     where, remedy = _where(name, llm_id)
     try:
         config = AutoConfig.from_pretrained(**where)
@@ -66,6 +67,8 @@ def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
     DEVICE_MAP in the environment (auto, balanced, ...) lets accelerate spread the layers over all GPUs instead.
     Raises FileNotFoundError or ValueError that names the id and the way out.
     """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     where, remedy = _where(name, llm_id)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -98,6 +101,8 @@ def device_map() -> str | None:
 def random_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
     """The large model of this name in its true shape, with random weights made on the device: right for times, never
     for answers. It reads with the tokenizer of `llm_id`, whose ids must fit. Raises ValueError for an unknown name."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     require(name in LARGE_SHAPES, "llms", name, f"random weights have the shapes of {', '.join(LARGE_SHAPES)}")
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(

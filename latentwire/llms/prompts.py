@@ -13,10 +13,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from latentwire.data.content import SOURCES, content, question_in_tail
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ANCHOR = "Answer:"
 IGNORE = -100  # label of every position that is not an answer token
@@ -82,7 +84,7 @@ class PromptBuilder:
     that reads special tokens out of users' text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, wording: str):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", source: str, wording: str):
         if source not in SOURCES:
             raise ValueError(f"source={source!r}: unknown; choose one of {', '.join(SOURCES)}")
         if wording not in WORDINGS:

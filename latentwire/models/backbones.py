@@ -7,29 +7,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    BatchEncoding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
 from latentwire.data.content import Content, encoder_reads_question, reading
 from latentwire.data.question import Question
 from latentwire.llms.offline import OFFLINE_ENCODERS, ensure_offline_model
 from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.components import Component, component
-from latentwire.models.packing import can_pack, packed_states
 from latentwire.utils.cli import Settings, option, reason
 from latentwire.utils.machine import hub_answers
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHT_DECAY = 0.01  # of backbones; all other parts are trained without
 _PACKED = 16  # texts at once: more take more memory and are no faster
@@ -59,7 +54,7 @@ class States:
 class PretrainedBackbone(nn.Module):
     """A pretrained encoder over word pieces. Texts beyond its window are read in overlapping windows, never cut."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"):
         super().__init__()
         model.pooler = None  # sentence vectors are not used, and unused weights confuse data parallel training
         self.model, self.tokenizer = model, tokenizer
@@ -83,6 +78,8 @@ class PretrainedBackbone(nn.Module):
     def each(self, questions: Sequence[Question], source: str) -> list[States]:
         """States of each question in a batch of its own, with the bits that `forward` gives it alone: packed where the
         model allows it. Only in evaluation mode."""
+        from latentwire.models.packing import can_pack  # imports transformers, which is slow
+
         if self._packs is None:
             self._packs = can_pack(self.model, self.window, _first_position(self.model))
         if not self._packs:
@@ -95,6 +92,8 @@ class PretrainedBackbone(nn.Module):
         return len(self._tokenize([question], source)["input_ids"]) == 1
 
     def _packed(self, questions: Sequence[Question], source: str) -> list[States]:
+        from latentwire.models.packing import packed_states
+
         encoded = self._tokenize(questions, source, padding=False, return_tensors=None)
         device, windows = self.model.device, range(len(encoded["input_ids"]))
         names = [key for key in self.tokenizer.model_input_names if key in encoded and key != "attention_mask"]
@@ -108,7 +107,7 @@ class PretrainedBackbone(nn.Module):
             states.append(States(row, torch.ones(row.shape[:2], dtype=torch.bool, device=device), [spans]))
         return states
 
-    def _tokenize(self, questions: Sequence[Question], source: str, **how: object) -> BatchEncoding:
+    def _tokenize(self, questions: Sequence[Question], source: str, **how: object) -> "BatchEncoding":
         settings = {"max_length": self.window, "return_overflowing_tokens": True, "return_offsets_mapping": True}
         settings |= {"padding": True, "return_tensors": "pt", "split_special_tokens": True} | how  # users' text is text
         contexts = [q.context for q in questions]
@@ -126,7 +125,7 @@ class PretrainedBackbone(nn.Module):
         return self.tokenizer(asked, contexts, truncation="only_second", stride=stride, **settings)
 
 
-def _first_position(model: PreTrainedModel) -> int:
+def _first_position(model: "PreTrainedModel") -> int:
     """How many position embeddings a model never gives to a word piece: the RoBERTa family counts behind padding's."""
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
@@ -134,7 +133,7 @@ def _first_position(model: PreTrainedModel) -> int:
 
 
 def _chosen_pieces(
-    questions: Sequence[Question], source: str, encoded: BatchEncoding
+    questions: Sequence[Question], source: str, encoded: "BatchEncoding"
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Per text, its word pieces once each: spans [S, 2], windows [S], positions [S]."""
     pieces = [_Pieces(reading(source, q.context, q.question)) for q in questions]
@@ -208,6 +207,8 @@ class ByteBackbone(nn.Module):
 
 def load_backbone(encoder_id: str) -> PretrainedBackbone:
     """A pretrained encoder: "offline:all-minilm-l6-v2", a folder, or a hub id. Raises ValueError with the remedy."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer  # slow to import
+
     remedy = f"set ENCODER_ID to a hub id of an encoder, a folder, or one of {', '.join(OFFLINE_ENCODERS)}"
     if encoder_id.startswith("offline:") and encoder_id not in OFFLINE_ENCODERS:
         raise ValueError(f"unknown offline encoder {encoder_id!r}; {remedy}")
@@ -241,6 +242,8 @@ def save_backbone_shape(backbone: PretrainedBackbone, folder: Path) -> None:
 
 def backbone_of_shape(folder: Path) -> PretrainedBackbone:
     """The reverse of `save_backbone_shape`, with random weights. Raises ValueError if the folder cannot be read."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
     how = {"local_files_only": True, "trust_remote_code": False}
     try:
         config, tokenizer = (kind.from_pretrained(folder, **how) for kind in (AutoConfig, AutoTokenizer))
@@ -254,7 +257,7 @@ class OnPretrained:
     """What encoders on a pretrained backbone, `backbone`, share: how a checkpoint keeps it, and how it is trained."""
 
     @classmethod
-    def of_shape(cls, tokenizer: PreTrainedTokenizerBase, d_z: int, folder: Path, **shape: object) -> nn.Module:
+    def of_shape(cls, tokenizer: "PreTrainedTokenizerBase", d_z: int, folder: Path, **shape: object) -> nn.Module:
         """As `Encoder.of_shape`."""
         return cls(tokenizer, d_z, backbone=backbone_of_shape(folder / "backbone"), **shape)
 

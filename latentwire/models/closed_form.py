@@ -15,11 +15,11 @@ Shapes: V wire vocabulary, d_l width of LLM l, d_z width of a latent.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import PreTrainedTokenizerBase
 
 from latentwire.data.question import subset
 from latentwire.data.squad import load
@@ -27,6 +27,9 @@ from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.adapters import ADAPTERS, Adapter
 from latentwire.models.encoders.codebook import ClosedFormEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FIT_QUESTIONS = 5000  # train questions whose text weighs the codebook and fits the PCA
 _CHUNK = 16384
@@ -71,18 +74,18 @@ def closed_form(
     return encoder, adapters, report(found, tables, counts)
 
 
-def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+def token_counts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> Tensor:
     """Occurrences of each token id in the texts: float64 [V]."""
     ids = [i for text in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in text]
     return torch.bincount(torch.tensor(ids), minlength=vocabulary_size(tokenizer)).double()
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     """One more than the largest token id: some vocabularies have holes."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def wire_table(llm: FrozenLLM, wire_tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def wire_table(llm: FrozenLLM, wire_tokenizer: "PreTrainedTokenizerBase") -> Tensor:
     """The LLM's input embedding of every token of the wire vocabulary: float32 [V, d]."""
     table = llm.embedding_table()
     # Some tokenizers know more tokens than the model has embeddings for; those cannot be read.
@@ -103,7 +106,7 @@ def wire_table(llm: FrozenLLM, wire_tokenizer: PreTrainedTokenizerBase) -> Tenso
     return out
 
 
-def _text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+def _text_of(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
     """What a token stands for inside a text: alone, some tokenizers decode a word without the space before it."""
     (first,) = tokenizer("a", **AS_TEXT)["input_ids"][:1]
     return tokenizer.decode([first, token])[len(tokenizer.decode([first])) :]

@@ -50,6 +50,6 @@ def test_where_packing_would_change_states_texts_are_read_one_by_one(backbone, e
     model._supports_attention_backend = False
     assert not can_pack(model, 96, 0)
     questions = load("sample", "dev").questions[:3]
-    monkeypatch.setattr("latentwire.models.backbones.can_pack", lambda *args: False)
+    monkeypatch.setattr("latentwire.models.packing.can_pack", lambda *args: False)
     states = backbone.each(questions, "prompt")
     assert torch.equal(states[2].hidden, backbone([questions[2]], "prompt").hidden)

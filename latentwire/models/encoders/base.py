@@ -9,17 +9,20 @@ Shapes: B batch, T wire tokens of a text, M latents.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from latentwire.data.content import Content
 from latentwire.data.question import Question
 from latentwire.models.components import Component, component
 from latentwire.utils.cli import Settings
 from latentwire.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Encoder(nn.Module):
     begins_from: tuple[str, ...] = ("codebook",)
     Settings: type[Settings] = Settings
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, d_z: int):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", d_z: int):
         """tokenizer: the wire's."""
         super().__init__()
         self.tokenizer, self.d_z = tokenizer, d_z
@@ -79,7 +82,7 @@ class Encoder(nn.Module):
         return {}
 
     @classmethod
-    def of_shape(cls, tokenizer: PreTrainedTokenizerBase, d_z: int, folder: Path, **shape: object) -> "Encoder":
+    def of_shape(cls, tokenizer: "PreTrainedTokenizerBase", d_z: int, folder: Path, **shape: object) -> "Encoder":
         """An encoder that the weights of a checkpoint in `folder` fit."""
         return cls(tokenizer, d_z, **shape)
 

@@ -4,11 +4,11 @@ Shapes: B batch, M latents, V wire vocabulary.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.question import Question
@@ -17,6 +17,9 @@ from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.components import Component, component
 from latentwire.models.encoders.base import Encoded, Encoder, encoder, overlapping
 from latentwire.utils.cli import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 QUESTION_SHARE = 0.75  # of the M latents at most: a long question must leave room for the context
 
@@ -32,12 +35,12 @@ class ClosedFormEncoder(Encoder):
 
     chooses_tokens = True
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, d_z: int, vocabulary: int):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", d_z: int, vocabulary: int):
         super().__init__(tokenizer, d_z)
         self.codebook = nn.Embedding(vocabulary, d_z)
 
     @classmethod
-    def from_codebook(cls, tokenizer: PreTrainedTokenizerBase, codebook: Tensor) -> "ClosedFormEncoder":
+    def from_codebook(cls, tokenizer: "PreTrainedTokenizerBase", codebook: Tensor) -> "ClosedFormEncoder":
         """codebook: float32 [V, d_z]."""
         made = cls(tokenizer, codebook.shape[1], len(codebook))
         made.load_state_dict({"codebook.weight": codebook})

@@ -3,15 +3,19 @@
 Shapes: B batch, T wire tokens of a text, w width of the backbone's states, V wire vocabulary.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from latentwire.models.backbones import PretrainedBackbone
 from latentwire.models.components import Component, component
 from latentwire.models.encoders.base import Encoder, Tokens, encoder
 from latentwire.models.encoders.codebook import ClosedFormEncoder
 from latentwire.models.encoders.selecting import PoolingSettings, SelectingEncoder, best_spans
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @encoder("ids")
@@ -23,7 +27,7 @@ class IdsEncoder(SelectingEncoder):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         d_z: int,
         vocabulary: int,
         backbone: PretrainedBackbone,
@@ -75,7 +79,7 @@ class MarkedIdsEncoder(IdsEncoder):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         d_z: int,
         vocabulary: int,
         backbone: PretrainedBackbone,

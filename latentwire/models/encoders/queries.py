@@ -5,10 +5,10 @@ Shapes: B batch, S states of a text, w width of a state, M latents.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from latentwire.data.question import Question
 from latentwire.models.backbones import (
@@ -23,6 +23,9 @@ from latentwire.models.backbones import (
 from latentwire.models.components import Component, component
 from latentwire.models.encoders.base import Encoded, Encoder, encoder
 from latentwire.utils.cli import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _HEADS, _LAYERS = 4, 2
 
@@ -60,7 +63,7 @@ class QueryEncoder(OnPretrained, Encoder):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         d_z: int,
         m: int,
         backbone: PretrainedBackbone | ByteBackbone,
@@ -109,7 +112,7 @@ class ByteEncoder(QueryEncoder):
         return ByteBackbone()
 
     @classmethod
-    def of_shape(cls, tokenizer: PreTrainedTokenizerBase, d_z: int, folder: Path, **shape: object) -> Encoder:
+    def of_shape(cls, tokenizer: "PreTrainedTokenizerBase", d_z: int, folder: Path, **shape: object) -> Encoder:
         return cls(tokenizer, d_z, backbone=ByteBackbone(), **shape)
 
     def save_parts(self, folder: Path) -> None:

@@ -6,6 +6,7 @@ Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's s
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from unicodedata import combining
 
 import numpy as np
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
 from latentwire.data.content import content, encoder_reads_question, question_in_tail
 from latentwire.data.question import Question
@@ -30,6 +30,9 @@ from latentwire.models.encoders.base import Encoded, Encoder, Tokens, answer_edg
 from latentwire.models.encoders.codebook import QUESTION_SHARE, ClosedFormEncoder
 from latentwire.models.pooling import POOLINGS, pool
 from latentwire.utils.cli import option
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _LONGEST_SPAN = 30  # wire tokens of an answer that the encoder reads out by itself
 _REACH = 8  # wire tokens around a likely answer that help to understand it
@@ -90,7 +93,7 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         d_z: int,
         vocabulary: int,
         backbone: PretrainedBackbone,

@@ -6,12 +6,12 @@ for: the windows follow it. Shapes: B batch, T wire tokens of a text, M latents,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from transformers import PreTrainedTokenizerBase
 
 from latentwire.data.content import content, question_in_tail
 from latentwire.data.question import Question
@@ -20,6 +20,9 @@ from latentwire.models.components import Component, component
 from latentwire.models.encoders.base import Encoded, Encoder, Tokens, answer_edges, encoder
 from latentwire.models.encoders.selecting import SelectingEncoder, zeroed
 from latentwire.utils.cli import option
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _KNOWN = 1e4  # salience of tokens that an oracle wants
 
@@ -43,7 +46,7 @@ class AnchorEncoder(SelectingEncoder):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         d_z: int,
         vocabulary: int,
         backbone: PretrainedBackbone,
@@ -100,7 +103,7 @@ class WindowEncoder(OnPretrained, Encoder):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         d_z: int,
         backbone: PretrainedBackbone,
         scale: Tensor | None = None,
