@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 
 from latentwire.data.content import SOURCES
-from latentwire.utils.cli import Settings, option
+from latentwire.utils.cli import Settings, is_path, option
 
 
 @dataclass(kw_only=True)
 class QuestionSettings(Settings):
     """Which questions."""
 
-    dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path")
+    dataset: str = option(
+        "squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path", there=is_path
+    )
     seed: int = option(0, "seed of every choice: of questions, of their order, of new weights, of the bootstrap")
 
 

@@ -33,8 +33,10 @@ class AnsweringSettings(LLMSettings, DataSettings):
 class EvalSettings(AnsweringSettings):
     """One evaluation: which questions, which conditions, which LLMs."""
 
-    ckpt: str = option("", "checkpoint folder; without it, the untrained wire (closed form) is built")
-    tuned: str = option("", "folder of scripts/baselines/tuned_baselines.sh, for the conditions that end in _tuned")
+    ckpt: str = option("", "checkpoint folder; without it, the untrained wire (closed form) is built", there=bool)
+    tuned: str = option(
+        "", "folder of scripts/baselines/tuned_baselines.sh, for the conditions that end in _tuned", there=bool
+    )
     conditions: str = option(
         "", "comma-separated names or groups; NAME@M gives one another M; default: all that fit the source", env=""
     )
@@ -48,7 +50,7 @@ class EvalSettings(AnsweringSettings):
     codec: str = option("fp16", "wire codec", choices=tuple(CODECS))
     batch_size: int = option(32, "questions per batch", least=1)
     reuse: str = option(
-        "", "an evaluation of the same questions: answers that the same files would give come from there"
+        "", "an evaluation of the same questions: answers that the same files would give come from there", there=bool
     )
     save_dir: str = option(
         "", "output folder; default: beside the checkpoint, named by dataset, source, n and seed", env="OUTPUT_DIR"
@@ -82,8 +84,10 @@ class OutsideSettings(AnsweringSettings):
 class DemoSettings(LLMSettings):
     """One question of one text, answered by each LLM from the text and from the wire. Without --context it asks."""
 
-    ckpt: str = option("checkpoints/latentwire_m32", "checkpoint folder; the default is the one that ships here")
-    context: str = option("", "file with the text", env="")
+    ckpt: str = option(
+        "checkpoints/latentwire_m32", "checkpoint folder; the default is the one that ships here", there=bool
+    )
+    context: str = option("", "file with the text", env="", there=bool)
     question: str = option("", "the question", env="")
     codec: str = option("fp16", "wire codec", choices=tuple(CODECS))
 
@@ -100,7 +104,9 @@ class DemoSettings(LLMSettings):
 class CodecSettings(QuestionSettings):
     """Tables for the compact codecs of a checkpoint, fitted on questions of train, and written beside it."""
 
-    ckpt: str = option("checkpoints/latentwire_m32", "checkpoint folder; the default is the one that ships here")
+    ckpt: str = option(
+        "checkpoints/latentwire_m32", "checkpoint folder; the default is the one that ships here", there=bool
+    )
     samples: int = option(2000, "questions of train to fit on", least=1)
     device: str = option("", "cpu, cuda, cuda:1, ...; default: cuda where there is one")
 

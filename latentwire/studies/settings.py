@@ -16,7 +16,7 @@ _LISTS = {"latent_lens": int, "d_zs": int, "ftce_weights": float, "ks": int}
 class DiagnosticsSettings(LLMSettings, DataSettings):
     """What a checkpoint's embeddings look like to each LLM, beside those of text, and what changing them does."""
 
-    ckpt: str = option("", "checkpoint folder (needed)")
+    ckpt: str = option("", "checkpoint folder (needed)", there=bool)
     eval_samples: int = option(100, "dev questions; more than exist means all", least=1)
     train_samples: int = option(1000, "for the script: train questions of the checkpoint that it makes", least=1)
     batch_size: int = option(16, "questions per batch", least=1)

@@ -27,7 +27,7 @@ class TrainSettings(LLMSettings, DataSettings):
     stage: str = option("joint", f"all (that is {', '.join(ALL)}), or one of {', '.join(STAGES)}", env="")
     init: str = option(
         "", "checkpoint to start from: of the stage before; of a rival: whose selection it reads; of stage codebook: "
-        "whose selection is kept",
+        "whose selection is kept", there=bool,
     )  # fmt: skip
     samples: int | None = option(
         None, "train questions; more than exist means all; default: all; 0: stage join in closed form alone", least=0

@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from latentwire.utils.launcher import end_with_launchers
@@ -57,12 +58,14 @@ def option(
     above: float | None = None,
     fallback: object = None,
     positional: bool = False,
+    there: Callable[[str], bool] | None = None,
 ) -> dataclasses.Field:
     """A setting. gpu: its default on a GPU, or a function that gives it, where that differs; env: its variable, the
     field's name in upper case unless given ("" for none); least, above: bounds; fallback: what None comes to unless
-    something else knows; positional: given without a flag's name."""
+    something else knows; positional: given without a flag's name; there: of which values a
+    file or folder must be there when a program begins."""
     found = {"help": help, "env": env, "choices": choices, "least": least, "above": above, "fallback": fallback}
-    found["positional"] = positional
+    found |= {"positional": positional, "there": there}
     if gpu is not _UNSET:
         return dataclasses.field(default=None, metadata=found | {"devices": (default, gpu)})
     return dataclasses.field(default=default, metadata=found)
@@ -134,7 +137,7 @@ def parse(cls: type[S], argv: list[str] | None = None, epilog: Callable[[], str]
     """Read a program's settings: a flag, else its environment variable (an empty one is not set), else the default.
 
     epilog: what --help ends with. Ends the program with status 2 and one line at an unknown flag; ValueError naming the
-    variable at a wrong value.
+    variable at a wrong value; FileNotFoundError where a file or folder is missing.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = _Parser(
@@ -150,7 +153,17 @@ def parse(cls: type[S], argv: list[str] | None = None, epilog: Callable[[], str]
         text = os.environ.get(variable_of(field) or "", "")
         if name not in values and text:
             values[name] = _converted(field, text)
-    return _build(cls, values, flags)
+    built = _build(cls, values, flags)
+    for field in dataclasses.fields(cls):  # before anything slow is imported
+        value, there = getattr(built, field.name), field.metadata.get("there")
+        if there and there(value) and not Path(value).exists():
+            raise FileNotFoundError(f"{field.name}={value!r}: there is no such file or folder")
+    return built
+
+
+def is_path(value: str) -> bool:
+    """Whether a value that can be a name is meant as a path."""
+    return os.sep in value or bool(Path(value).suffix)
 
 
 def value_of(field: dataclasses.Field) -> object:

@@ -51,3 +51,22 @@ def test_a_wrong_flag_imports_nothing_slow(name):
     status, text, imported = said(name, "--sampels", "3")
     assert status == 2 and text.startswith("error: unrecognized arguments: --sampels 3")
     assert not imported & set(SLOW)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        ("eval", "--ckpt=nosuch"),
+        ("eval", "--dataset=nosuch.json"),
+        ("eval", "--reuse=no/such"),
+        ("train", "--init=nosuch"),
+        ("demo", "--ckpt=nosuch"),
+        ("fit_codec", "--ckpt=nosuch"),
+        ("diagnostics", "--ckpt=nosuch"),
+    ],
+)
+def test_a_wrong_file_imports_nothing_slow(name, flag):
+    status, text, imported = said(name, flag)
+    setting, value = flag.removeprefix("--").split("=")
+    assert status == 2 and text == f"error: {setting}={value!r}: there is no such file or folder"
+    assert not imported & set(SLOW)
