@@ -64,6 +64,7 @@ class SweepSettings(LLMSettings, DataSettings):
     concurrent: int = option(0, "configurations at a time; 0: as many as there are GPUs for, 1 without GPUs", least=0)
     save_dir: str = option("runs/sweeps/hyperparam", "output folder", env="OUTPUT_DIR")
     dry_run: bool = option(False, "print the configurations and the estimated time, and stop", env="")
+    time: bool = option(False, "measure a few steps and batches, for minutes, instead of a cost model", env="")
     json: bool = option(False, "with --dry-run: one JSON object on standard output", env="")
 
     def check(self) -> None:
@@ -129,6 +130,7 @@ class SuiteSettings(Settings):
     trained_rivals: bool = option(True, "train the rivals' soft prompts, too")
     save_dir: str = option("runs/all", "output folder", env="OUTPUT_DIR")
     dry_run: bool = option(False, "print the plan and the estimated time, and stop", env="")
+    time: bool = option(False, "measure a few steps and batches, for minutes, instead of a cost model", env="")
     json: bool = option(False, "with --dry-run: one JSON object on standard output", env="")
 
 

@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -133,11 +133,17 @@ def fields_of(cls: type[Settings]) -> Iterator[dataclasses.Field]:
     yield from found.values()
 
 
-def parse(cls: type[S], argv: list[str] | None = None, epilog: Callable[[], str] | None = None) -> S:
+def parse(
+    cls: type[S],
+    argv: list[str] | None = None,
+    epilog: Callable[[], str] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> S:
     """Read a program's settings: a flag, else its environment variable (an empty one is not set), else the default.
 
-    epilog: what --help ends with. Ends the program with status 2 and one line at an unknown flag; ValueError naming the
-    variable at a wrong value; FileNotFoundError where a file or folder is missing.
+    epilog: what --help ends with; environment: of a program that is another than this one. Ends the program with status
+    2 and one line at an unknown flag; ValueError naming the variable at a wrong value; FileNotFoundError where a file
+    or folder is missing.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = _Parser(
@@ -150,7 +156,7 @@ def parse(cls: type[S], argv: list[str] | None = None, epilog: Callable[[], str]
     flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     values = dict(flags)
     for name, field in fields.items():
-        text = os.environ.get(variable_of(field) or "", "")
+        text = environment.get(variable_of(field) or "", "")
         if name not in values and text:
             values[name] = _converted(field, text)
     built = _build(cls, values, flags)
