@@ -24,7 +24,7 @@ LONGEST_S = 2 * 3600  # on a CPU, of a size that nobody chose
 VARIABLES = {
     "SQUAD_DIR": "folder with SQuAD v1.1's train and dev files, plain or .gz",
     "MODELS_DIR": "folder that holds the offline models' original files already",
-    "LATENTWIRE_CACHE": "folder of converted models, teacher answers and this machine's pace; default: ~/.cache/latentwire",
+    "LATENTWIRE_CACHE": "folder of models, teacher answers and this machine's pace; default: ~/.cache/latentwire",
     "LATENTWIRE_TRACEBACK": "1 shows where an error came from",
     "LATENTWIRE_TOKEN": "bearer token that the service asks for; needed where it listens beyond this machine",
     "DEVICE_MAP": "auto: accelerate spreads the layers of each LLM over all GPUs (one process)",
