@@ -162,14 +162,19 @@ def parse(
     built = _build(cls, values, flags)
     for field in dataclasses.fields(cls):  # before anything slow is imported
         value, there = getattr(built, field.name), field.metadata.get("there")
-        if there and there(value) and not Path(value).exists():
-            raise FileNotFoundError(f"{field.name}={value!r}: there is no such file or folder")
+        if there and there(value):
+            require_there(field.name, value)
     return built
 
 
 def is_path(value: str) -> bool:
     """Whether a value that can be a name is meant as a path."""
     return os.sep in value or bool(Path(value).suffix)
+
+
+def is_file(value: str) -> bool:
+    """Whether a value is meant as a file: - is standard input, and nothing is no file."""
+    return value not in ("", "-")
 
 
 def value_of(field: dataclasses.Field) -> object:
@@ -186,6 +191,12 @@ def require(holds: bool, name: str, value: object, remedy: str) -> None:
     """Raise a ValueError that names the setting, its value and the remedy unless `holds`."""
     if not holds:
         raise ValueError(f"{name}={value!r}: {remedy}")
+
+
+def require_there(name: str, value: str) -> None:
+    """Raise a FileNotFoundError that names the setting and its value unless there is such a file or folder."""
+    if not Path(value).exists():
+        raise FileNotFoundError(f"{name}={value!r}: there is no such file or folder")
 
 
 def refuse_long(seconds: float, device: str, by_hand: bool, what: str) -> None:
