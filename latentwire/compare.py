@@ -10,6 +10,7 @@ Folders joined by commas are training seeds of one thing. docs/studies.md says h
 import argparse
 from pathlib import Path
 
+from latentwire.studies.settings import parse_run
 from latentwire.utils.cli import require, run
 
 
@@ -22,10 +23,10 @@ def main() -> None:
     parser.add_argument("--selection", type=Path, help="a checkpoint: tell apart the questions whose answer it sends")
     parser.add_argument("--save_dir", type=Path, help="where to write comparison.json, .md and .png")
     args = parser.parse_args()
-    from latentwire.reporting.tables import comparison_markdown, table_markdown
-    from latentwire.studies.paired import compare, parse_run, recompute, write
-
     runs = [parse_run(text, args.condition) for text in args.runs]
+    from latentwire.reporting.tables import comparison_markdown, table_markdown  # slow to import
+    from latentwire.studies.paired import compare, recompute, write
+
     if len(runs) == len(runs[0].folders) == 1:
         for name in ("save_dir", "margin", "selection"):
             require(not vars(args)[name], name, str(vars(args)[name]), "one RUN is only recomputed; name two or more")

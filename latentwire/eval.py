@@ -10,13 +10,12 @@ checkpoint, or from none.
 
 from latentwire.evaluation.settings import EvalSettings
 from latentwire.utils.cli import parse, run
+from latentwire.utils.glance import glance
 
 
 def conditions() -> str:
     """What --help says of conditions."""
-    from latentwire.conditions.base import conditions_help
-
-    return conditions_help()
+    return glance("latentwire.conditions.base").conditions_help()
 
 
 def main() -> None:

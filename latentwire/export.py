@@ -10,7 +10,7 @@ What is exported loads like any other checkpoint; config.json has the sha256 of 
 import argparse
 from pathlib import Path
 
-from latentwire.utils.cli import run
+from latentwire.utils.cli import require_there, run
 
 
 def main() -> None:
@@ -20,6 +20,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where to; replaced if it is there")
     parser.add_argument("--results", type=Path, help="evaluation of the exported checkpoint, for the card")
     args = parser.parse_args()
+    for name in ("checkpoint", "results"):
+        require_there(name, str(vars(args)[name] or "."))
     from latentwire.models.exporting import export, table_of
     from latentwire.reporting.card import card
     from latentwire.utils.files import write_text

@@ -11,6 +11,7 @@ A RUN is the folder of an evaluation, a training or diagnostics, or one that hol
 import argparse
 from pathlib import Path
 
+from latentwire.reporting.records import gather
 from latentwire.utils.cli import run
 
 
@@ -21,11 +22,10 @@ def main() -> None:
     parser.add_argument("--html", type=Path, metavar="PATH", help="the page; default: report.html in the first RUN")
     parser.add_argument("--readme", action="store_true", help="put the tables that the documents name into them")
     args = parser.parse_args()
-    from latentwire.reporting.readme import documents, renew
-    from latentwire.reporting.records import gather
-    from latentwire.reporting.writing import write_page, write_tables
-
     parts = gather(args.runs)
+    from latentwire.reporting.readme import documents, renew
+    from latentwire.reporting.writing import write_page, write_tables  # slow to import
+
     for part in (part for part in parts if part.results):
         print(*write_tables(part), sep="\n")
     for document in documents() if args.readme else ():

@@ -8,6 +8,7 @@ train), first_token_accuracy.png and loss.png. A killed run continues and ends w
 143 after SIGTERM, when the checkpoint is saved.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -19,14 +20,14 @@ def main() -> None:
     """One stage, or all of them."""
     config = parse(TrainSettings)
     from latentwire.reporting.charts import draw_curves
-    from latentwire.training.running import estimate_json, train
+    from latentwire.training.running import altogether, train
 
     found = train(config)
     if int(os.environ.get("RANK", "0")) > 0:
         return
     if config.estimate:
         if config.json:
-            print(estimate_json(found))
+            print(json.dumps(altogether(found)))
         return
     for log in sorted(Path(config.save_dir).rglob("metrics.jsonl")):
         for path in draw_curves(log.parent):

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from latentwire.api.chunks import chunks
 from latentwire.api.message import Wire
+from latentwire.api.settings import is_folder
 from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.question import Question
 from latentwire.data.relevance import relevance
@@ -54,7 +55,7 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         cache_dir, ...). Raises FileNotFoundError or ValueError where there is none."""
         if Path(name).is_dir():
             return cls(name, device)
-        if str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
+        if is_folder(str(name)):
             raise FileNotFoundError(f"no checkpoint in {str(name)!r}: there is no such folder; name another")
         try:
             found = snapshot_download(str(name), local_files_only=not hub_answers(), **hub)

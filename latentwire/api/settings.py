@@ -1,18 +1,26 @@
 """Settings of the programs that send, read and inspect wires."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from latentwire.models.wire import CODECS
-from latentwire.utils.cli import Settings, option, require
+from latentwire.utils.cli import Settings, is_file, option, require
 
 SHIPPED = "checkpoints/latentwire_m32"
+
+
+def is_folder(name: str) -> bool:
+    """Whether a checkpoint's name is meant as a folder: a hub id is OWNER/NAME, and there is no folder OWNER here."""
+    return name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name).parent.is_dir()
 
 
 @dataclass(kw_only=True)
 class CheckpointSettings(Settings):
     """Which checkpoint, and where it runs."""
 
-    ckpt: str = option(SHIPPED, "checkpoint: a folder or a hub id; the default is the one that ships here")
+    ckpt: str = option(
+        SHIPPED, "checkpoint: a folder or a hub id; the default is the one that ships here", there=is_folder
+    )
     device: str = option("", "cpu, cuda, cuda:1, ...; default: cuda where there is one")
 
 
@@ -21,7 +29,7 @@ class SendSettings(CheckpointSettings):
     """Encode a text to a wire, on standard output. Without --context: JSON lines in ("context", "question", further
     keys stay), and JSON lines out (the same with "wire" in base64 in the context's place)."""
 
-    context: str = option("", "file with the text; - is standard input", env="")
+    context: str = option("", "file with the text; - is standard input", env="", there=is_file)
     question: str = option("", "what will be asked, for checkpoints of source prompt or aware", env="")
     out: str = option("", "file for the wire; default: standard output", env="")
     latent_len: int | None = option(None, "M, latents per block; default: the checkpoint's", least=1)
@@ -69,8 +77,8 @@ class AnswerSettings(CheckpointSettings):
     """Answer from a wire: a file, or standard input. JSON lines as send.py makes them ("wire", "question", further keys
     stay) come out with "answer" in the wire's place."""
 
-    wire: str = option("-", "the wire, or JSON lines; - is standard input", env="", positional=True)
-    corpus: str = option("", "folder of a corpus (encode_corpus.py), instead of a wire", env="")
+    wire: str = option("-", "the wire, or JSON lines; - is standard input", env="", positional=True, there=is_file)
+    corpus: str = option("", "folder of a corpus (encode_corpus.py), instead of a wire", env="", there=bool)
     id: str = option("", "which document of the corpus", env="")
     llm: str = option("", "which of the checkpoint's LLMs reads; default: its first", env="")
     dtype: str = option("", "of the LLM; default: float32 on a CPU, bfloat16 on a GPU")
@@ -87,7 +95,7 @@ class AnswerSettings(CheckpointSettings):
 class InspectSettings(CheckpointSettings):
     """Say what a wire holds: header, sizes, checksum, words, and after how many questions it has paid for itself."""
 
-    wire: str = option("-", "the wire; - is standard input", env="", positional=True)
+    wire: str = option("-", "the wire; - is standard input", env="", positional=True, there=is_file)
     json: bool = option(False, "one JSON object on standard output", env="")
 
 

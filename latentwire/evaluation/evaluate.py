@@ -19,7 +19,7 @@ from latentwire.conditions.base import (
     require_heads,
     require_positions,
 )
-from latentwire.data.question import QuestionSet, subset
+from latentwire.data.question import Question, QuestionSet, subset
 from latentwire.data.squad import load
 from latentwire.evaluation.answering import answer, complete
 from latentwire.evaluation.predictions import Predictions, reusable
@@ -33,6 +33,8 @@ from latentwire.evaluation.settings import (
     EvalSettings,
 )
 from latentwire.evaluation.sizes import bytes_table
+from latentwire.llms.loading import model_of
+from latentwire.llms.pace import ANSWERING, Work, answer_operations, text_tokens
 from latentwire.llms.prompts import WORDINGS
 from latentwire.models.adapters import SOFT_VECTORS, Adapter
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
@@ -297,6 +299,7 @@ def _announce(predictions: Predictions, ready: Sequence[Reader], shared: Shared,
     todo = _missing(predictions, ready, shared, plan.conditions)
     print("timing a few batches ...", flush=True, file=out)
     per_question: dict[tuple, float] = {}  # by LLM, cost and, where places are read, M
+    timed: dict[str, list[tuple[float, str, int]]] = {}
     seconds = 0.0
     for reader, condition, m, missing in todo:
         kind = reader.llm.name, condition.cost, m if condition.cost == "places" else None
@@ -304,14 +307,28 @@ def _announce(predictions: Predictions, ready: Sequence[Reader], shared: Shared,
             started = time.perf_counter()
             same = condition.base or condition  # a rival's soft prompt hardly changes the time
             answer(same, m, reader, shared, plan.chosen.score, probe, config.max_new_tokens)
-            per_question[kind] = (time.perf_counter() - started) / len(probe)
+            took = time.perf_counter() - started
+            per_question[kind] = took / len(probe)
+            timed.setdefault(reader.llm.name, []).append((took, condition.cost, m))
         seconds += missing * per_question[kind]
+    for name, batches in timed.items():
+        _note(config, name, batches, probe)
     answers = sum(missing for *_, missing in todo)
     print(f"estimate: {seconds / 60:.0f} minutes for {answers} answers", flush=True, file=out)
     if config.json:
         print(json.dumps({"answers": answers, "seconds": seconds}))
     if not config.estimate:
         refuse_long(seconds, config.device, config.samples is not None, f"{len(shared.questions)} questions")
+
+
+def _note(
+    config: EvalSettings, name: str, batches: Sequence[tuple[float, str, int]], probe: Sequence[Question]
+) -> None:
+    """Keep how fast an LLM answered for later estimates; batches: (seconds, cost, M) of each."""
+    model, text = model_of(name, config.llm_ids[name]), text_tokens(probe)
+    each = [answer_operations(model, cost, m, text, config.max_new_tokens) for _, cost, m in batches]
+    work = Work(ANSWERING, config.device, config.dtype, (config.llm_ids[name],))
+    work.note(len(probe) * sum(each), sum(took for took, *_ in batches))
 
 
 def _words(config: EvalSettings) -> object:

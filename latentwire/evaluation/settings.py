@@ -34,9 +34,7 @@ class EvalSettings(AnsweringSettings):
     """One evaluation: which questions, which conditions, which LLMs."""
 
     ckpt: str = option("", "checkpoint folder; without it, the untrained wire (closed form) is built", there=bool)
-    tuned: str = option(
-        "", "folder of scripts/baselines/tuned_baselines.sh, for the conditions that end in _tuned", there=bool
-    )
+    tuned: str = option("", "folder of scripts/baselines/tuned_baselines.sh, for the conditions that end in _tuned")
     conditions: str = option(
         "", "comma-separated names or groups; NAME@M gives one another M; default: all that fit the source", env=""
     )

@@ -3,15 +3,20 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 
+from latentwire.llms.arithmetic import LLMS, Model
 from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.known import LARGE_SHAPES, id_variable
 from latentwire.llms.offline import OFFLINE_LLMS, ensure_offline_model
 from latentwire.utils.cli import reason, require
 from latentwire.utils.machine import hub_answers
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass
@@ -28,22 +33,45 @@ class Shape:
 
 def shape_of(name: str, llm_id: str) -> Shape:
     """The shape of an LLM, from its configuration alone: no weight is read. Raises as `load_llm` does."""
-    from transformers import AutoConfig, AutoModelForCausalLM  # slow to import
+    from transformers import AutoModelForCausalLM  # slow to import
 
-    where, remedy = _where(name, llm_id)
-    try:
-        config = AutoConfig.from_pretrained(**where)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
+    config = _config_of(name, llm_id)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     inner = config.get_text_config(decoder=True)
-    heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
-    head_width = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
     return Shape(
         sum(weight.numel() for weight in model.parameters()), inner.num_hidden_layers, inner.hidden_size,
-        getattr(inner, "intermediate_size", 4 * inner.hidden_size), heads * head_width, inner.vocab_size,
+        _inner_width(inner), _key_width(inner), inner.vocab_size,
     )  # fmt: skip
+
+
+def model_of(name: str, llm_id: str) -> Model:
+    """The shape of an LLM as its time follows from it: known here, or told by its configuration; no offline model is
+    fetched for it. Raises as `load_llm` does."""
+    known = LLMS.get(llm_id.removeprefix("offline:").removesuffix("-instruct"))
+    if known:
+        return known
+    inner = _config_of(name, llm_id).get_text_config(decoder=True)
+    return Model(inner.num_hidden_layers, inner.hidden_size, _inner_width(inner), _key_width(inner), inner.vocab_size)
+
+
+def _config_of(name: str, llm_id: str) -> "PretrainedConfig":
+    from transformers import AutoConfig  # slow to import
+
+    where, remedy = _where(name, llm_id)
+    try:
+        return AutoConfig.from_pretrained(**where)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
+
+
+def _inner_width(inner: "PretrainedConfig") -> int:
+    return getattr(inner, "intermediate_size", 4 * inner.hidden_size)
+
+
+def _key_width(inner: "PretrainedConfig") -> int:
+    heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
+    return heads * (getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads)
 
 
 def _where(name: str, llm_id: str) -> tuple[dict, str]:

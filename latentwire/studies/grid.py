@@ -27,6 +27,7 @@ from latentwire.studies.programs import (
     train_and_evaluate,
 )
 from latentwire.studies.ranking import Ranking, is_finished
+from latentwire.studies.scale.estimates import SAYS, predicted
 from latentwire.studies.settings import SWEEP_SAMPLES, Configuration, SweepSettings
 from latentwire.training.settings import LaunchSettings, TrainSettings
 from latentwire.utils.cli import VARIABLES, Settings, fields_of, gpu_count, parse, refuse_long, require, variable_of
@@ -37,7 +38,7 @@ from latentwire.utils.runs import RunFolder, digest, identity
 # Settings that do not make two sweeps different ones. The lists may be extended.
 _NO_PART = (
     "latent_lens", "d_zs", "ftce_weights", "ks", "llms", "wordings", "device", "gpus_per_trial", "concurrent",
-    "save_dir", "dry_run", "json",
+    "save_dir", "dry_run", "time", "json",
 )  # fmt: skip
 _HOW = {"save_dir", "resume", "save_minutes", "tracker", "ignore_memory"}  # of a training, but not what it learns
 _PLACES = [name for name in VARIABLES if name not in ("RAY_ADDRESS", "PYTHON", "BASE_PYTHON")]
@@ -243,25 +244,28 @@ def _dry_run(config: SweepSettings, todo: Sequence[Configuration]) -> None:
         f"about {seconds / 3600:.1f} hours for {len(config.grid)} configurations of which {len(finished)} are "
         "finished; validations and evaluations come on top"
     )
+    if not config.time:
+        say(SAYS)
     if config.json:
         names = [configuration.name for configuration in config.grid]
         print(json.dumps({"configurations": names, "finished": finished, "seconds": seconds}))
 
 
 def _seconds(config: SweepSettings, todo: Sequence[Configuration], say: Callable[[str], None] = print) -> float:
-    """Time of the trainings, from a few steps at each M, which the other lists hardly change; a teacher reads its texts
-    once for each K."""
+    """Time of the trainings, one at each M, which the other lists hardly change; a teacher reads its texts once for
+    each K. With `time` a few steps are measured."""
     sizes = list(dict.fromkeys(configuration.latent_len for configuration in todo))
-    say(f"timing a few steps at M = {', '.join(map(str, sizes))} ...")
+    if config.time:
+        say(f"timing a few steps at M = {', '.join(map(str, sizes))} ...")
     others = {"d_z": min(config.numbers("d_zs")), "k": max(config.numbers("ks"))}
-    rendezvous = parse(LaunchSettings, []).rendezvous
-    timing = torchrun(max(1, config.gpus_per_trial), rendezvous, "--stage", "all", "--estimate", "--json")
-    found = {
-        m: asked(
-            Program(f"the timing of M={m}", timing, _environment(config, TrainSettings, {"latent_len": m} | others))
+    rendezvous, processes = parse(LaunchSettings, []).rendezvous, max(1, config.gpus_per_trial)
+    timing = torchrun(processes, rendezvous, "--stage", "all", "--estimate", "--json")
+    found = {}
+    for m in sizes:
+        wanted = Program(
+            f"the timing of M={m}", timing, _environment(config, TrainSettings, {"latent_len": m} | others)
         )
-        for m in sizes
-    }
+        found[m] = asked(wanted) if config.time else predicted(wanted, processes)
     teachers = len({c.k for c in todo}) * max(map(teacher_seconds, found.values()))
     passes = sum(found[c.latent_len]["seconds"] for c in todo)
     at_once = 1  # on a CPU they share its cores

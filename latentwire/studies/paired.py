@@ -29,6 +29,7 @@ from latentwire.models.checkpoint import load_encoder
 from latentwire.models.weights import read_config
 from latentwire.reporting.charts import comparison
 from latentwire.reporting.tables import comparison_markdown
+from latentwire.studies.settings import Run
 from latentwire.utils.cli import SCHEMA, require
 from latentwire.utils.files import read_json, read_lines, write_json, write_text
 
@@ -37,14 +38,6 @@ _WEIGHTS = {"wire": "checkpoint_sha256", "tuned": "tuned_sha256"}  # in config.j
 _OF_DIFFERENCE = ("diff_over", "diff_ci95", "diff_ci90", "diff_ci95_by_article", "verdict", "equivalence")
 _OF_ALL = ("first_token_acc", "first_informative_acc", "nll_per_token", "wire_bytes")  # means of all questions
 _NO_FIGURE = ("seconds", "examples_per_s", "taken_from")  # of a row: times, which no second look repeats
-
-
-@dataclass(frozen=True)
-class Run:
-    """folders: evaluations, one per training seed; condition: whose rows are compared."""
-
-    folders: tuple[Path, ...]
-    condition: str
 
 
 @dataclass(frozen=True)
@@ -120,12 +113,6 @@ def write(compared: Mapping, folder: Path | None) -> None:
     write_text(folder / "comparison.md", comparison_markdown(compared))
     comparison(compared).savefig(folder / "comparison.png", dpi=130)
     print(f"wrote {folder / 'comparison.md'}, comparison.json and comparison.png")
-
-
-def parse_run(text: str, condition: str) -> Run:
-    """ "FOLDER,FOLDER,...:CONDITION" to a run; without a condition it is the given one."""
-    folders, _, own = text.partition(":")
-    return Run(tuple(map(Path, folders.split(","))), own or condition)
 
 
 def compare(runs: Sequence[Run], margin: float | None = None, selection: Path | None = None) -> dict:

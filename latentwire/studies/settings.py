@@ -2,10 +2,11 @@
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 from latentwire.data.settings import DataSettings
 from latentwire.llms.known import DEFAULT_LLMS, LLMSettings
-from latentwire.utils.cli import Settings, option, require
+from latentwire.utils.cli import Settings, is_path, option, require, require_there
 
 PARTS = ("train", "text_eval", "serving", "encode", "mfu", "growth", "processes")
 SWEEP_SAMPLES = 10_000
@@ -64,6 +65,7 @@ class SweepSettings(LLMSettings, DataSettings):
     concurrent: int = option(0, "configurations at a time; 0: as many as there are GPUs for, 1 without GPUs", least=0)
     save_dir: str = option("runs/sweeps/hyperparam", "output folder", env="OUTPUT_DIR")
     dry_run: bool = option(False, "print the configurations and the estimated time, and stop", env="")
+    time: bool = option(False, "measure a few steps and batches, for minutes, instead of a cost model", env="")
     json: bool = option(False, "with --dry-run: one JSON object on standard output", env="")
 
     def check(self) -> None:
@@ -98,7 +100,9 @@ class BenchmarkSettings(LLMSettings):
     random_weights: bool = option(
         False, "Llama-3.1-8B's and Qwen2.5-7B's shapes with random weights, made on the device"
     )
-    dataset: str = option("squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path")
+    dataset: str = option(
+        "squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path", there=is_path
+    )
     # The plain step keeps logits at every position: 16 questions of it take more than 24 GB of a CPU's memory.
     batch_size: int = option(4, "questions per step, and per batch of an evaluation", gpu=32, least=1)
     steps: int = option(4, "steps (or batches) that a repeat takes", least=1)
@@ -129,6 +133,7 @@ class SuiteSettings(Settings):
     trained_rivals: bool = option(True, "train the rivals' soft prompts, too")
     save_dir: str = option("runs/all", "output folder", env="OUTPUT_DIR")
     dry_run: bool = option(False, "print the plan and the estimated time, and stop", env="")
+    time: bool = option(False, "measure a few steps and batches, for minutes, instead of a cost model", env="")
     json: bool = option(False, "with --dry-run: one JSON object on standard output", env="")
 
 
@@ -218,3 +223,20 @@ PROGRAMS = {
     "diagnostics": DiagnosticsSettings, "sweep": SweepSettings, "benchmark": BenchmarkSettings, "suite": SuiteSettings,
     "plan": PlanSettings, "ablations": AblationSettings, "arms": ArmsSettings,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """folders: evaluations, one per training seed; condition: whose rows are compared."""
+
+    folders: tuple[Path, ...]
+    condition: str
+
+
+def parse_run(text: str, condition: str) -> Run:
+    """ "FOLDER,FOLDER,...:CONDITION" to a run; without a condition it is the given one. FileNotFoundError for a folder
+    that is not there."""
+    folders, _, own = text.partition(":")
+    for folder in folders.split(","):
+        require_there("run", folder)
+    return Run(tuple(map(Path, folders.split(","))), own or condition)

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from latentwire.evaluation.results import critical_lines
 from latentwire.studies.programs import Program, asked, program, teacher_seconds, torchrun
+from latentwire.studies.scale.estimates import SAYS, predicted
 from latentwire.studies.settings import SuiteSettings
 from latentwire.training.settings import LaunchSettings, TrainSettings
 from latentwire.training.stages import STAGES
@@ -108,12 +109,13 @@ def _plan(config: SuiteSettings, table: Sequence[Step]) -> dict[str, float]:
     def say(line: str) -> None:
         print(line, file=sys.stderr if config.json else sys.stdout, flush=True)
 
-    say(f"plan, in {config.save_dir} (timing a few steps and batches of what is to do):")
+    how = "timing a few steps and batches of what is to do" if config.time else SAYS
+    say(f"plan, in {config.save_dir} ({how}):")
     seconds = {}
     for step in table:
         done = step.done.is_file()
         timed = step.timing and not done
-        seconds[step.name] = _seconds(step) if timed else 0.0
+        seconds[step.name] = _seconds(step, config.time) if timed else 0.0
         minutes = f"{seconds[step.name] / 60:4.0f} min" if timed else " " * 8
         say(f"  {minutes}  {'done ' if done else 'to do'}  {step.name}")
     total = sum(seconds.values())
@@ -124,8 +126,9 @@ def _plan(config: SuiteSettings, table: Sequence[Step]) -> dict[str, float]:
     return seconds
 
 
-def _seconds(step: Step) -> float:
-    found = asked(Program(step.name, step.timing, _BY_FLAGS))
+def _seconds(step: Step, measured: bool) -> float:
+    wanted = Program(step.name, step.timing, _BY_FLAGS)
+    found = asked(wanted) if measured else predicted(wanted, parse(LaunchSettings, []).nproc)
     return found["seconds"] + teacher_seconds(found)
 
 

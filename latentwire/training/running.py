@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import sys
 import tempfile
 import time
@@ -15,7 +14,9 @@ from accelerate.utils import InitProcessGroupKwargs
 from latentwire.conditions.base import CONDITIONS, Reader, begin_adapters, readers, require_heads, require_positions
 from latentwire.data.question import QuestionSet, split_by_article, subset
 from latentwire.data.squad import load
-from latentwire.llms.loading import device_map
+from latentwire.llms.arithmetic import Prompt, training_flops
+from latentwire.llms.loading import device_map, model_of
+from latentwire.llms.pace import TRAINING, Work, text_tokens
 from latentwire.models.adapters import ADAPTERS, SOFT_VECTORS
 from latentwire.models.checkpoint import load_encoder, save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
@@ -53,10 +54,11 @@ def train(config: TrainSettings) -> dict[str, dict[str, float]]:
     return {}
 
 
-def stages_of(config: TrainSettings) -> list[TrainSettings]:
+def stages_of(config: TrainSettings, spans: bool | None = None) -> list[TrainSettings]:
     """The settings of each stage of `--stage all`. Of several passes through the LLMs the first trains the adapters
-    alone. Stage scores is left out without span supervision, and like `codebook` where --init names a checkpoint."""
-    spans = load(config.dataset, "train").spans
+    alone. Stage scores is left out without span supervision, and like `codebook` where --init names a checkpoint.
+    spans: whether the data set's answers are spans; it is read unless somebody knows."""
+    spans = load(config.dataset, "train").spans if spans is None else spans
     names = [stage.name for stage in needed(ALL, ENCODERS.pick(config.encoder_type), spans)]
     left_out = {name for name in ("codebook", "scores") if config.init}
     left_out |= {"scores"} if config.span_weight == 0 else set()
@@ -248,8 +250,10 @@ def _estimate(
 
     Raises ValueError where that is too long for a CPU and the number of questions was not chosen by hand.
     """
-    steps = trainer.total - trainer.step
-    seconds = steps * trainer.seconds_per_step()
+    steps, each = trainer.total - trainer.step, trainer.seconds_per_step()
+    seconds = steps * each
+    if accelerator.is_main_process:
+        work_of(config).note(config.batch_size * question_flops(config, text_tokens(job.questions))[0], each)
     teaching = sum(_teaching_seconds(reader, job) for reader in job.readers) if config.kd_weight else 0.0
     _say(
         config, accelerator,
@@ -259,6 +263,22 @@ def _estimate(
     by_hand = config.samples is not None or config.estimate
     refuse_long(seconds + teaching, config.device, by_hand, f"{len(job.questions)} questions")
     return {"steps": steps, "seconds": seconds, "teacher_seconds": teaching}
+
+
+def work_of(config: TrainSettings) -> Work:
+    """What a stage computes on; config: with its device and dtype set."""
+    llms = config.llm_ids.values() if STAGES[config.stage].needs_llms else ()
+    return Work(TRAINING, config.device, config.dtype, tuple(llms))
+
+
+def question_flops(config: TrainSettings, text: float) -> tuple[float, float]:
+    """Operations of one question in one step of a stage, and of the teacher that reads it once; text: its tokens."""
+    stage = STAGES[config.stage]
+    whole = bool(stage.rival) and CONDITIONS[stage.rival].cost == "whole"
+    llms = {name: model_of(name, llm_id) for name, llm_id in config.llm_ids.items()} if stage.needs_llms else {}
+    parts = training_flops(llms, Prompt(), text, text if whole else config.latent_len, config.k)
+    step = parts["LLMs"] + (0.0 if stage.rival else parts["encoder"])
+    return step, parts["teacher, once"] if config.kd_weight else 0.0
 
 
 def _teaching_seconds(reader: Reader, job: Job) -> float:
@@ -325,7 +345,7 @@ def _say(config: TrainSettings, accelerator: Accelerator, line: str) -> None:
         print(line, file=sys.stderr if config.json else sys.stdout, flush=True)
 
 
-def estimate_json(found: dict[str, dict[str, float]]) -> str:
+def altogether(found: dict[str, dict[str, float]]) -> dict:
     """An estimate for programs: seconds altogether and by stage."""
     total = {key: sum(one[key] for one in found.values()) for key in ("steps", "seconds", "teacher_seconds")}
-    return json.dumps(total | {"stages": found})
+    return total | {"stages": found}

@@ -6,6 +6,7 @@ from latentwire.data.settings import DataSettings
 from latentwire.llms.known import LLMSettings
 from latentwire.training.stages import ALL, STAGES
 from latentwire.utils.cli import Settings, gpu_count, option, part, require
+from latentwire.utils.glance import glance
 
 CODES = ("closed_form", "random")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -13,9 +14,7 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 def _encoders() -> dict[str, type[Settings]]:
     """Each encoder's own settings."""
-    from latentwire.models.encoders.base import ENCODERS  # imports torch, which --help of other programs need not
-
-    return {name: kind.Settings for name, kind in ENCODERS.items()}
+    return {name: kind.Settings for name, kind in glance("latentwire.models.encoders.base").ENCODERS.items()}
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ LONGEST_S = 2 * 3600  # on a CPU, of a size that nobody chose
 VARIABLES = {
     "SQUAD_DIR": "folder with SQuAD v1.1's train and dev files, plain or .gz",
     "MODELS_DIR": "folder that holds the offline models' original files already",
-    "LATENTWIRE_CACHE": "folder of converted models and teacher answers; default: ~/.cache/latentwire",
+    "LATENTWIRE_CACHE": "folder of models, teacher answers and this machine's pace; default: ~/.cache/latentwire",
     "LATENTWIRE_TRACEBACK": "1 shows where an error came from",
     "LATENTWIRE_TOKEN": "bearer token that the service asks for; needed where it listens beyond this machine",
     "DEVICE_MAP": "auto: accelerate spreads the layers of each LLM over all GPUs (one process)",
@@ -133,11 +133,17 @@ def fields_of(cls: type[Settings]) -> Iterator[dataclasses.Field]:
     yield from found.values()
 
 
-def parse(cls: type[S], argv: list[str] | None = None, epilog: Callable[[], str] | None = None) -> S:
+def parse(
+    cls: type[S],
+    argv: list[str] | None = None,
+    epilog: Callable[[], str] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> S:
     """Read a program's settings: a flag, else its environment variable (an empty one is not set), else the default.
 
-    epilog: what --help ends with. Ends the program with status 2 and one line at an unknown flag; ValueError naming the
-    variable at a wrong value; FileNotFoundError where a file or folder is missing.
+    epilog: what --help ends with; environment: of a program that is another than this one. Ends the program with status
+    2 and one line at an unknown flag; ValueError naming the variable at a wrong value; FileNotFoundError where a file
+    or folder is missing.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = _Parser(
@@ -150,20 +156,25 @@ def parse(cls: type[S], argv: list[str] | None = None, epilog: Callable[[], str]
     flags = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     values = dict(flags)
     for name, field in fields.items():
-        text = os.environ.get(variable_of(field) or "", "")
+        text = environment.get(variable_of(field) or "", "")
         if name not in values and text:
             values[name] = _converted(field, text)
     built = _build(cls, values, flags)
     for field in dataclasses.fields(cls):  # before anything slow is imported
         value, there = getattr(built, field.name), field.metadata.get("there")
-        if there and there(value) and not Path(value).exists():
-            raise FileNotFoundError(f"{field.name}={value!r}: there is no such file or folder")
+        if there and there(value):
+            require_there(field.name, value)
     return built
 
 
 def is_path(value: str) -> bool:
     """Whether a value that can be a name is meant as a path."""
     return os.sep in value or bool(Path(value).suffix)
+
+
+def is_file(value: str) -> bool:
+    """Whether a value is meant as a file: - is standard input, and nothing is no file."""
+    return value not in ("", "-")
 
 
 def value_of(field: dataclasses.Field) -> object:
@@ -180,6 +191,12 @@ def require(holds: bool, name: str, value: object, remedy: str) -> None:
     """Raise a ValueError that names the setting, its value and the remedy unless `holds`."""
     if not holds:
         raise ValueError(f"{name}={value!r}: {remedy}")
+
+
+def require_there(name: str, value: str) -> None:
+    """Raise a FileNotFoundError that names the setting and its value unless there is such a file or folder."""
+    if not Path(value).exists():
+        raise FileNotFoundError(f"{name}={value!r}: there is no such file or folder")
 
 
 def refuse_long(seconds: float, device: str, by_hand: bool, what: str) -> None:

@@ -112,7 +112,7 @@ def test_a_bad_line_loses_nothing_that_was_before_it(call, lw, short_questions):
 @pytest.mark.parametrize(
     ("program", "flags", "data", "says"),
     [
-        (answer, ["nowhere.lwir"], b"", "error: there is no file 'nowhere.lwir'"),
+        (answer, ["nowhere.lwir"], b"", "error: wire='nowhere.lwir': there is no such file or folder"),
         (answer, [], b"", "error: wire too short: 0 bytes"),
         (answer, [], b"\x89PNG and whatever else a picture has", "error: not a LatentWire wire"),
         (answer, ["--llm", "gemma"], b"LWIR", "error: wire too short"),

@@ -199,7 +199,7 @@ def test_a_wrong_list_ends_the_script_with_one_line(environment, tmp_path):
 def test_the_launcher_hands_on_its_settings(environment, tmp_path):
     calls = tmp_path / "calls"
     settings = {"CALLS": str(calls), "GPUS_PER_TRIAL": "2", "SAMPLES": "7", "EPOCHS": "2", "SEED": "3", "NPROC": "9"}
-    done = launch(environment, tmp_path / "out", "--dry-run", **settings)
+    done = launch(environment, tmp_path / "out", "--dry-run", "--time", **settings)
     assert done.returncode == 0, done.stderr
     first, second = calls.read_text().splitlines()
     assert "--nproc_per_node=2" in first and [variable(call, "LATENT_LEN") for call in (first, second)] == ["16", "32"]
@@ -209,7 +209,9 @@ def test_the_launcher_hands_on_its_settings(environment, tmp_path):
 
 
 def test_a_dry_run_names_all_and_says_how_long_and_trains_nothing(stub, tmp_path, capsys):
-    settings = config(tmp_path / "out", "--dry-run", latent_lens="32,48,64", d_zs="256,512", ks="4,8", epochs="2")
+    settings = config(
+        tmp_path / "out", "--dry-run", "--time", latent_lens="32,48,64", d_zs="256,512", ks="4,8", epochs="2"
+    )
     assert sweep(settings) == 0
     said = capsys.readouterr().out
     assert all(configuration.name in said.splitlines() for configuration in settings.grid)
@@ -227,7 +229,7 @@ def test_a_dry_run_names_all_and_says_how_long_and_trains_nothing(stub, tmp_path
 def test_a_dry_run_for_programs_prints_one_object(stub, tmp_path, capsys):
     (tmp_path / "out" / NAMES[0] / "eval").mkdir(parents=True)
     (tmp_path / "out" / NAMES[0] / "eval" / "results.json").write_text("{}")
-    assert sweep(config(tmp_path / "out", "--dry-run", "--json")) == 0
+    assert sweep(config(tmp_path / "out", "--dry-run", "--time", "--json")) == 0
     out, err = capsys.readouterr()
     seconds = 3 * 3600 + 600
     assert json.loads(out) == {"configurations": NAMES, "finished": NAMES[:1], "seconds": seconds}
@@ -249,7 +251,7 @@ def test_what_a_sweep_neither_names_nor_varies_is_inherited(stub, tmp_path, monk
 
 
 def test_a_size_that_nobody_chose_is_refused_where_it_takes_too_long(stub, tmp_path):
-    settings = dataclasses.replace(config(tmp_path / "out", gpus_per_trial=0), samples=None)
+    settings = dataclasses.replace(config(tmp_path / "out", "--time", gpus_per_trial=0), samples=None)
     # Four configurations, each of an hour, and the teacher's 10 minutes.
     with pytest.raises(ValueError, match=r"samples: 4 configurations of 10000 questions would take about 4\.2 hours"):
         sweep(settings)
@@ -260,7 +262,15 @@ def test_a_size_that_nobody_chose_is_refused_where_it_takes_too_long(stub, tmp_p
 def test_a_dry_run_that_cannot_time_says_why(stub, tmp_path, monkeypatch):
     monkeypatch.setenv("FAILING", "32")
     with pytest.raises(ValueError, match="the timing of M=32 ended with status 1: no luck today"):
-        sweep(config(tmp_path / "out", "--dry-run"))
+        sweep(config(tmp_path / "out", "--dry-run", "--time"))
+
+
+def test_a_dry_run_starts_no_program_unless_time_is_asked_for(stub, tmp_path, capsys):
+    assert sweep(config(tmp_path / "out", "--dry-run", "--json")) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert found["configurations"] == NAMES and found["seconds"] > 0 and "cost model" in said.err
+    assert not stub.exists() and not (tmp_path / "out").exists()
 
 
 def test_a_failing_configuration_is_recorded_and_the_others_go_on(failed):

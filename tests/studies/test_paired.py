@@ -17,7 +17,8 @@ from latentwire.models.weights import read_config
 from latentwire.reporting.charts import comparison
 from latentwire.reporting.tables import comparison_markdown
 from latentwire.studies import paired
-from latentwire.studies.paired import answer_is_sent, compare, parse_run, recompute
+from latentwire.studies.paired import answer_is_sent, compare, recompute
+from latentwire.studies.settings import parse_run
 from latentwire.utils.files import read_lines, write_sealed
 
 QUESTIONS = load("sample", "dev").questions[:6]

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from latentwire.llms.known import LARGE_SHAPES, is_cached
-from latentwire.llms.loading import shape_of
-from latentwire.studies.scale.arithmetic import (
+from latentwire.llms.arithmetic import (
     LLMS,
     MEASURED,
     Model,
@@ -18,6 +16,8 @@ from latentwire.studies.scale.arithmetic import (
     training_flops,
     two_terms,
 )
+from latentwire.llms.known import LARGE_SHAPES, is_cached
+from latentwire.llms.loading import shape_of
 from latentwire.studies.scale.page import page
 from latentwire.studies.scale.records import Records
 from latentwire.studies.settings import PlanSettings

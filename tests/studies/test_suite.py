@@ -1,5 +1,6 @@
 """The suite: its table, its plan, and that it ends with the first step that fails. Programs are stand-ins."""
 
+import itertools
 import json
 import os
 import signal
@@ -67,6 +68,7 @@ def programs(monkeypatch):
         return next((status for word, status in ends.items() if word in " ".join(command)), 0)
 
     monkeypatch.setattr(room, "asked", asked)
+    monkeypatch.setattr(room, "predicted", lambda program, processes: asked(program))
     monkeypatch.setattr(room, "logged", run)
     return timed, started, ends
 
@@ -77,7 +79,10 @@ def flags_of(command):
 
 
 def settings_of(command):
-    """The settings that a program reads from its flags."""
+    """The settings that a program reads from its flags, when what it begins from is there."""
+    for flag, value in itertools.pairwise(command):
+        if flag in ("--ckpt", "--reuse"):
+            Path(value).mkdir(parents=True, exist_ok=True)
     return parse({"eval.py": EvalSettings, "train.py": TrainSettings}[Path(_program(command)).name], flags_of(command))
 
 
@@ -125,11 +130,16 @@ def test_without_trained_rivals_none_is_trained_or_asked(config):
     assert "tuned" not in " ".join(table[-1].commands[0])
 
 
-def test_a_dry_run_says_what_is_to_do_and_how_long_and_leaves_nothing(config, programs, tmp_path, capsys):
+@pytest.mark.parametrize("time", [False, True])
+def test_a_dry_run_says_what_is_to_do_and_how_long_and_leaves_nothing(
+    config, programs, tmp_path, capsys, monkeypatch, time
+):
+    """By the cost model alone, or by measuring alone."""
+    monkeypatch.setattr(room, "predicted" if time else "asked", lambda *_: pytest.fail("asked"))
     timed, started, _ = programs
-    suite(config(dry_run=True))
+    suite(config(dry_run=True, time=time))
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"plan, in {tmp_path / 'all'}")
+    assert said[0].startswith(f"plan, in {tmp_path / 'all'}") and ("cost model" in said[0]) != time
     assert [line.split("to do")[1].split()[0] for line in said[1:-1]] == NAMES
     # Trainings of ten minutes, each with one for the teacher, whose answers its stages share.
     assert [line.split("to do")[0].split() for line in said[1:-1]] == [
@@ -207,12 +217,12 @@ def test_a_step_that_cannot_be_timed_ends_it_before_anything_is_started(config, 
 
     monkeypatch.setattr(room, "asked", refusing)
     with pytest.raises(ValueError, match="baselines ended with status 2: memory"):
-        suite(config())
+        suite(config(time=True))
     assert not programs[1]
 
 
 def test_a_training_of_a_size_that_nobody_chose_is_refused_before_anything_is_started(config, programs, monkeypatch):
-    monkeypatch.setattr(room, "asked", lambda program: {"seconds": 3.0 * 3600, "stages": {}})
+    monkeypatch.setattr(room, "predicted", lambda program, processes: {"seconds": 3.0 * 3600, "stages": {}})
     monkeypatch.setenv("DEVICE", "cpu")
     with pytest.raises(ValueError, match=r"samples: tuned/text_tuned on all questions would take about 3\.0 hours"):
         suite(config())

@@ -297,10 +297,10 @@ def test_a_wrong_setting_is_refused_by_name_and_value(short, tmp_path, change, m
 def test_the_settings_of_an_encoder_are_checked_and_are_flags():
     with pytest.raises(ValueError, match="pooling='mean'"):
         type(TrainSettings(init="x").encoder)(pooling="mean")
-    read = parse(TrainSettings, ["--init=x", "--pooling=cif", "--encoder_id=mine"])
+    read = parse(TrainSettings, ["--stage=all", "--pooling=cif", "--encoder_id=mine"])
     assert (read.encoder.pooling, read.encoder.encoder_id) == ("cif", "mine")
     with pytest.raises(ValueError, match="pooling='cif': encoder_type queries has no such setting"):
-        parse(TrainSettings, ["--init=x", "--encoder_type=queries", "--pooling=cif"])
+        parse(TrainSettings, ["--stage=all", "--encoder_type=queries", "--pooling=cif"])
 
 
 def test_an_unknown_kind_of_adapter_is_named_with_the_known_ones(short, tmp_path):

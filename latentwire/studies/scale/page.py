@@ -3,9 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from latentwire.llms.loading import Shape
-from latentwire.reporting.tables import markdown
-from latentwire.studies.scale.arithmetic import (
+from latentwire.llms.arithmetic import (
     ENCODER,
     HALF,
     HOUR,
@@ -17,6 +15,8 @@ from latentwire.studies.scale.arithmetic import (
     training_flops,
     two_terms,
 )
+from latentwire.llms.loading import Shape
+from latentwire.reporting.tables import markdown
 from latentwire.studies.scale.records import CORPUS, SERVICE, SHIPPED, SPEED, Records
 from latentwire.studies.settings import PlanSettings
 from latentwire.training.memory import training_bytes
@@ -27,7 +27,7 @@ _GB = 1e9
 _HEAD = """# Scale, on paper
 
 `python latentwire/plan.py > docs/scale.md` writes this page. **Nothing of it was measured on a GPU.** It is arithmetic
-from the shapes of models (`latentwire/studies/scale/arithmetic.py`) and from records. [The last
+from the shapes of models (`latentwire/llms/arithmetic.py`) and from records. [The last
 section](#checked-against-what-was-measured) says how far such arithmetic is from what a CPU took. Flags change every
 assumption, for example `--gpu_price 3 --llms qwen2.5-7b`. Prices are assumptions, no offers.
 """

@@ -54,6 +54,7 @@ LLMS = {
     "llama3.1-8b": Model(32, 4096, 14336, 1024, 128256),
     "qwen2.5-7b": Model(28, 3584, 18944, 512, 152064),
     "smollm2-135m": Model(30, 576, 1536, 192, 49152, tied=True),
+    "gemma-3-270m": Model(18, 640, 2048, 256, 262144, tied=True),
     "qwen2.5-coder-0.5b": Model(24, 896, 4864, 128, 151936),  # its offline form keeps the output's matrix apart
 }
 ENCODER = Model(6, 384, 1536, 384, 0, products=2)  # all-MiniLM-L6-v2, the backbone of the shipped checkpoint
