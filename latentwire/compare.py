@@ -31,8 +31,7 @@ def main() -> None:
         for name in ("save_dir", "margin", "selection"):
             require(not vars(args)[name], name, str(vars(args)[name]), "one RUN is only recomputed; name two or more")
         again = recompute(runs[0].folders[0])
-        print(table_markdown(again), *again["not_kept"], "equal to results.json", sep="\n")
-        return
+        return print(table_markdown(again), *again["not_kept"], "equal to results.json", sep="\n")
     print(comparison_markdown(compared := compare(runs, args.margin, args.selection)), end="")
     write(compared, args.save_dir)
 
