@@ -9,7 +9,7 @@ from latentwire.models.wire import CODECS
 from latentwire.utils.cli import option, require
 
 DEFAULT_SAMPLES, DEFAULT_LATENT_LEN, DEFAULT_D_Z = 1000, 32, 256
-OUTSIDE = ("kv_full", "kv_random", "kv_snapkv", "kv_expected_attention", "kv_kvzip")  # conditions of kvpress
+OUTSIDE = ("kv_full", "kv_random", "kv_snapkv", "kv_expected_attention", "kv_kvzip", "kv_kvzip_uniform")  # kvpress's
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ V vocabulary.
 """
 
 import contextlib
+import inspect
 import logging
 import os
 import sys
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from latentwire.utils.cli import refuse_long, run
 from latentwire.utils.files import json_line, read_json, read_lines
@@ -46,6 +48,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     if not (folder / "asked.json").is_file():
         raise FileNotFoundError(f"{folder} holds no asked.json; run scripts/baselines/kv_cache_baseline.sh")
+    logging.getLogger("kvpress").setLevel(logging.ERROR)  # KVzip says for each answer that it is slow
+    disable_progress_bar()  # of loading weights: ours tells of answers
     with FileLock(folder / ".lock", timeout=0):
         complete(read_json(folder / "asked.json"), folder / "answers.jsonl")
 
@@ -116,7 +120,7 @@ def answer(
     cache, entries = DynamicCache(), min(m, len(context)) if condition != "kv_full" else len(context)
     torch.manual_seed(zlib.crc32(question["id"].encode()))  # of random; a continued run draws the same
     with compressing(condition, model, len(head), len(context), entries):
-        model.model(input_ids=torch.tensor([head + context], device=model.device), past_key_values=cache)
+        model.model(input_ids=torch.tensor([head + context], device=model.device), **named(model, cache))
     require_kept(model, cache, len(head) + entries)
     one = sum(part[:, :, 0].nbytes for layer in cache.layers for part in (layer.keys, layer.values))
 
@@ -140,7 +144,13 @@ def read(model: PreTrainedModel, cache: DynamicCache, ids: Sequence[int], positi
     """Logits [len(ids), V] after each of the ids, of which the first has this position; the cache grows by them."""
     ids = torch.tensor([ids], device=model.device)
     positions = torch.arange(position, position + ids.shape[1], device=model.device)[None]
-    return model(input_ids=ids, past_key_values=cache, position_ids=positions).logits[0]
+    return model(input_ids=ids, position_ids=positions, **named(model, cache)).logits[0]
+
+
+def named(model: PreTrainedModel, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """The cache by the name that the model's forward has for it: kvpress's transformers, or ours from 5.24 on."""
+    known = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in known else "past_key_values": cache}
 
 
 def compressing(
@@ -151,9 +161,9 @@ def compressing(
         return contextlib.nullcontext()
     import kvpress  # only this half's environment has it
 
-    logging.getLogger("kvpress").setLevel(logging.ERROR)  # kvzip says with every text that it is slow
-    if condition == "kv_kvzip":
-        return kvzip(kvpress.KVzipPress, model, head, context, entries)(model)
+    if condition in ("kv_kvzip", "kv_kvzip_uniform"):
+        press = kvzip(kvpress.KVzipPress, model, head, context, entries)
+        return (uniform(press, head, entries) if condition == "kv_kvzip_uniform" else press)(model)
     presses = {
         "kv_random": kvpress.RandomPress,
         "kv_snapkv": partial(kvpress.SnapKVPress, window_size=max(1, entries // WINDOW_SHARE)),
@@ -168,13 +178,19 @@ def keeping(press: object, head: int, entries: int) -> object:
     def compress(
         module: nn.Module, hidden: Tensor, keys: Tensor, values: Tensor, attentions: Tensor | None, kwargs: dict
     ) -> tuple[Tensor, Tensor]:
-        scores = press.score(module, hidden, keys, values, attentions, kwargs).clone()  # [1, H, L]
-        scores[..., :head] = torch.inf
-        kept = scores.topk(head + entries, dim=-1).indices[..., None].expand(-1, -1, -1, keys.shape[-1])
-        return keys.gather(2, kept), values.gather(2, kept)  # [1, H, P + entries, d]
+        return best(press.score(module, hidden, keys, values, attentions, kwargs), keys, values, head, entries)
 
     press.compress = compress
     return press
+
+
+def best(scores: Tensor, keys: Tensor, values: Tensor, head: int, entries: int) -> tuple[Tensor, Tensor]:
+    """Of keys and values [1, H, L, d] those of the `head` first entries and of the best others of each head: [1, H,
+    head + entries, d] each. scores: [1, H, L]."""
+    others = scores[..., head:].topk(entries, dim=-1).indices + head  # [1, H, entries]
+    first = torch.arange(head, device=scores.device).expand(*others.shape[:2], -1)
+    kept = torch.cat([first, others], dim=-1)[..., None].expand(-1, -1, -1, keys.shape[-1])
+    return keys.gather(2, kept), values.gather(2, kept)
 
 
 def kvzip(press_class: type, model: PreTrainedModel, head: int, context: int, entries: int) -> object:
@@ -193,6 +209,17 @@ def kvzip(press_class: type, model: PreTrainedModel, head: int, context: int, en
         return press_class.prepare(press, model, tokenizer)
 
     press.prepare = prepare
+    return press
+
+
+def uniform(press: object, head: int, entries: int) -> object:
+    """KVzip, made to keep `entries` of the context in every head by its scores, as the other methods do."""
+
+    def compress_post(model: PreTrainedModel) -> None:
+        for layer, scores in zip(press._cache.layers, press.score_val, strict=True):
+            layer.keys, layer.values = best(scores, layer.keys, layer.values, head, entries)
+
+    press.compress_post = compress_post
     return press
 
 

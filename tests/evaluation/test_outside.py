@@ -1,11 +1,14 @@
 """A rival from outside answers questions that it gets as token ids; its answers become an evaluation like any other."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from evaluation.evaluations import config as evaluation
 
 from latentwire.evaluation.evaluate import evaluate
@@ -85,3 +88,18 @@ def test_what_is_missing_is_named(whole, tmp_path):
         config(whole, presses="kv_all").check()
     done = answered(tmp_path / "nowhere")
     assert done.returncode == 2 and "nowhere holds no asked.json" in done.stderr
+
+
+def test_each_head_keeps_the_prompts_head_and_exactly_m_of_the_context():
+    found = importlib.util.spec_from_file_location("kv_cache", ROOT / "scripts/baselines/kv_cache.py")
+    kv_cache = importlib.util.module_from_spec(found)
+    found.loader.exec_module(kv_cache)
+    scores = torch.tensor([[[9.0, 0, 1, 5, 2, 3], [0, 0, 7, 1, 8, 2]]])  # two of the head, four of the context
+    keys = torch.arange(6.0)[None, None, :, None].expand(1, 2, 6, 3)
+    press = kv_cache.keeping(SimpleNamespace(score=lambda *_: scores), head=2, entries=2)
+    kept, values = press.compress(None, None, keys, -keys, None, {})
+    assert kept[0, :, :, 0].tolist() == [[0, 1, 3, 5], [0, 1, 4, 2]] and torch.equal(values, -kept)
+    layer = SimpleNamespace(keys=keys, values=-keys)
+    press = SimpleNamespace(_cache=SimpleNamespace(layers=[layer]), score_val=scores[None])
+    kv_cache.uniform(press, head=2, entries=2).compress_post(None)
+    assert torch.equal(layer.keys, kept) and torch.equal(layer.values, values)

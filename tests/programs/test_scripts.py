@@ -292,6 +292,36 @@ def test_the_rivals_are_trained_and_evaluated_where_the_documents_say(recorded, 
         assert done.returncode == 9 and len(calls) == number
 
 
+def test_a_rival_from_outside_answers_between_the_two_halves_of_our_own_work(recorded, copy, tmp_path):
+    script, folder = copy / "scripts/baselines/kv_cache_baseline.sh", "runs/baselines/kv_cache/M16"
+    steps = (
+        "latentwire/outside.py --step ask", f"scripts/baselines/kv_cache.py {folder}",
+        "latentwire/outside.py --step score", f"latentwire/report.py {folder}",
+    )  # fmt: skip
+    settings = {"OUTPUT_DIR": "", "LATENT_LEN": "16", "KVPRESS_PYTHON": str(tmp_path / "python-that-notes")}
+    done, calls = recorded(script, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [call.removeprefix("-u ") for call, _ in calls] == list(steps)
+    assert {v["OUTPUT_DIR"] for _, v in calls} == {folder}
+    for number, step in enumerate(steps, start=1):
+        done, calls = recorded(script, FAILING=step, **settings)
+        assert done.returncode == 9 and len(calls) == number
+
+
+def test_the_rivals_environment_is_made_once(recorded, copy, tmp_path):
+    (copy / "requirements.txt").write_text("torch==2.13.0      # the models\n")
+    base = tmp_path / "python-that-makes"
+    base.write_text('#!/bin/sh\nmkdir -p "$3/bin" && cp "${0%/*}/python-that-notes" "$3/bin/python"\n')
+    base.chmod(0o755)
+    script, settings = copy / "scripts/baselines/kv_cache_baseline.sh", {"BASE_PYTHON": str(base), "KVPRESS_PYTHON": ""}
+    done, calls = recorded(script, FAILING="pip install", **settings)
+    assert done.returncode == 9 and len(calls) == 1
+    done, calls = recorded(script, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert calls[0][0].startswith("-m pip install") and calls[0][0].endswith(" kvpress==0.5.5 torch==2.13.0")
+    assert len(calls) == 5 and len(recorded(script, **settings)[1]) == 4
+
+
 def test_the_quickstart_evaluates_the_shipped_checkpoint_and_squad_only_where_it_is(recorded, copy):
     script = copy / "scripts/quickstart.sh"
     done, calls = recorded(script, OUTPUT_DIR="", DATASET="", SAMPLES="")
