@@ -14,7 +14,8 @@ from evaluation.evaluations import config as evaluation
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.outside import outside
 from latentwire.evaluation.settings import OutsideSettings
-from latentwire.studies.paired import compare, parse_run, recompute
+from latentwire.studies.paired import compare, recompute
+from latentwire.studies.settings import parse_run
 from latentwire.utils.files import read_lines
 
 pytestmark = pytest.mark.usefixtures("surroundings")
