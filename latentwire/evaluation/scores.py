@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap
 
 DRAWS = 10_000
 _BATCH = 1000  # draws at once
@@ -147,6 +146,8 @@ def _interval(columns: tuple[np.ndarray, ...], seed: int) -> list[float] | None:
     numerator, denominator = columns
     if len(numerator) < 2 or denominator.sum() == 0:
         return None
+
+    from scipy.stats import DegenerateDataWarning, bootstrap  # slow to import
 
     def ratio_of_sums(n: np.ndarray, d: np.ndarray, axis: int = -1) -> np.ndarray:
         return n.sum(axis=axis) / d.sum(axis=axis)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentwire.data.question import Question, subset
 from latentwire.data.squad import load
@@ -26,7 +27,6 @@ from latentwire.studies.programs import (
     torchrun,
     train_and_evaluate,
 )
-from latentwire.studies.ranking import Ranking, is_finished
 from latentwire.studies.scale.estimates import SAYS, predicted
 from latentwire.studies.settings import SWEEP_SAMPLES, Configuration, SweepSettings
 from latentwire.training.settings import LaunchSettings, TrainSettings
@@ -34,6 +34,9 @@ from latentwire.utils.cli import VARIABLES, Settings, fields_of, gpu_count, pars
 from latentwire.utils.cluster import start_ray
 from latentwire.utils.files import write_text
 from latentwire.utils.runs import RunFolder, digest, identity
+
+if TYPE_CHECKING:
+    from latentwire.studies.ranking import Ranking
 
 # Settings that do not make two sweeps different ones. The lists may be extended.
 _NO_PART = (
@@ -51,13 +54,15 @@ def sweep(config: SweepSettings) -> int:
     """
     by_hand, config = config.samples is not None, _resolved(config)
     folder, grid = Path(config.save_dir), config.grid
-    todo = [configuration for configuration in grid if not is_finished(folder, configuration)]
+    todo = [configuration for configuration in grid if not configuration.is_finished(folder)]
     if config.dry_run:
         _dry_run(config, todo)
         return 0
     if todo and not by_hand and not config.gpus_per_trial:
         what = f"{len(todo)} configurations of {config.samples} questions"
         refuse_long(_seconds(config, todo), "cpu", by_hand, what)
+    from latentwire.studies.ranking import Ranking  # slow to import, and --dry-run needs none
+
     judges = load(config.dataset, "held_out")
     held = subset(judges.questions, config.eval_samples, config.seed)
     baselines = folder / "baselines" / f"dz{max(config.numbers('d_zs'))}"  # PCA's width; the widest is the strongest
@@ -145,7 +150,7 @@ def _programs(config: SweepSettings, configuration: Configuration, folder: Path)
     ]
 
 
-def _baselines(config: SweepSettings, folder: Path, ranking: Ranking) -> Program | None:
+def _baselines(config: SweepSettings, folder: Path, ranking: "Ranking") -> Program | None:
     """The evaluation of the rivals that need no training, at every M; None where it is there already."""
     sizes, widest = config.numbers("latent_lens"), max(config.numbers("d_zs"))
     wanted = {("text", None), *((name, m) for name in ("token_budget", "pca") for m in sizes)}
@@ -155,7 +160,9 @@ def _baselines(config: SweepSettings, folder: Path, ranking: Ranking) -> Program
     return _evaluation(config, folder, ",".join(conditions), "--d_z", str(widest))
 
 
-def _run_on_ray(config: SweepSettings, todo: Sequence[Configuration], shared: Program | None, ranking: Ranking) -> None:
+def _run_on_ray(
+    config: SweepSettings, todo: Sequence[Configuration], shared: Program | None, ranking: "Ranking"
+) -> None:
     """First what the configurations share, then each of them as a trial with GPUs of its own."""
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     os.environ |= {"TUNE_PRINT_ALL_TRIAL_ERRORS": "0", "RAY_AIR_NEW_OUTPUT": "0"}
@@ -212,7 +219,7 @@ def _name_of(trial: object) -> str:
     return trial.config["configuration"]
 
 
-def _reporter(callback: type, ranking: Ranking) -> object:
+def _reporter(callback: type, ranking: "Ranking") -> object:
     """Ray's callback that renews the ranking and prints a line whenever a trial ends."""
 
     class Reporter(callback):

@@ -24,11 +24,6 @@ _METRICS = ("f1", "first_token_acc", "bits_per_answer_byte")
 _FIGURES = ("f1", "f1_ci95", "first_token_acc", "bits_per_answer_byte", "empty_answers")
 
 
-def is_finished(folder: Path, configuration: Configuration) -> bool:
-    """Whether the sweep in `folder` has the evaluation of a configuration."""
-    return (folder / configuration.name / "eval" / "results.json").is_file()
-
-
 class Ranking:
     """The summary of a sweep. questions: those that all configurations are judged by; baselines: folder of theirs."""
 
@@ -41,7 +36,7 @@ class Ranking:
 
     def write(self) -> dict:
         """Renew sweep_summary.json and sweep_results.csv; the summary is returned."""
-        found = [self._entry(configuration) for configuration in self.grid if is_finished(self.folder, configuration)]
+        found = [self._entry(configuration) for configuration in self.grid if configuration.is_finished(self.folder)]
         ranked = sorted(found, key=lambda entry: (-entry["f1"], entry["name"]))
         summary = {
             "schema": SCHEMA, "n": len(self._paragraphs), "split": "held_out", "ranked": ranked,
@@ -94,7 +89,7 @@ class Ranking:
         return self._entries[name]
 
     def _failed(self) -> list[dict]:
-        paths = {c.name: self.folder / c.name / ERROR for c in self.grid if not is_finished(self.folder, c)}
+        paths = {c.name: self.folder / c.name / ERROR for c in self.grid if not c.is_finished(self.folder)}
         return [
             {"name": name, "error": path.read_text(encoding="utf-8").splitlines()[0]}
             for name, path in paths.items()

@@ -41,6 +41,10 @@ class Configuration:
     def name(self) -> str:
         return f"M{self.latent_len}_dz{self.d_z}_ftce{self.first_token_ce_weight}_K{self.k}"
 
+    def is_finished(self, folder: Path) -> bool:
+        """Whether the sweep in `folder` has its evaluation."""
+        return (folder / self.name / "eval" / "results.json").is_file()
+
 
 @dataclass(kw_only=True)
 class SweepSettings(LLMSettings, DataSettings):

@@ -21,7 +21,7 @@ from latentwire.data.squad import load
 from latentwire.evaluation.scores import mean_ci
 from latentwire.studies.grid import _programs, _resolved, _resources, sweep
 from latentwire.studies.programs import Program, run_kept
-from latentwire.studies.ranking import Ranking, is_finished
+from latentwire.studies.ranking import Ranking
 from latentwire.studies.settings import SweepSettings
 from latentwire.utils.cli import parse
 from latentwire.utils.runs import RunFolder
@@ -464,7 +464,7 @@ def test_the_ranking_follows_the_predictions(ranking):
     assert summary["best"] == dict.fromkeys(("f1", "first_token_acc", "bits_per_answer_byte"), grid[1].name)
     assert summary["failed"] == [{"name": grid[2].name, "error": "it broke"}] and summary["baselines"] == []
     assert summary["n"] == 6 and summary["split"] == "held_out"
-    assert [is_finished(ranking.folder, configuration) for configuration in grid] == [True, True, False, False]
+    assert [configuration.is_finished(ranking.folder) for configuration in grid] == [True, True, False, False]
 
 
 def test_the_table_has_a_row_for_all_that_ended(ranking):
