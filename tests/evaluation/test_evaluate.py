@@ -419,11 +419,12 @@ def test_a_process_killed_in_the_middle_loses_no_finished_question(finished, tmp
     folder = tmp_path / "killed"
     flags = [f"--{k}={v}" for k, v in dataclasses.asdict(config(folder)).items() if v and k != "fresh_eval"]
     process = subprocess.Popen([sys.executable, "-m", "latentwire.eval", *flags], stderr=subprocess.DEVNULL)
-    while not (folder / "predictions.jsonl").is_file() and process.poll() is None:
+    kept = folder / "predictions.jsonl"
+    while not (kept.is_file() and kept.stat().st_size) and process.poll() is None:  # it is there before its first line
         time.sleep(0.01)
     process.kill()
     process.wait()
-    kept = (folder / "predictions.jsonl").read_text()
+    kept = kept.read_text()
     assert kept and not (folder / "results.json").exists()
     assert timeless(evaluate(config(folder))) == timeless(finished[1])
     assert (folder / "predictions.jsonl").read_text().startswith(kept[: kept.rfind("\n") + 1])
