@@ -23,6 +23,13 @@ show() {
     setting "$1"
 }
 
+# needs EXTRA PACKAGE...: installs an extra of this project where one of its packages is missing.
+needs() {
+    "$PYTHON" -c "import sys; from importlib.util import find_spec
+sys.exit(not all(map(find_spec, sys.argv[1:])))" "${@:2}" ||
+        "$PYTHON" -m pip install --disable-pip-version-check --editable ".[$1]" >&2
+}
+
 # logged COMMAND...: runs it and keeps everything it prints in a timestamped file under OUTPUT_DIR.
 logged() {
     if ! mkdir -p "$OUTPUT_DIR" 2>/dev/null || [ ! -w "$OUTPUT_DIR" ]; then

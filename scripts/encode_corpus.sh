@@ -3,8 +3,6 @@
 # TEXT_COLUMN, WORKERS, ...). Killed and started again it continues.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
-"$PYTHON" -c "import sys; from importlib.util import find_spec
-sys.exit(not all(map(find_spec, 'ray pandas pyarrow'.split())))" ||
-    "$PYTHON" -m pip install --disable-pip-version-check --editable ".[corpus]" >&2
+needs corpus ray pandas pyarrow
 show encode_corpus >&2
 exec "$PYTHON" -u latentwire/encode_corpus.py "$@"

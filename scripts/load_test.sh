@@ -3,9 +3,7 @@
 # Both are started here, on free ports of this machine, and ended again.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
-"$PYTHON" -c "import sys; from importlib.util import find_spec
-sys.exit(not all(map(find_spec, 'fastapi gradio httpx prometheus_client psutil uvicorn'.split())))" ||
-    "$PYTHON" -m pip install --disable-pip-version-check --editable ".[serve]"
+needs serve fastapi gradio httpx prometheus_client psutil uvicorn
 OUTPUT_DIR=$(setting load_test save_dir) && export OUTPUT_DIR
 mkdir -p "$OUTPUT_DIR"
 show load_test

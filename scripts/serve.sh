@@ -3,8 +3,6 @@
 # once it has finished what it was asked.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
-"$PYTHON" -c "import sys; from importlib.util import find_spec
-sys.exit(not all(map(find_spec, 'fastapi gradio httpx prometheus_client psutil uvicorn'.split())))" ||
-    "$PYTHON" -m pip install --disable-pip-version-check --editable ".[serve]" >&2
+needs serve fastapi gradio httpx prometheus_client psutil uvicorn
 show serve >&2
 exec "$PYTHON" -u latentwire/serve.py "$@"
