@@ -34,7 +34,9 @@ class IdsEncoder(SelectingEncoder):
         pooling: str,
     ):
         super().__init__(tokenizer, d_z, vocabulary, backbone, pooling)
-        del self.residual
+
+    def _begin_adding(self) -> None:
+        """Nothing is added."""
 
     @classmethod
     def begin(cls, before: Encoder, settings: Settings, m: int) -> Encoder:
@@ -77,16 +79,8 @@ class MarkedIdsEncoder(IdsEncoder):
 
     begins_from = ("codebook", "hf", "ids")
 
-    def __init__(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        d_z: int,
-        vocabulary: int,
-        backbone: PretrainedBackbone,
-        pooling: str,
-    ):
-        super().__init__(tokenizer, d_z, vocabulary, backbone, pooling)
-        self.marker = nn.Parameter(torch.zeros(d_z))
+    def _begin_adding(self) -> None:
+        self.marker = nn.Parameter(torch.zeros(self.d_z))
 
     def components(self) -> list[Component]:
         return [*super().components(), component("marker", self.marker)]

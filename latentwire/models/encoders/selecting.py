@@ -105,8 +105,12 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
         self.outside = nn.Parameter(torch.zeros(backbone.width))  # the state of a label, which has no word piece
         self.score = zeroed(nn.Linear(backbone.width, 1))
         self.span = nn.Linear(backbone.width, 2)
-        low = residual_rank and LowRank(backbone.width, d_z, residual_rank)
-        self.residual = low or zeroed(nn.Linear(backbone.width, d_z))
+        self._begin_adding()
+
+    def _begin_adding(self) -> None:
+        """Make what is added to the codes."""
+        width, rank = self.backbone.width, self.residual_rank
+        self.residual = LowRank(width, self.d_z, rank) if rank else zeroed(nn.Linear(width, self.d_z))
 
     @classmethod
     def begin(cls, before: Encoder, settings: Settings, m: int) -> Encoder:

@@ -53,10 +53,13 @@ class AnchorEncoder(SelectingEncoder):
         dense: bool = True,
     ):
         super().__init__(tokenizer, d_z, vocabulary, backbone, "select")
-        del self.span, self.residual
+        del self.span
         self.dense = dense
         if dense:
             self.residual = zeroed(nn.Linear(2 * backbone.width, d_z))
+
+    def _begin_adding(self) -> None:
+        """The residual is made where it is known whether there is one."""
 
     @classmethod
     def _own(cls, settings: Settings) -> dict:
