@@ -25,7 +25,8 @@ from latentwire.data.relevance import relevance
 from latentwire.models.weights import FORMS, asked, read_config, wire_id
 from latentwire.models.wire import CODECS, COMPACT, SCALAR
 from latentwire.utils.cli import reason, require
-from latentwire.utils.machine import device_of, hub_answers
+from latentwire.utils.machine import device_of
+from latentwire.utils.surroundings import hub_answers
 
 if TYPE_CHECKING:
     from latentwire.api.corpus import Corpus

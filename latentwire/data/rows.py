@@ -22,9 +22,9 @@ from latentwire.data.registry import DATASETS
 from latentwire.data.squad import load, read_squad_file
 from latentwire.utils.cli import reason
 from latentwire.utils.files import UNREADABLE, sha256_of
-from latentwire.utils.machine import hub_answers
 from latentwire.utils.registry import import_all
 from latentwire.utils.runs import digest
+from latentwire.utils.surroundings import hub_answers
 
 Row = Mapping[str, object] | str
 _TEXTS = "texts"  # the name of all text files together, each of them a row

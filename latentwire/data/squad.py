@@ -21,8 +21,8 @@ from latentwire.data.registry import DATASETS, dataset
 from latentwire.data.scoring import squad_scores
 from latentwire.utils.cli import reason
 from latentwire.utils.files import UNREADABLE
-from latentwire.utils.machine import hub_answers
 from latentwire.utils.registry import import_all
+from latentwire.utils.surroundings import hub_answers
 
 SAMPLE_DIR = Path(__file__).with_name("sample_data")
 HUB_ID = "rajpurkar/squad"

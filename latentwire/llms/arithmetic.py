@@ -60,6 +60,11 @@ LLMS = {
 ENCODER = Model(6, 384, 1536, 384, 0, products=2)  # all-MiniLM-L6-v2, the backbone of the shipped checkpoint
 
 
+def known_model(llm_id: str) -> Model | None:
+    """The shape of an LLM of LLMS by its id; None for any other."""
+    return LLMS.get(llm_id.removeprefix("offline:").removesuffix("-instruct"))
+
+
 @dataclass(frozen=True)
 class Prompt:
     """Positions around what is read. head: worked examples, read once and shared; tail: question and anchor."""

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
-from latentwire.llms.arithmetic import LLMS, Model
+from latentwire.llms.arithmetic import Model, known_model
 from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.known import LARGE_SHAPES, id_variable
 from latentwire.llms.offline import OFFLINE_LLMS, ensure_offline_model
 from latentwire.utils.cli import reason, require
-from latentwire.utils.machine import hub_answers
+from latentwire.utils.surroundings import hub_answers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -48,8 +48,7 @@ def shape_of(name: str, llm_id: str) -> Shape:
 def model_of(name: str, llm_id: str) -> Model:
     """The shape of an LLM as its time follows from it: known here, or told by its configuration; no offline model is
     fetched for it. Raises as `load_llm` does."""
-    known = LLMS.get(llm_id.removeprefix("offline:").removesuffix("-instruct"))
-    if known:
+    if known := known_model(llm_id):
         return known
     inner = _config_of(name, llm_id).get_text_config(decoder=True)
     return Model(inner.num_hidden_layers, inner.hidden_size, _inner_width(inner), _key_width(inner), inner.vocab_size)

@@ -9,12 +9,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from latentwire.data.question import Question
 from latentwire.llms.arithmetic import Model, Prompt, answer_flops
 from latentwire.llms.known import cache_dir
 from latentwire.utils.files import read_json, write_json
+from latentwire.utils.surroundings import threads
 
 TRAINING, ANSWERING = "training", "answering"
 # Operations per second, of a GPU or of one thread of a CPU. Those of CPUs were fitted on results/ (docs/studies.md says
@@ -40,7 +39,7 @@ class Work:
         rates = RATES[self.kind]
         if self.device.startswith("cuda"):
             return operations / rates["cuda"]
-        return operations / (rates.get(self.dtype, rates["float32"]) * torch.get_num_threads())
+        return operations / (rates.get(self.dtype, rates["float32"]) * threads())
 
     def seconds(self, operations: float) -> float:
         """Seconds as far as this machine is known."""

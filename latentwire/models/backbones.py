@@ -21,7 +21,7 @@ from latentwire.llms.offline import OFFLINE_ENCODERS, ensure_offline_model
 from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.components import Component, component
 from latentwire.utils.cli import Settings, option, reason
-from latentwire.utils.machine import hub_answers
+from latentwire.utils.surroundings import hub_answers
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase

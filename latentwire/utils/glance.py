@@ -1,8 +1,8 @@
 """A glance at what files register: their settings and their docstrings, without the libraries that they compute with.
 
 --help, a wrong flag and a wrong file are to be answered at once, and torch alone takes seconds to import. So the files
-themselves are run, and every library in them is stood in for. What a glance gives can be read, and nothing of it can
-compute; the modules are forgotten again, so that a later import gets the real ones.
+themselves are run, and every library in them is stood in for. What a glance gives can be read, and whatever needs no
+library can be called; the modules are forgotten again, so that a later import gets the real ones.
 """
 
 import sys

@@ -1,21 +1,15 @@
-"""This machine: its devices, its libraries, its commit, its seeds, and whether a hub answers."""
+"""This machine: its devices, its libraries, its commit, its seeds."""
 
 import dataclasses
 import platform
 import random
 import subprocess
 from collections.abc import Mapping
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
-
-from latentwire.utils.surroundings import hub_is_there
-
-_HUB_S = 5  # that the hub may take to answer
 
 T = TypeVar("T")
 NATIVE = "native"  # a dtype that the device decides
@@ -35,11 +29,17 @@ def on_this_machine(config: T) -> T:
 
 def native_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 matrices itself (AVX-512 BF16, AMX): others only imitate it, slowly."""
+    import torch  # slow to import
+
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def device_of(name: str) -> str:
     """The device of this name; "": CUDA where there is a GPU, else the CPU. ValueError for one that is not there."""
+    if name == "cpu":
+        return name
+    import torch
+
     device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
@@ -53,6 +53,8 @@ def device_of(name: str) -> str:
 
 def machine() -> dict:
     """Processor or accelerators and library versions: what times and last digits depend on."""
+    import torch
+
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
@@ -64,6 +66,8 @@ def machine() -> dict:
 
 def set_seed(seed: int) -> None:
     """Seed Python, NumPy and PyTorch."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -79,12 +83,6 @@ def git_sha() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return described.stdout.strip()
-
-
-@cache
-def hub_answers() -> bool:
-    """Whether the model hub can be reached; asked once, because the hub's own client retries for most of a minute."""
-    return hub_is_there(_HUB_S)
 
 
 def _processor() -> str:

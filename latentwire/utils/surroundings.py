@@ -10,9 +10,11 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 WITHIN_S = 2.5  # whoever is asked has to answer
+_HUB_S = 5  # that the hub may take to answer who needs it
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of x86 processors, and of ARM's
 
 
@@ -27,6 +29,11 @@ def installed(name: str) -> str:
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads() -> int:
+    """Threads that a program computes with on a CPU, as far as can be told without PyTorch."""
+    return int(os.environ.get("OMP_NUM_THREADS") or cores())
 
 
 def memory_mb() -> float:
@@ -94,6 +101,12 @@ def hub_is_there(within_s: float = WITHIN_S) -> bool:
     except OSError:
         return False
     return True
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the model hub can be reached; asked once, because the hub's own client retries for most of a minute."""
+    return hub_is_there(_HUB_S)
 
 
 def index_is_there() -> bool:

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from latentwire.data.question import Question
 from latentwire.llms.arithmetic import Model, Prompt
@@ -20,7 +19,7 @@ def cache(monkeypatch, tmp_path):
 
 
 def test_the_stored_rate_is_of_a_gpu_or_of_one_thread(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
     rate = RATES[TRAINING]["float32"]
     assert TRAINED.seconds(8 * rate) == TRAINED.stored(8 * rate) == pytest.approx(2.0)
     assert Work(TRAINING, "cuda:1", "bfloat16", ()).seconds(RATES[TRAINING]["cuda"]) == pytest.approx(1.0)

@@ -1,6 +1,9 @@
 """Estimates without running anything: the same steps and answers as programs count, and times that follow the work."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,7 @@ from latentwire.utils.cli import parse
 from latentwire.utils.machine import on_this_machine
 
 pytestmark = pytest.mark.usefixtures("surroundings")
+ROOT = Path(__file__).parents[2]
 SHORT = ["--dataset", "sample", "--samples", "8", "--batch_size", "4", "--device", "cpu", "--max_new_tokens", "2"]
 LEARNED = ["--val_samples", "2", "--latent_len", "16", "--d_z", "24", "--epochs", "2"]
 
@@ -95,3 +99,24 @@ def test_shapes_are_read_from_a_configuration(llm_folders):
     small = model_of("llama", os.environ["LLAMA_ID"])
     assert (small.layers, small.width) == (2, 48) and small.vocabulary >= 700
     assert model_of("x", "offline:smollm2-135m-instruct").layers == 30, "nothing is fetched"
+
+
+@pytest.mark.parametrize("name", ["sweep", "suite"])
+def test_a_dry_run_imports_nothing_slow_and_says_what_the_real_files_say(name, tmp_path):
+    """The programs' files are glanced at: were they to compute with a stand-in, they would say something else."""
+    run = f"""
+import runpy, sys
+sys.argv[1:] = ["--dry_run", "--json", "--save_dir", {str(tmp_path / name)!r}]
+try:
+    runpy.run_path("latentwire/{name}.py", run_name="__main__")
+finally:
+    print(sorted(sys.modules.keys() & {{"torch", "transformers", "scipy", "sklearn", "matplotlib", "datasets"}}))
+"""
+    places = {"PYTHONPATH": str(ROOT), "LATENTWIRE_CACHE": str(tmp_path), "DATASET": "sample", "OMP_NUM_THREADS": "2"}
+    light, real = (
+        subprocess.run([sys.executable, "-c", before + run], cwd=ROOT, capture_output=True, text=True, env=places)
+        for before in ("", "import torch")
+    )
+    *said, slow = light.stdout.splitlines()
+    assert not light.returncode and slow == "[]", light.stderr
+    assert said and said == real.stdout.splitlines()[:-1], real.stderr

@@ -2,18 +2,14 @@
 
 import random
 import subprocess
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
 
 from latentwire.utils import machine as this
-from latentwire.utils.machine import git_sha, hub_answers, machine, machine_line, on_this_machine, set_seed
+from latentwire.utils.machine import git_sha, machine, machine_line, on_this_machine, set_seed
 
 
 @dataclass
@@ -111,42 +107,3 @@ def test_the_commit_is_that_of_this_checkout_and_none_outside(monkeypatch):
 
     monkeypatch.setattr(this.subprocess, "run", missing)
     assert git_sha() is None
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """Whether the hub answers; what was found once is forgotten before and after."""
-    asked = []
-
-    def ask(url, timeout):
-        asked.append(url)
-        if error:
-            raise error[0]
-        return SimpleNamespace(close=lambda: None)
-
-    error = []
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(urllib.request, "urlopen", ask)
-    hub_answers.cache_clear()
-    yield asked, error
-    hub_answers.cache_clear()
-
-
-def test_the_hub_is_asked_once(hub):
-    assert hub_answers() and hub_answers()
-    assert hub[0] == [constants.ENDPOINT]
-
-
-def test_a_hub_that_cannot_be_reached_does_not_answer(hub):
-    hub[1].append(urllib.error.URLError("no route"))
-    assert not hub_answers()
-
-
-def test_a_hub_that_answers_with_an_error_answers(hub):
-    hub[1].append(urllib.error.HTTPError(constants.ENDPOINT, 503, "busy", {}, None))
-    assert hub_answers()
-
-
-def test_a_machine_that_is_told_to_be_offline_asks_nobody(hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert not hub_answers() and hub[0] == []

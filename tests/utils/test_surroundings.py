@@ -10,12 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from latentwire.utils import surroundings
 from latentwire.utils.surroundings import (
     aside,
     cards,
     cores,
+    hub_answers,
     hub_is_there,
     index_is_there,
     installed,
@@ -113,3 +115,42 @@ def test_nothing_slow_is_imported():
     code = f"import sys, latentwire.utils.surroundings; print(sorted({slow} & {{*sys.modules}}))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert told.stdout == "[]\n", told.stderr
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Whether the hub answers; what was found once is forgotten before and after."""
+    asked = []
+
+    def ask(url, timeout):
+        asked.append(url)
+        if error:
+            raise error[0]
+        return SimpleNamespace(close=lambda: None)
+
+    error = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(urllib.request, "urlopen", ask)
+    hub_answers.cache_clear()
+    yield asked, error
+    hub_answers.cache_clear()
+
+
+def test_the_hub_is_asked_once(hub):
+    assert hub_answers() and hub_answers()
+    assert hub[0] == [constants.ENDPOINT]
+
+
+def test_a_hub_that_cannot_be_reached_does_not_answer(hub):
+    hub[1].append(urllib.error.URLError("no route"))
+    assert not hub_answers()
+
+
+def test_a_hub_that_answers_with_an_error_answers(hub):
+    hub[1].append(urllib.error.HTTPError(constants.ENDPOINT, 503, "busy", {}, None))
+    assert hub_answers()
+
+
+def test_a_machine_that_is_told_to_be_offline_asks_nobody(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert not hub_answers() and hub[0] == []
