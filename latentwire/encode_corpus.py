@@ -6,13 +6,15 @@ python latentwire/answer.py --corpus runs/corpus --id X
 """
 
 from latentwire.api.settings import CorpusSettings
+from latentwire.data.rows import sources
 from latentwire.utils.cli import parse, run
 
 
 def main() -> None:
     """One corpus, or what is left of it."""
     config = parse(CorpusSettings)
-    from latentwire.api.corpus import encode_corpus  # slow to import: a wrong flag is told before
+    sources(config.input, config.split)  # a wrong file is told before the slow import
+    from latentwire.api.corpus import encode_corpus
 
     encode_corpus(config)
 

@@ -85,6 +85,13 @@ def test_a_wrong_file_imports_nothing_slow(name, setting, flags):
     assert not imported & set(SLOW)
 
 
-def test_a_report_of_nothing_imports_nothing_slow():
-    status, text, imported = said("report", "nosuch")
-    assert status == 2 and text.startswith("error: nosuch holds no results.json") and not imported & set(SLOW)
+@pytest.mark.parametrize(
+    ("name", "flags", "begins"),
+    [
+        ("report", ("nosuch",), "nosuch holds no results.json"),
+        ("encode_corpus", ("--input=no/such.csv", "--output=runs/corpus"), "input: 'no/such.csv' is no file, folder,"),
+    ],
+)
+def test_files_of_which_none_fits_import_nothing_slow(name, flags, begins):
+    status, text, imported = said(name, *flags)
+    assert status == 2 and text.startswith(f"error: {begins}") and not imported & set(SLOW)
