@@ -1,4 +1,4 @@
-"""The frozen language model: only this file and `loading` touch a Hugging Face causal LM.
+"""The frozen language model: only this file, `attention` and `loading` touch a Hugging Face causal LM.
 
 Shapes: B batch, P slot positions, L positions after the head, A answer tokens, d model width, V vocabulary.
 Everything after the head is left-padded, so that every row ends at the same position; positions are
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
 
+from latentwire.llms.attention import Head, own_mask, reads_shared_heads, sees_all
 from latentwire.llms.prompts import END_OF_TURN, IGNORE, ends_line
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ _ROWS = 16384  # of the vocabulary at once
 class Prefill:
     """A batch of prompts that the LLM has read.
 
-    cache: keys and values of H + L positions, of which the head has H; mask: [B, H + L] (0 on padding); logits: [B, V]
-    at the anchor.
+    cache: keys and values of H + L positions, of which the head has H, or of L, where all rows share the head's; mask:
+    [B, H + L] (0 on padding); logits: [B, V] at the anchor.
     """
 
     cache: "DynamicCache"
@@ -76,8 +77,9 @@ class FrozenLLM:
         self.end_ids = self._end_ids()
         self.stop_ids = self._stop_ids()
         known = inspect.signature(model.forward).parameters
-        self._sees_all = _sees_all(f"{self.name} ({self.id})", model) and "position_ids" in known
+        self._sees_all = sees_all(f"{self.name} ({self.id})", model) and "position_ids" in known
         self._cache_name = "cache" if "cache" in known else "past_key_values"  # renamed in transformers 5.24
+        self._shares = self._sees_all and reads_shared_heads(model)
         self._heads: dict[tuple[int, ...], DynamicCache] = {}
         self._rms: Tensor | None = None
 
@@ -272,10 +274,14 @@ class FrozenLLM:
 
     def _after_head(self, head: tuple[int, ...], rows: list[Tensor]) -> tuple[Tensor, Tensor, "DynamicCache"]:
         """What `_forward` needs to read rows of [L_i, d] after the head: embeds, mask and cache."""
-        if self._sees_all:
-            embeds, mask = self._left_pad(rows, len(head))
+        if not self._sees_all:
+            return self._pad_in_front(head, rows)
+        embeds, mask = self._left_pad(rows, len(head))
+        if not self._shares:
             return embeds, mask, self._copy(self._head_cache(head), len(rows))
-        return self._pad_in_front(head, rows)
+        cache = self._new_cache()
+        cache.head = [(layer.keys, layer.values) for layer in self._head_cache(head).layers]
+        return embeds, mask, cache
 
     def _left_pad(self, rows: list[Tensor], head: int) -> tuple[Tensor, Tensor]:
         """rows of [L_i, d] to embeds [B, L, d] and mask [B, head + L]: head visible, then padding, then the row."""
@@ -313,9 +319,13 @@ class FrozenLLM:
                 f"prompt takes {longest}; choose another model, a shorter wording (zero_shot) or shorter contexts"
             )
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+        given = {self._cache_name: cache}
+        if cache.head:
+            given["head"] = cache.head
+            mask = own_mask(mask[:, cache.head[0][0].shape[2] :], embeds.shape[1], embeds.dtype)
         return self.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=keep,
-            **{self._cache_name: cache},
+            **given,
         ).logits  # fmt: skip
 
     @torch.inference_mode(False)  # kept for training too, which cannot use what was made in inference mode
@@ -333,11 +343,14 @@ class FrozenLLM:
         """An empty cache that forgets nothing: one without the configuration keeps what is beyond a layer's window."""
         from transformers import DynamicCache  # slow to import
 
-        return DynamicCache(config=self.model.config) if self._sees_all else DynamicCache()
+        cache = DynamicCache(config=self.model.config) if self._sees_all else DynamicCache()
+        cache.head: Head | None = None  # what all rows share, where it is not in the cache itself
+        return cache
 
     def _copy(self, cache: "DynamicCache", batch: int | None = None) -> "DynamicCache":
         """A cache of its own with the same content; `batch` repeats a single row."""
         copy = self._new_cache()
+        copy.head = cache.head
         for number, layer in enumerate(cache.layers):
             size = layer.keys.shape[0] if batch is None else batch
             copy.update(layer.keys.expand(size, -1, -1, -1), layer.values.expand(size, -1, -1, -1), number)
@@ -364,28 +377,6 @@ class FrozenLLM:
 
 def _plus(delta: Tensor, _module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
     return output + delta
-
-
-def _sees_all(who: str, model: "PreTrainedModel") -> bool:
-    """Whether every layer sees all earlier positions, so that padding between head and row is nothing.
-
-    Which cache a model asks for says how its layers attend, whatever its configuration calls that; only GPT-Neo's local
-    layers keep it to themselves. Raises ValueError with `who` for a model that keeps something else than each layer's
-    keys and values (a state of recurrent layers, an index, keys that layers share).
-    """
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    layers = DynamicCache(config=model.config).layers
-    known = (DynamicLayer, DynamicSlidingWindowLayer)
-    strange = {type(layer).__name__ for layer in layers if type(layer) not in known}
-    if strange:
-        raise ValueError(
-            f"{who} does not keep keys and values of each position ({', '.join(sorted(strange))}), so a head cannot be "
-            "read once and continued; choose a model whose layers all have full or sliding attention"
-        )
-    local = any(getattr(module, "attention_type", None) == "local" for module in model.modules())
-    return not local and not any(layer.is_sliding for layer in layers)
 
 
 def _rope_limit(model: "PreTrainedModel") -> int | None:

@@ -67,6 +67,7 @@ ATTENTION = {
     "falcon, alibi": {"model_type": "falcon", "alibi": True},
     "mpt": {"model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 1024},
 }  # fmt: skip
+COPIED = ("deepseek-v3", "bloom", "mpt")  # whose head is copied to each row
 LIMITED = [name for name in ATTENTION if "," in name and "alibi" not in name]
 
 
@@ -240,6 +241,17 @@ def test_windows_of_the_table_are_shorter_than_its_prompts(tokenizer, rows):
 @pytest.mark.parametrize("name", [name for name in ATTENTION if "," not in name and name not in ("bloom", "mpt")])
 def test_full_attention_is_known_as_such(name, tokenizer):
     assert make(name, tokenizer, **ATTENTION[name])._sees_all
+
+
+@pytest.mark.parametrize("name", [name for name in ATTENTION if "," not in name])
+def test_on_a_cpu_the_rows_of_a_batch_share_the_heads_keys(name, tokenizer, rows):
+    """But of families that keep something else than keys, or that attend by code of their own."""
+    llm = make(name, tokenizer, **ATTENTION[name])
+    head, slots, tails, _ = rows(llm)
+    read = llm.prefill(head, [llm.embed(slot) for slot in slots], tails)
+    own = max(len(slot) + len(tail) for slot, tail in zip(slots, tails, strict=True))
+    copied = name in COPIED
+    assert read.cache.get_seq_length() == own + copied * len(head) and bool(read.cache.head) != copied
 
 
 def test_a_tokenizer_of_any_kind_is_read_alike_from_embeddings_and_ids(reader, rows):
