@@ -14,5 +14,5 @@ datasets=(sample ${SQUAD_DIR:+squad})
 if [ -n "${DATASET:-}" ]; then datasets=("$DATASET"); fi
 for DATASET in "${datasets[@]}"; do
     export DATASET OUTPUT_DIR=$folder/$(basename "$DATASET")
-    evaluate --conditions quick
+    evaluate --conditions latentwire,quick  # an answer from the wire comes first
 done

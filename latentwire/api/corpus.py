@@ -1,6 +1,6 @@
 """A corpus: the wires of many documents in a folder of Parquet files, written by Ray Data and read by id.
 
-    config.json, results.json        what the corpus is of; what has been done, and how fast
+    config.json, results.json        what the corpus is of; what has been done, and how fast (growth.png)
     shards/SSSSS-NNNNNN.parquet      id, wire, words, text_bytes, wire_bytes: the rows of part N of source S
     errors.parquet                   place, id, error: the rows that were kept out
 
@@ -36,10 +36,11 @@ from latentwire.api.words import words_of
 from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.rows import Row, Source, sources
 from latentwire.models.wire import COMPACT
+from latentwire.reporting.charts import documents, growth
 from latentwire.utils.cli import SCHEMA, reason, require
 from latentwire.utils.cluster import start_ray
 from latentwire.utils.files import read_json, sha256_of, write_json
-from latentwire.utils.machine import device_of
+from latentwire.utils.machine import device_of, peak_memory_mb
 from latentwire.utils.runs import RunFolder, digest, identity
 
 _NO_PART = ("ckpt", "device", "output", "workers", "worker_gpus")  # of what makes two corpora the same one
@@ -52,6 +53,7 @@ _FOOTER = b"latentwire"
 _ZSTD = 19  # level that the text is compressed with, to compare
 _LOOKED_AT = 100  # rows that must have the columns
 _READERS = 16  # sources that are read at a time
+_TOLD = ("rows", "encoder_seconds", "memory_mb")  # of each part, as soon as it is there
 _SHOWN = 20  # rows that are kept out and named on the screen
 
 
@@ -121,14 +123,15 @@ class _Progress:
         """What the encoders said of the parts that are done."""
         return [_footer(path) for path in sorted((self.folder / "shards").glob("*.parquet"))]
 
-    def add(self, rows: int, seconds: float) -> None:
-        """So many more rows are done; seconds: that the encoder took for them. The run's time counts from where the
-        first encoder began: starting Ray and loading models is no encoding."""
+    def add(self, rows: int, seconds: float, memory_mb: float) -> None:
+        """So many more rows are done; seconds: that the encoder took for them; memory_mb: the most that it had so far.
+        The run's time counts from where the first encoder began: starting Ray and loading models is no encoding."""
         now, this = time.time(), self.record["runs"][-1]
         self._started = self._started or now - seconds
         this["rows"] += rows
         this["seconds"] = now - self._started
         this["rows_per_second"] = this["rows"] / this["seconds"]
+        this["progress"].append({name: this[name] for name in ("rows", "seconds")} | {"memory_mb": memory_mb})
         write_json(self._path, self.record)
 
     def finish(self) -> dict:
@@ -144,6 +147,8 @@ class _Progress:
             "rows_sha256": digest(*(footer["rows_sha256"] for footer in footers)),
         }  # fmt: skip
         write_json(self._path, self.record)
+        if grown := documents(self.record["runs"]):
+            growth(grown).savefig(self.folder / "growth.png", dpi=130)
         return self.record
 
 
@@ -166,6 +171,7 @@ def _on_ray(config: CorpusSettings, given: Sequence[Source], corpus: _Progress) 
     try:
         pool = _pool(config, ray.cluster_resources())
         this = {"workers": pool["concurrency"], "worker_gpus": pool["num_gpus"], "rows": 0, "seconds": 0.0}
+        this["progress"] = []
         corpus.record["runs"].append(this)
         packed = [{"source": pickle.dumps((number, source))} for number, source in enumerate(given)]
         parts = ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
@@ -175,7 +181,7 @@ def _on_ray(config: CorpusSettings, given: Sequence[Source], corpus: _Progress) 
         with tqdm(total=total, initial=done, unit="row", desc="encoding") as bar:
             for part in written.iter_rows():
                 errors = json.loads(part["errors"])
-                corpus.add(part["rows"], part["encoder_seconds"])
+                corpus.add(part["rows"], part["encoder_seconds"], part["memory_mb"])
                 bar.update(part["rows"] + len(errors))
                 told = [f"kept out: {error['place']}: {error['error']}" for error in errors[:_SHOWN]]
                 told += [f"kept out: {len(errors) - _SHOWN} more rows of {part['name']}"] if errors[_SHOWN:] else []
@@ -264,11 +270,11 @@ class _Encoder:
             "rows": len(table), "errors": errors, "rows_sha256": _sha256(table),
             "text_bytes": sum(table["text_bytes"].to_pylist()), "wire_bytes": sum(table["wire_bytes"].to_pylist()),
             "text_zstd_bytes": len(zstandard.ZstdCompressor(level=_ZSTD).compress(said)) if said else 0,
-            "encoder_seconds": time.time() - started,
+            "encoder_seconds": time.time() - started, "memory_mb": peak_memory_mb(),
         }  # fmt: skip
         table = table.replace_schema_metadata({_FOOTER: json.dumps(footer)})
         _write(table, Path(self.config.output) / "shards" / str(name))
-        told = {"name": str(name), "errors": json.dumps(errors)} | {n: footer[n] for n in ("rows", "encoder_seconds")}
+        told = {"name": str(name), "errors": json.dumps(errors)} | {n: footer[n] for n in _TOLD}
         return {key: [value] for key, value in told.items()}
 
     def _checked(self, place: str, row: Row) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """From questions to prediction lines: one batch of one condition, read and answered by one LLM."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -41,9 +42,16 @@ def complete(
             missing = {q.id for q in batch} - lines.keys()
             if missing:
                 found = answer(condition, m, reader, shared, score, batch, max_new_tokens)
+                if bar.n == 0:
+                    tqdm.write(_shown(title, batch[0], found[0]), file=sys.stderr)
                 predictions.append([{"id": x["id"]} | label | x for x in found if x["id"] in missing])
             bar.update(len(batch))
     return lines
+
+
+def _shown(title: str, question: Question, line: Mapping[str, object]) -> str:
+    """One answer, for who waits: whether anything sensible comes out is seen at once."""
+    return f"{title}: {question.question!r} {line['prediction']!r} (right: {question.answers[0]!r})"
 
 
 def answer(

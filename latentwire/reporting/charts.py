@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from latentwire.evaluation.scores import shown_ci
-from latentwire.reporting.labels import colour_of, describe_llm, llms_of, row_name
+from latentwire.reporting.labels import GROWTH, colour_of, describe_llm, llms_of, row_name
 from latentwire.training.log import flat, read_log
 
 _MARKERS = "osD^vP*X<>p"
@@ -122,6 +122,46 @@ def sweep(summary: Mapping) -> Figure:
     _f1_axis(panel)
     panel.set_xlabel(f"F1, mean of the LLMs, 95% interval by paragraph (n={summary['n']}); dashed: token_budget@M")
     return figure
+
+
+def growth(lines: Sequence[Mapping]) -> Figure:
+    """Seconds (points) and peak memory (grey) as each thing grows, a panel each: what is proportional is parallel to
+    the dashed line. lines: name, value, seconds and peak_memory_mb of each measurement."""
+    kinds: dict[str, list[Mapping]] = {}
+    for line in lines:
+        kinds.setdefault(line["name"].removeprefix(GROWTH).replace("_", " "), []).append(line)
+    across = min(4, len(kinds))
+    down = -(-len(kinds) // across)
+    figure = Figure(figsize=(3.2 * across, 2.8 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for panel in panels[len(kinds) :]:
+        panel.set_axis_off()
+    for panel, (kind, measured) in zip(panels, kinds.items(), strict=False):
+        values, seconds = ([line[key] for line in measured] for key in ("value", "seconds"))
+        panel.plot(values, [seconds[0] * value / values[0] for value in values], color="black", ls="--", lw=0.8)
+        panel.plot(values, seconds, color=colour_of("latentwire"), marker="o", ms=4)
+        panel.set(xscale="log", yscale="log", xlabel=kind, ylabel="seconds")
+        memory = [(line["value"], line["peak_memory_mb"] / 1e3) for line in measured if line["peak_memory_mb"]]
+        if memory:
+            beside = panel.twinx()
+            beside.plot(*zip(*memory, strict=True), color="grey", marker="s", ms=3, lw=0.8)
+            beside.set_ylabel("memory, GB", color="grey")
+            beside.set_ylim(bottom=0)
+    return figure
+
+
+def documents(runs: Sequence[Mapping]) -> list[dict]:
+    """How time and memory grew with the documents of a corpus, for `growth`; runs: each start of the program, as
+    results.json has them, one behind the other."""
+    lines, rows, seconds = [], 0, 0.0
+    for run in runs:
+        lines += [
+            {"name": f"{GROWTH}documents", "value": rows + part["rows"], "seconds": seconds + part["seconds"],
+             "peak_memory_mb": part["memory_mb"]}
+            for part in run.get("progress", [])
+        ]  # fmt: skip
+        rows, seconds = rows + run["rows"], seconds + run["seconds"]
+    return lines
 
 
 def blocks(lines: Sequence[Mapping], key: str, most: int) -> list[tuple[float, float]]:

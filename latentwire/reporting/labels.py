@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from latentwire.evaluation.scores import show_interval, shown_ci
 
+GROWTH = "growth_"  # how measurements begin that tell how time and memory grow with something
 # Titles of the models that have no telling id.
 _TITLES = {
     "offline:smollm2-135m-instruct": "SmolLM2-135M",

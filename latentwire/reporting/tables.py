@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from latentwire.evaluation.results import critical_lines, further_lines, row_key
 from latentwire.evaluation.scores import MIN_SEEDS, few_seeds, show_interval
-from latentwire.reporting.labels import describe_llm, f1_label, figure, llm_label, model_name, positions
+from latentwire.reporting.labels import GROWTH, describe_llm, f1_label, figure, llm_label, model_name, positions
 from latentwire.utils.machine import machine_line
 
 _SAMPLE_WARNING = "\n**The sample set shows that everything runs; its numbers support no claim.**"
@@ -205,9 +205,9 @@ def speed_markdown(results: Mapping) -> str:
     ]
     if served := [line for line in results["raw"] if line["part"] == "serving"]:
         lines += ["", "Medians; a first token from Z waits for the encoding, once per context:", "", *_served(served)]
-    if grown := [line for line in results["raw"] if line["name"].startswith("growth_")]:
+    if grown := [line for line in results["raw"] if line["name"].startswith(GROWTH)]:
         rows = [
-            (line["name"].removeprefix("growth_"), line["value"], f"{line['seconds']:.2f}",
+            (line["name"].removeprefix(GROWTH).replace("_", " "), line["value"], f"{line['seconds']:.2f}",
              "not told" if line["peak_memory_mb"] is None else f"{line['peak_memory_mb']:.0f} MB")
             for line in grown
         ]  # fmt: skip

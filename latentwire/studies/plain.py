@@ -4,7 +4,8 @@ Correct and batched, but without the savings: the constant head is read again in
 position, and the teacher reads the whole text in every step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ from latentwire.training.teacher import TOP, TeacherLine, score_texts
 
 
 class PlainLLM:
-    """A frozen LLM as a training step uses it, with losses from whole prompts and all logits. The model is the same."""
+    """A frozen LLM as a training step uses it, with losses from whole prompts and all logits. The model is the same.
+    recompute: whether its layers are computed again in the backward pass (gradient checkpointing)."""
 
-    def __init__(self, llm: FrozenLLM):
+    def __init__(self, llm: FrozenLLM, recompute: bool = False):
         self.name, self.model, self.device, self.dtype = llm.name, llm.model, llm.device, llm.dtype
+        self.recompute = recompute
         self.embed, self.embedding_rms = llm.embed, llm.embedding_rms
 
     def loss_with_prefix(
@@ -44,7 +47,8 @@ class PlainLLM:
         real = [torch.ones(len(row), dtype=torch.long, device=self.device) for row in rows]
         mask = pad_sequence(real, batch_first=True, padding_side="left")
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = self.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits  # [B, L, V]
+        with self._recomputing():
+            logits = self.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits  # [B, L, V]
         labels = torch.full(mask.shape, IGNORE, device=self.device)
         for label, answer, wanted in zip(labels, answers, learned or [[True] * len(a) for a in answers], strict=True):
             ids = torch.where(torch.tensor(wanted), torch.tensor(answer), IGNORE)
@@ -52,6 +56,20 @@ class PlainLLM:
         shifted, labels = logits[:, :-1], labels[:, 1:]
         nll = cross_entropy(shifted.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
         return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, shifted)
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """transformers recomputes in training mode only, which changes nothing else: these LLMs have no dropout."""
+        if not self.recompute:
+            yield
+            return
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+            self.model.gradient_checkpointing_disable()
 
 
 @torch.no_grad()

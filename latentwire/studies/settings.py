@@ -107,8 +107,12 @@ class BenchmarkSettings(LLMSettings):
     dataset: str = option(
         "squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path", there=is_path
     )
-    # The plain step keeps logits at every position: 16 questions of it take more than 24 GB of a CPU's memory.
+    # The plain step keeps what every layer computed: 16 questions of it take more than 24 GB of a CPU's memory.
     batch_size: int = option(4, "questions per step, and per batch of an evaluation", gpu=32, least=1)
+    recompute: bool = option(
+        False, "the plain step computes its layers again in the backward pass (gradient checkpointing), so that more "
+        "questions fit",
+    )  # fmt: skip
     steps: int = option(4, "steps (or batches) that a repeat takes", least=1)
     repeats: int = option(3, "how often everything is measured, after one round that is not counted", least=1)
     latent_len: int = option(32, "M, latents per question", least=1)

@@ -28,6 +28,8 @@ from latentwire.llms.loading import load_llm, random_llm
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.latentwire import LatentWire
+from latentwire.reporting.charts import growth
+from latentwire.reporting.labels import GROWTH
 from latentwire.reporting.tables import speed_markdown
 from latentwire.studies.plain import PlainLLM, answer_batched, answer_one_by_one, teach_now
 from latentwire.studies.programs import Program, captured, torchrun
@@ -46,6 +48,7 @@ _EPOCHS = 3  # passes that share the cost of the teacher's cache
 _LENGTHS = (150, 1000, 4000)  # tokens of a context
 _WORDS = (20, 50, None)  # of a text to encode; None: whole paragraphs
 _BATCHES, _SIZES = (4, 8, 16, 32), (8, 32, 64)  # growth: questions per step, and M
+_GROWN_WORDS = (150, 1000, 4000, 16000)  # of a text
 _CLEAR = "/proc/self/clear_refs"
 _NO_PART = ("save_dir", "parts", "llms")  # of what makes two benchmarks the same one
 _MATRICES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
@@ -68,6 +71,8 @@ def benchmark(config: BenchmarkSettings) -> dict:
             results["ratios"] = ratios(results["raw"])
             write_json(path, results)
             write_text(run.path / "table.md", speed_markdown(results))
+        if grown := [line for line in results["raw"] if line["name"].startswith(GROWTH)]:
+            growth(grown).savefig(run.path / "growth.png", dpi=130)
     print(speed_markdown(results), f"wrote {path} and table.md", sep="\n")
     return results
 
@@ -132,7 +137,7 @@ def train_part(bench: Bench) -> list[dict]:
             teacher[llm.name] = teach(llm, weights, reader.prompts, bench.questions, config.k, Path(folder))
             teaching += time.perf_counter() - started
     ours = bench.trainer(bench.readers, teacher)
-    readers = [dataclasses.replace(reader, llm=PlainLLM(reader.llm)) for reader in bench.readers]
+    readers = [dataclasses.replace(reader, llm=PlainLLM(reader.llm, config.recompute)) for reader in bench.readers]
     plain = bench.trainer(readers, {})
 
     def plain_steps() -> None:
@@ -245,13 +250,17 @@ def mfu_part(bench: Bench) -> list[dict]:
 
 
 def growth_part(bench: Bench) -> list[dict]:
-    """Seconds and peak memory of a training step as one thing grows, and of evaluating more and more questions."""
+    """Seconds and peak memory as one thing grows: of a training step with one LLM (questions, M) or more; of evaluating
+    more questions; of encoding, and of the encoder's own answer, with longer texts."""
     config, lines = bench.config, []
     changes = [("batch", "batch_size", n) for n in _BATCHES if n <= len(bench.questions)]
     changes += [("m", "latent_len", m) for m in _SIZES]
     for kind, name, value in changes:
-        trainer = bench.trainer(bench.readers, None, **{name: value})
+        trainer = bench.trainer(bench.readers[:1], None, **{name: value})
         lines.append(_grown(bench, kind, value, lambda trainer=trainer: _take(trainer, 0)))
+    for n in range(1, len(bench.readers) + 1):
+        trainer = bench.trainer(bench.readers[:n], None)
+        lines.append(_grown(bench, "llms", n, lambda trainer=trainer: _take(trainer, 0)))
     first = bench.readers[0]
     reader = dataclasses.replace(first, adapter=bench.adapters[first.llm.name].to(config.device))
     wire = CONDITIONS["latentwire"]
@@ -265,15 +274,14 @@ def growth_part(bench: Bench) -> list[dict]:
                 answer(wire, config.latent_len, reader, shared, bench.score, batch, config.max_new_tokens)
 
         lines.append(_grown(bench, "questions", len(some), evaluate))
-    for length in _LENGTHS[:2]:
-        context = _long_context(bench.questions, first.llm, length)
-        batch = bench.questions[: config.batch_size]
-        longer = [dataclasses.replace(q, context=f"{q.context} {context}", id=f"{q.id} {length}") for q in batch]
-
-        def encode(longer=longer) -> None:
-            bench.encoder.encode(longer, "prompt", config.latent_len)
-
-        lines.append(_grown(bench, "context", length, encode))
+    for words in _GROWN_WORDS:
+        context = " ".join(itertools.islice(itertools.cycle(_words_of(bench.questions)), words))
+        long = dataclasses.replace(bench.questions[0], context=context, id=f"{words} words")
+        ways = {
+            "words_encoded": lambda long=long: bench.encoder.encode([long], "prompt", config.latent_len),
+            "words_read": lambda long=long: bench.encoder.read(long),
+        }
+        lines += [_grown(bench, kind, words, work) for kind, work in ways.items()]
     return lines
 
 
@@ -296,7 +304,7 @@ def processes_part(bench: Bench) -> list[dict]:
             taken = [line for line in read_log(run / "metrics.jsonl") if "loss" in line][1:]  # the first one warms up
             speed = statistics.median(line["examples_per_s"] for line in taken)
             lines.append({
-                "name": "growth_processes", "value": processes, "unit": "s", "examples_per_s": speed,
+                "name": f"{GROWTH}processes", "value": processes, "unit": "s", "examples_per_s": speed,
                 "seconds": config.batch_size * processes / speed, "peak_memory_mb": taken[-1]["memory_mb"],
             })  # fmt: skip
     return lines
@@ -331,7 +339,7 @@ def _grown(bench: Bench, kind: str, value: int, work: Callable[[], object]) -> d
     work()
     _forget_peak(bench.config.device)
     seconds = bench.seconds(work)
-    return {"name": f"growth_{kind}", "value": value, "unit": "s", "seconds": seconds,
+    return {"name": f"{GROWTH}{kind}", "value": value, "unit": "s", "seconds": seconds,
             "peak_memory_mb": _peak_mb(bench.config.device)}  # fmt: skip
 
 
@@ -349,6 +357,11 @@ def _peak_mb(device: str) -> float | None:
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
     return int(found[1]) / 1e3 if found else None
+
+
+def _words_of(questions: Sequence[Question]) -> list[str]:
+    """All words of their contexts, each context once."""
+    return " ".join(dict.fromkeys(q.context for q in questions)).split()
 
 
 def _long_context(questions: Sequence[Question], llm: FrozenLLM, tokens: int) -> str:

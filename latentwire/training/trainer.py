@@ -6,7 +6,6 @@ and the epoch, so the only state to keep is that of model, optimizer and schedul
 
 import math
 import random
-import resource
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ from latentwire.training.soft_prompts import SoftPrompts
 from latentwire.training.stages import STAGES
 from latentwire.training.teacher import TeacherLine
 from latentwire.utils.cli import reason, require
+from latentwire.utils.machine import peak_memory_mb
 
 TERMINATED = 143  # exit status after SIGTERM, as shells have it: 128 + 15
 _POOL = 50  # batches that are sorted by length together
@@ -197,7 +197,7 @@ class Trainer:
             "step": self.step + 1, "epoch": self.step // self.per_epoch + 1,
             **{key: value for (llm, key), value in figures.items() if not llm},
             "llms": llms, "grad_norms": dict(zip(norms, values[len(parts) :], strict=True)), "lr": rate,
-            "examples_per_s": len(ids) / (time.perf_counter() - started), "memory_mb": _memory_mb(),
+            "examples_per_s": len(ids) / (time.perf_counter() - started), "memory_mb": peak_memory_mb(),
         }  # fmt: skip
 
     def _step_within_memory(self) -> dict:
@@ -354,13 +354,6 @@ def _norm(params: Sequence[Tensor], device: torch.device) -> Tensor:
     """Length of the parameters' gradient, a scalar on the device."""
     found = [param.grad.float().norm() for param in params if param.grad is not None]
     return torch.stack(found).norm() if found else torch.zeros((), device=device)
-
-
-def _memory_mb() -> float:
-    """Most memory so far: of the GPU where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def _short(line: Mapping) -> dict[str, str]:

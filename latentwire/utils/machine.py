@@ -3,6 +3,7 @@
 import dataclasses
 import platform
 import random
+import resource
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -62,6 +63,15 @@ def machine() -> dict:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "numpy")},
     }
+
+
+def peak_memory_mb() -> float:
+    """Most memory so far, in MB: of the GPU where there is one, else of the process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def set_seed(seed: int) -> None:

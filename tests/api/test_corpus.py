@@ -17,6 +17,7 @@ import pytest
 from latentwire import LatentWire, answer
 from latentwire.api.corpus import _cause, _pool, encode_corpus
 from latentwire.api.settings import CorpusSettings
+from latentwire.reporting.charts import documents
 from latentwire.utils import cli
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,10 @@ def read(folder):
 def test_each_wire_has_the_bytes_that_encode_gives_its_text_alone(whole, rows, lw):
     folder, found = whole
     assert (found["rows"], found["kept_out"], found["shards"]) == (ROWS, 3, 5)
+    (this,) = found["runs"]
+    assert len(this["progress"]) == 5 and all(part["memory_mb"] > 0 for part in this["progress"])
+    assert (folder / "growth.png").stat().st_size > 1000
+    assert {name: this[name] for name in ("rows", "seconds")}.items() <= this["progress"][-1].items()
     assert [row["id"] for row in read(folder)] == [row["name"] for row in rows]
     for row, given in zip(read(folder), rows, strict=True):
         wire = lw.encode(given["body"], given["ask"])
@@ -119,6 +124,8 @@ def test_killed_in_the_middle_and_continued_the_rows_are_the_same(whole, flags, 
     found = encode_corpus(CorpusSettings(**flags, output=str(folder)))
     assert read(folder) == read(whole[0]) and found["rows_sha256"] == whole[1]["rows_sha256"]
     assert pq.read_table(folder / "errors.parquet") == pq.read_table(whole[0] / "errors.parquet")
+    grown = [(line["value"], line["seconds"]) for line in documents(found["runs"])]
+    assert grown == sorted(grown) and 0 < grown[-1][0] <= ROWS
     assert there[0].stat().st_mtime_ns == first and not [*folder.glob("shards/.*")]
 
 

@@ -403,6 +403,17 @@ def test_a_long_evaluation_says_how_long_and_stops_on_a_cpu_unless_asked_for_by_
     evaluate(config(tmp_path / "b", samples=3, conditions="no_context"))
 
 
+def test_one_answer_of_each_condition_is_shown_as_soon_as_it_is_there(tmp_path, capsys):
+    evaluate(config(tmp_path / "run", conditions="no_context,token_budget"))
+    shown = [line for line in capsys.readouterr().err.splitlines() if "(right: " in line]
+    lines = {(line["llm"], line["condition"]): line for line in reversed(predictions(tmp_path / "run"))}
+    titles = {f"{llm} {condition}{' M=16' if line['m'] else ''}": line for (llm, condition), line in lines.items()}
+    assert len(shown) == len(titles) == 4
+    for line in shown:
+        title, answer = line.split(": ", 1)
+        assert repr(titles[title]["prediction"]) in answer and repr(titles[title]["references"][0]) in answer
+
+
 def test_a_text_baseline_builds_no_wire(tmp_path):
     results = evaluate(config(tmp_path / "r", conditions="text,pca"))
     assert results["interface"] is None and not (tmp_path / "r" / "checkpoint_untrained").exists()

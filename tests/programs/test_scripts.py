@@ -328,7 +328,7 @@ def test_the_quickstart_evaluates_the_shipped_checkpoint_and_squad_only_where_it
     assert done.returncode == 0, done.stdout + done.stderr
     evaluations = [call for call in calls if "eval.py" in call[0]]
     assert [v["OUTPUT_DIR"] for _, v in evaluations] == ["runs/quickstart/sample"]
-    assert evaluations[0][1]["SAMPLES"] == "80" and flag(evaluations[0], "conditions") == "quick"
+    assert evaluations[0][1]["SAMPLES"] == "80" and flag(evaluations[0], "conditions") == "latentwire,quick"
     done, calls = recorded(script, OUTPUT_DIR="", DATASET="", SQUAD_DIR="/some/folder")
     evaluations = [v for call, v in calls if "eval.py" in call]
     assert [v["DATASET"] for v in evaluations] == ["sample", "squad"]

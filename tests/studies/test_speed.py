@@ -8,6 +8,7 @@ import torch
 
 from latentwire.conditions.base import Reader
 from latentwire.llms.prompts import PromptBuilder
+from latentwire.reporting.charts import growth
 from latentwire.reporting.tables import speed_markdown
 from latentwire.studies import speed as room
 from latentwire.studies.plain import PlainLLM, answer_batched, answer_one_by_one, teach_now
@@ -22,12 +23,13 @@ RATIOS = ("train_step_vs_plain", "text_eval_vs_loop", "text_eval_vs_batched", "p
           "mfu_share_of_ceiling")  # fmt: skip
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_plain_way_gives_the_same_loss_and_gradients(llms, questions, name, tmp_path):
+def test_the_plain_way_gives_the_same_loss_and_gradients(llms, questions, name, recompute, tmp_path):
     llm = llms[name]
     some = questions[:9:2]
     prompts = PromptBuilder(llm.tokenizer, "prompt", "chat")
-    plainly = Reader(PlainLLM(llm), prompts)
+    plainly = Reader(PlainLLM(llm, recompute), prompts)
     torch.manual_seed(0)
     slots = torch.randn(len(some), 6, llm.width)
     labels, tails = [prompts.labels(q.answers[0], 3) for q in some], [prompts.tail(q.question) for q in some]
@@ -43,6 +45,17 @@ def test_the_plain_way_gives_the_same_loss_and_gradients(llms, questions, name, 
         found.append((loss.detach(), sums["first_token_acc"], rows.grad))
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=2e-3, atol=1e-4)  # the cache keeps the teacher in half precision
+
+
+@pytest.mark.parametrize(("recompute", "times"), [(False, 1), (True, 2)])
+def test_a_plain_step_that_recomputes_runs_its_layers_twice_and_leaves_the_model_as_it_was(llms, recompute, times):
+    llm, calls = llms["llama"], []
+    hook = llm.model.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    slot = torch.zeros(4, llm.width, requires_grad=True)
+    PlainLLM(llm, recompute).loss_with_prefix((5, 6), [slot], [[7]], [[8, 9]]).nll.sum().backward()
+    hook.remove()
+    assert len(calls) == times and slot.grad.abs().sum() > 0
+    assert not llm.model.training and not llm.model.is_gradient_checkpointing
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,6 +80,7 @@ def small(tiny_models, monkeypatch):
     monkeypatch.setattr(room, "_LENGTHS", (40, 80))
     monkeypatch.setattr(room, "_BATCHES", (1, 2))
     monkeypatch.setattr(room, "_SIZES", (4, 8))
+    monkeypatch.setattr(room, "_GROWN_WORDS", (20, 200))
     monkeypatch.setattr(room, "_MATRICES", {"cpu": (32, 64)})
 
 
@@ -86,12 +100,15 @@ def test_everything_is_measured_once(tmp_path, encoder_folder, monkeypatch, caps
     assert {
         ("growth_batch", 2),
         ("growth_m", 4),
+        ("growth_llms", 2),
         ("growth_questions", 4),
-        ("growth_context", 80),
+        ("growth_words_encoded", 200),
+        ("growth_words_read", 200),
         ("growth_processes", 2),
     } <= grown
+    assert (tmp_path / "b" / "growth.png").stat().st_size > 1000
     table = (tmp_path / "b" / "table.md").read_text()
-    assert "| train_step_vs_plain |" in table and "| context | 80 |" in table and table in capsys.readouterr().out
+    assert "| train_step_vs_plain |" in table and "| words read | 200 |" in table and table in capsys.readouterr().out
 
 
 def test_ratios_add_the_llms_up_repeat_by_repeat():
@@ -109,6 +126,18 @@ def test_an_encoder_that_never_pays_is_said_so():
     assert "| 1.500 s | 0.400 s | 0.100 s | 0.200 s |" in table
     table = speed_markdown({"hardware": hardware, "raw": [line | {"seconds": seconds | {"prefill_text": 0.9}}]})
     assert table.splitlines()[-1].endswith("| 2.5 |")
+
+
+def test_a_chart_of_growth_has_a_panel_for_each_thing_and_a_line_of_proportion():
+    lines = [
+        {"name": f"growth_{kind}", "value": n, "seconds": 2.0 * n, "peak_memory_mb": memory}
+        for kind, memory in (("batch", 500.0), ("words_read", None))
+        for n in (1, 4)
+    ]
+    first, second, *beside = growth(lines).axes
+    assert [panel.get_xlabel() for panel in (first, second)] == ["batch", "words read"] and len(beside) == 1
+    proportional, measured = first.lines
+    assert list(proportional.get_ydata()) == list(measured.get_ydata()) == [2.0, 8.0]
 
 
 def test_the_document_states_what_was_measured():
