@@ -308,17 +308,21 @@ def test_a_full_disk_ends_a_report_with_one_line_and_the_next_one_is_whole(start
     assert (folder / "hierarchy.png").read_bytes().endswith(b"IEND\xaeB`\x82"), "the whole chart"
 
 
-def lost_after(calls):
-    """What an LLM computes on a GPU that vanishes after so many calls."""
-    forward, seen = FrozenLLM._forward, []
+def lose_after(patch, calls):
+    """An LLM computes on a GPU that vanishes after so many prompts and tokens."""
+    seen = []
 
-    def losing(self, *args, **kwargs):
-        seen.append(self.name)
-        if len(seen) > calls:
-            raise torch.AcceleratorError("CUDA error: GPU is lost\nCUDA kernel errors might be reported elsewhere")
-        return forward(self, *args, **kwargs)
+    def losing(compute):
+        def computed(self, *args, **kwargs):
+            seen.append(self.name)
+            if len(seen) > calls:
+                raise torch.AcceleratorError("CUDA error: GPU is lost\nCUDA kernel errors might be reported elsewhere")
+            return compute(self, *args, **kwargs)
 
-    return losing
+        return computed
+
+    for name in ("_read", "_forward"):
+        patch.setattr(FrozenLLM, name, losing(getattr(FrozenLLM, name)))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +336,7 @@ def test_a_gpu_that_vanishes_ends_a_program_with_one_line_and_loses_nothing(
     folder = tmp_path / "run"
     work = {"evaluation": lambda: evaluate(evaluation_config(folder)), "training": lambda: train(joint_config(folder))}
     with small_world(variables) as patch:
-        patch.setattr(FrozenLLM, "_forward", lost_after(calls))
+        lose_after(patch, calls)
         with pytest.raises(SystemExit) as end:
             run(work[program])
     assert "the device failed (CUDA error: GPU is lost)" in told(end.value.code, capsys.readouterr().err)

@@ -8,16 +8,18 @@ Shapes: B rows, N query heads, G groups of them (one per head of the keys), Q qu
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "latentwire_shared_head"
-_FEW = 128  # queries; the scores of more are kept nowhere by fused attention
+_BLOCK = 128  # queries at a time: their scores take memory, and see no later keys
 Head = Sequence[tuple[Tensor, Tensor]]  # of each layer: keys and values [1, G, H, D]
 
 
@@ -61,16 +63,53 @@ def reads_shared_heads(model: "PreTrainedModel") -> bool:
     return True
 
 
-def own_mask(mask: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores of a row's own keys, [B, 1, Q, K]: 0 where a query may look, else the least number.
+@dataclass
+class Packed:
+    """Rows of L_i positions behind each other in one row, without padding; attention pads them for itself.
 
-    mask: [B, K], 0 on padding; the queries are the last of the K positions.
+    places: [B * L] where each place of a left-padded batch [B, L] stands in that row, anywhere on padding; real: [B, L]
+    bool, False on padding; inside: [sum of L_i], where each position stands in the padded batch.
     """
-    keys = mask.shape[1]
-    seen = mask.bool()[:, None, None]
-    if queries > 1:
-        seen = seen & torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril(keys - queries)
-    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+
+    places: Tensor
+    real: Tensor
+    inside: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> "Packed":
+        """Of rows of these lengths."""
+        ends, longest = torch.tensor(lengths, device=device).cumsum(0)[:, None], max(lengths)
+        back = torch.arange(longest, 0, -1, device=device)  # of each place, from the row's end
+        real = back <= torch.tensor(lengths, device=device)[:, None]
+        places = torch.where(real, ends - back, 0)
+        return cls(places.flatten(), real, real.flatten().nonzero()[:, 0])
+
+    def padded(self, states: Tensor) -> Tensor:
+        """[1, N, sum of L_i, D] to [B, N, L, D]."""
+        moved = _Moved.apply(states[0].transpose(0, 1), self.places, self.inside, None)
+        return moved.view(*self.real.shape, *moved.shape[1:]).transpose(1, 2)
+
+    def packed(self, states: Tensor) -> Tensor:
+        """[B, L, N, D] to [1, sum of L_i, N, D]."""
+        return _Moved.apply(states.flatten(0, 1), self.inside, self.places, self.real.flatten()[:, None, None])[None]
+
+
+class _Moved(torch.autograd.Function):
+    """x[index], where no place is taken twice but on padding: the gradient is gathered, too, and nothing is added up.
+
+    inverse: index of the way back; real: what of the way back is no padding, if there is any.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, index: Tensor, inverse: Tensor, real: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inverse, real)
+        return x[index]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        inverse, real = ctx.saved_tensors
+        back = grad[inverse]
+        return (back if real is None else back * real), None, None, None
 
 
 def attend(
@@ -80,29 +119,41 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     head: Head | None = None,
+    packed: Packed | None = None,
     scaling: float | None = None,
     **more: object,
 ) -> tuple[Tensor, None]:
     """The attention of one layer (module), as transformers asks for it: [B, Q, N, D], and no weights.
 
-    query: [B, N, Q, D]; key, value: [B, G, K, D]; attention_mask: see `own_mask`, or transformers' where there is no
-    head.
+    query: [B, N, Q, D], which are the last of the K positions; key, value: [B, G, K, D]; attention_mask: [B, 1, 1, K]
+    bool, False on padding; or transformers' where there is no head. packed: how rows stand behind each other, if B is 1
+    for that reason; the mask is of the padded batch.
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     if head is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
-    rows, queries = len(query), query.shape[2]
-    of_head = head[module.layer_idx]
-    if queries > _FEW:
-        key, value = (
-            torch.cat([shared.expand(rows, -1, -1, -1), own], dim=2)
-            for shared, own in zip(of_head, (key, value), strict=True)
-        )
-        attention_mask = nn.functional.pad(attention_mask, (of_head[0].shape[2], 0))
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _joint(query * scaling, key, value, attention_mask, *of_head).transpose(1, 2).contiguous(), None
+    if packed:
+        query, key, value = map(packed.padded, (query, key, value))
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    before = key.shape[2] - query.shape[2]  # keys that all queries may see
+    found = []
+    for start in range(0, query.shape[2], _BLOCK):
+        some = query[:, :, start : start + _BLOCK]
+        seen = before + start + some.shape[2]
+        mask = _own_mask(attention_mask[..., :seen], some.shape[2], query.dtype)
+        found.append(_joint(some, key[:, :, :seen], value[:, :, :seen], mask, *head[module.layer_idx]))
+    out = torch.cat(found, dim=2).transpose(1, 2)
+    return (packed.packed(out) if packed else out.contiguous()), None
+
+
+def _own_mask(real: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of a row's own keys, [B, 1, Q, K]: 0 where a query may look, else the least number.
+    real: [B, 1, 1, K]; the queries are the last of the K positions."""
+    keys = real.shape[-1]
+    if queries > 1:
+        real = real & torch.ones(queries, keys, dtype=torch.bool, device=real.device).tril(keys - queries)
+    return torch.zeros_like(real, dtype=dtype).masked_fill_(~real, torch.finfo(dtype).min)
 
 
 def _joint(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, head_key: Tensor, head_value: Tensor) -> Tensor:

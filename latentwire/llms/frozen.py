@@ -9,18 +9,18 @@ row would count as distance: there it stands in front of the head, and masks alo
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from latentwire.llms.attention import Head, own_mask, reads_shared_heads, sees_all
+from latentwire.llms.attention import Head, Packed, reads_shared_heads, sees_all
+from latentwire.llms.deltas import adding, key_width
 from latentwire.llms.prompts import END_OF_TURN, IGNORE, ends_line
 
 if TYPE_CHECKING:
@@ -147,9 +147,7 @@ class FrozenLLM:
         tails: B lists of token ids; deltas: what is added to the slots' keys and values (see `_adding`).
         """
         rows = [self._row(slot, tail) for slot, tail in zip(slots, tails, strict=True)]
-        embeds, mask, cache = self._after_head(head, rows)
-        with self._adding(deltas, rows, embeds.shape[1]):
-            logits = self._forward(embeds, mask, cache, keep=1)
+        logits, mask, cache = self._read(head, rows, deltas, torch.ones(1, dtype=torch.long))
         return Prefill(cache, mask, logits[:, -1])
 
     def generate(self, prefill: Prefill, max_new_tokens: int) -> list[str]:
@@ -211,7 +209,6 @@ class FrozenLLM:
         are computed only where some row has a label; A counts these places.
         """
         rows = [torch.cat([self._row(s, t), self.embed(a)]) for s, t, a in zip(slots, tails, answers, strict=True)]
-        embeds, mask, cache = self._after_head(head, rows)
         longest = max(map(len, answers))
         labels = torch.full((len(rows), longest), IGNORE, device=self.device)
         for label, answer in zip(labels, answers, strict=True):
@@ -220,68 +217,65 @@ class FrozenLLM:
         wanted = pad_sequence(which, batch_first=True, padding_side="left")  # [B, longest] bool
         columns = wanted.any(dim=0).nonzero()[:, 0]  # [A]
         labels = labels.masked_fill(~wanted.to(self.device), IGNORE)[:, columns]
-        with self._adding(deltas, rows, embeds.shape[1]):
-            logits = self._forward(embeds, mask, cache, columns + embeds.shape[1] - longest - 1)
+        logits, *_ = self._read(head, rows, deltas, longest + 1 - columns)
         nll = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
         return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, logits)
 
     @property
     def kv_shape(self) -> tuple[int, int]:
-        """Layers, and width of a position's keys in each (values have the same).
-
-        Raises ValueError for a model whose layers do not have `k_proj` and `v_proj` of one width.
-        """
+        """Layers, and width of a position's keys in each (values have the same). Raises ValueError as `key_width`."""
         layers = self.model.get_decoder().layers
-        attention = [getattr(layer, "self_attn", None) for layer in layers]
-        parts = [getattr(one, name, None) for one in attention for name in ("k_proj", "v_proj")]
-        widths = {getattr(part, "out_features", None) for part in parts}
-        if len(widths) != 1 or None in widths:
-            raise ValueError(
-                f"{self.name} ({self.id}): its layers have no k_proj and v_proj of one width, so nothing can be "
-                "added to its keys and values; choose another adapter_type"
-            )
-        return len(layers), widths.pop()
+        return len(layers), key_width(f"{self.name} ({self.id})", layers)
 
-    @contextmanager
-    def _adding(self, deltas: Sequence[Tensor | None], rows: list[Tensor], length: int) -> Iterator[None]:
-        """Inside, each row's delta [layers, 2, P, k] is added to what k_proj and v_proj give at its first P positions.
+    def _read(
+        self, head: tuple[int, ...], rows: list[Tensor], deltas: Sequence[Tensor | None], from_end: Tensor
+    ) -> tuple[Tensor, Tensor, "DynamicCache"]:
+        """Read rows of [L_i, d] after the head: logits [B, A, V] at the places [A] that `from_end` counts from each
+        row's end (1: the last), mask [B, H + L] and cache. A row that is too short has others, of no meaning, there."""
+        if self._shares:
+            return self._read_packed(head, rows, deltas, from_end)
+        if self._sees_all:
+            embeds, mask = self._left_pad(rows, len(head))
+            cache = self._copy(self._head_cache(head), len(rows))
+        else:
+            embeds, mask, cache = self._pad_in_front(head, rows)
+        begins = [(number, embeds.shape[1] - len(row)) for number, row in enumerate(rows)]
+        with self._adding(deltas, begins, embeds):
+            return self._forward(embeds, mask, cache, embeds.shape[1] - from_end), mask, cache
 
-        rows: [L_i, d] each, which stand at the end of `length` positions. Keys are changed before their rotary angles.
-        """
-        given = [(number, delta) for number, delta in enumerate(deltas) if delta is not None]
-        if not given:
-            yield
-            return
-        layers, width = self.kv_shape
-        whole = torch.zeros(layers, 2, len(rows), length, width, device=self.device, dtype=self.dtype)
-        for number, delta in given:
-            start = length - len(rows[number])
-            gap = (0, 0, start, length - start - delta.shape[2])
-            whole[:, :, number] = pad(delta.to(self.device, self.dtype), gap)
-        hooks = [
-            getattr(layer.self_attn, name).register_forward_hook(partial(_plus, whole[n, which]))
-            for n, layer in enumerate(self.model.get_decoder().layers)
-            for which, name in enumerate(("k_proj", "v_proj"))
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def _read_packed(
+        self, head: tuple[int, ...], rows: list[Tensor], deltas: Sequence[Tensor | None], from_end: Tensor
+    ) -> tuple[Tensor, Tensor, "DynamicCache"]:
+        """The same where all rows share the head's keys and values: they stand behind each other, without padding."""
+        lengths, embeds, cache = [*map(len, rows)], torch.cat(rows)[None], self._new_cache()
+        cache.head = [(layer.keys, layer.values) for layer in self._head_cache(head).layers]
+        packed = Packed.of(lengths, self.device)
+        mask = torch.cat([packed.real.new_ones(len(rows), len(head)), packed.real], dim=1).long()
+        ends = torch.tensor(lengths).cumsum(0)
+        begins = ends - torch.tensor(lengths)
+        keep = (ends[:, None] - from_end).clamp(min=begins[:, None])
+        positions = torch.cat([torch.arange(len(head), len(head) + length) for length in lengths])[None]
+        self._require_rope(len(head) + max(lengths))
+        with self._adding(deltas, [(0, begin) for begin in begins.tolist()], embeds):
+            logits = self.model(
+                inputs_embeds=embeds, attention_mask=packed.real[:, None, None], position_ids=positions,
+                use_cache=True, logits_to_keep=keep.flatten(), head=cache.head, packed=packed,
+                **{self._cache_name: cache},
+            ).logits  # fmt: skip
+        for layer in cache.layers:
+            layer.keys, layer.values = packed.padded(layer.keys), packed.padded(layer.values)
+        return logits.view(*keep.shape, -1), mask, cache
+
+    def _adding(
+        self, deltas: Sequence[Tensor | None], begins: Sequence[tuple[int, int]], embeds: Tensor
+    ) -> AbstractContextManager:
+        """See `deltas.adding`."""
+        if all(delta is None for delta in deltas):
+            return nullcontext()
+        return adding(self.model.get_decoder().layers, self.kv_shape[1], deltas, begins, embeds)
 
     def _row(self, slot: Tensor, tail: Sequence[int]) -> Tensor:
         return torch.cat([slot.to(self.device, self.dtype), self.embed(tail)])
-
-    def _after_head(self, head: tuple[int, ...], rows: list[Tensor]) -> tuple[Tensor, Tensor, "DynamicCache"]:
-        """What `_forward` needs to read rows of [L_i, d] after the head: embeds, mask and cache."""
-        if not self._sees_all:
-            return self._pad_in_front(head, rows)
-        embeds, mask = self._left_pad(rows, len(head))
-        if not self._shares:
-            return embeds, mask, self._copy(self._head_cache(head), len(rows))
-        cache = self._new_cache()
-        cache.head = [(layer.keys, layer.values) for layer in self._head_cache(head).layers]
-        return embeds, mask, cache
 
     def _left_pad(self, rows: list[Tensor], head: int) -> tuple[Tensor, Tensor]:
         """rows of [L_i, d] to embeds [B, L, d] and mask [B, head + L]: head visible, then padding, then the row."""
@@ -313,20 +307,24 @@ class FrozenLLM:
     def _forward(self, embeds: Tensor, mask: Tensor, cache: "DynamicCache", keep: int | Tensor) -> Tensor:
         """Logits [B, keep, V] at the last positions, or at the places [n] of embeds that `keep` holds; the cache grows
         by embeds' length."""
-        if self.rope_limit and (longest := int(mask.sum(dim=1).max())) > self.rope_limit:
-            raise ValueError(
-                f"{self.name} ({self.id}) reads {self.rope_limit} positions before its rotary angles change, and a "
-                f"prompt takes {longest}; choose another model, a shorter wording (zero_shot) or shorter contexts"
-            )
+        self._require_rope(int(mask.sum(dim=1).max()) if self.rope_limit else 0)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
         given = {self._cache_name: cache}
         if cache.head:
             given["head"] = cache.head
-            mask = own_mask(mask[:, cache.head[0][0].shape[2] :], embeds.shape[1], embeds.dtype)
+            mask = mask[:, cache.head[0][0].shape[2] :].bool()[:, None, None]
         return self.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=keep,
             **given,
         ).logits  # fmt: skip
+
+    def _require_rope(self, longest: int) -> None:
+        """ValueError for a prompt of so many positions that all rotary angles would be others."""
+        if self.rope_limit and longest > self.rope_limit:
+            raise ValueError(
+                f"{self.name} ({self.id}) reads {self.rope_limit} positions before its rotary angles change, and a "
+                f"prompt takes {longest}; choose another model, a shorter wording (zero_shot) or shorter contexts"
+            )
 
     @torch.inference_mode(False)  # kept for training too, which cannot use what was made in inference mode
     @torch.no_grad()
@@ -373,10 +371,6 @@ class FrozenLLM:
         """What a row of `generate_ids` says."""
         end = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
         return self.tokenizer.decode(ids[:end], skip_special_tokens=True).lstrip(" ").split("\n")[0].strip()
-
-
-def _plus(delta: Tensor, _module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-    return output + delta
 
 
 def _rope_limit(model: "PreTrainedModel") -> int | None:

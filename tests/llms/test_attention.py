@@ -4,50 +4,74 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from latentwire.llms import attention
-from latentwire.llms.attention import attend, own_mask
+from latentwire.llms.attention import Packed, attend
 
-ROWS, HEAD, WIDTH = 3, 7, 8
-
-
-def copied(query, key, value, mask, head):
-    """The same by PyTorch's own attention, on keys and values that hold the head."""
-    times = query.shape[1] // key.shape[1]
-    whole = [torch.cat([h.expand(ROWS, -1, -1, -1), own], 2) for h, own in zip(head, (key, value), strict=True)]
-    key, value = (x.repeat_interleave(times, dim=1) for x in whole)
-    return scaled_dot_product_attention(query, key, value, attn_mask=pad(mask, (HEAD, 0))).transpose(1, 2)
+LENGTHS, HEAD, WIDTH = (3, 6, 1), 7, 8
 
 
-@pytest.mark.parametrize("few", [128, 0], ids=["joint", "fused"])
-@pytest.mark.parametrize(("heads", "groups"), [(6, 2), (4, 4)])
-@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (1, 6), (3, 6)], ids=["prefill", "a token", "an answer"])
-def test_a_shared_head_is_read_as_if_each_row_had_it(monkeypatch, few, heads, groups, queries, keys):
-    monkeypatch.setattr(attention, "_FEW", few)
-    generator = torch.Generator().manual_seed(0)
-    query, key, value, *head = (
-        torch.randn(*shape, WIDTH, generator=generator)
-        for shape in ((ROWS, heads, queries), *[(ROWS, groups, keys)] * 2, *[(1, groups, HEAD)] * 2)
-    )
-    own = [x.requires_grad_() for x in (query, key, value)]
-    real = torch.ones(ROWS, keys)
-    real[1, :2] = 0  # padding, which nobody sees
-    mask = own_mask(real, queries, torch.float32)
-    module = SimpleNamespace(layer_idx=1, num_key_value_groups=heads // groups, is_causal=True)
-    found, _ = attend(module, *own, mask, head=[None, tuple(head)], dropout=0.0)
-    expected = copied(*own, mask, head)
+def plainly(query, key, value, head):
+    """One row by PyTorch's own attention: its keys and values behind the head's; [Q, N, D]."""
+    times, before = len(query) // len(key), key.shape[1] - query.shape[1]
+    key, value = (torch.cat([h[0], x], 1).repeat_interleave(times, 0) for h, x in zip(head, (key, value), strict=True))
+    seen = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool).tril(HEAD + before)
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(0, 1)
+
+
+@pytest.fixture(params=[128, 2], ids=["one block", "blocks"])
+def block(request, monkeypatch):
+    monkeypatch.setattr(attention, "_BLOCK", request.param)
+
+
+def states(heads, groups, length, rows, seed=0):
+    """Queries, keys and values of rows, and the keys and values of a head."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (rows, heads, length), *[(rows, groups, length)] * 2, *[(1, groups, HEAD)] * 2
+    query, key, value, *head = (torch.randn(*shape, WIDTH, generator=generator) for shape in shapes)
+    return [x.requires_grad_() for x in (query, key, value)], tuple(head)
+
+
+def attended(own, head, mask, **how):
+    module = SimpleNamespace(layer_idx=1, num_key_value_groups=own[0].shape[1] // own[1].shape[1], is_causal=True)
+    return attend(module, *own, mask, head=[None, head], dropout=0.0, **how)[0]
+
+
+def same(found, expected, own):
     torch.testing.assert_close(found, expected)
-    wanted = torch.randn(expected.shape, generator=generator)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, own, wanted), torch.autograd.grad(expected, own, wanted), strict=True
-    ):
+    wanted = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    gradients = [torch.autograd.grad(out, own, wanted) for out in (found, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_query_sees_no_padding_and_nothing_later():
-    mask = own_mask(torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]), 2, torch.float32) == 0
-    assert mask[:, 0].tolist() == [
-        [[False, True, True, False], [False, True, True, True]],
-        [[True, True, True, False], [True, True, True, True]],
-    ]
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize(("heads", "groups"), [(6, 2), (4, 4)])
+def test_rows_without_padding_are_read_each_behind_the_head(heads, groups):
+    own, head = states(heads, groups, sum(LENGTHS), 1)
+    packed = Packed.of(LENGTHS, torch.device("cpu"))
+    found = attended(own, head, packed.real[:, None, None], packed=packed)
+    rows = zip(*(x[0].split(LENGTHS, dim=1) for x in own), strict=True)
+    same(found, torch.cat([plainly(*row, head) for row in rows])[None], own)
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("queries", [1, 3])
+def test_the_last_positions_of_rows_see_the_head_and_what_came_before(queries):
+    (query, key, value), head = states(6, 2, max(LENGTHS), len(LENGTHS))
+    own = [query[:, :, -queries:].detach().requires_grad_(), key, value]
+    longer = [max(length, queries) for length in LENGTHS]  # the queries themselves are no padding
+    real = Packed.of(longer, torch.device("cpu")).real
+    found = attended(own, head, real[:, None, None])
+    rows = [plainly(own[0][i], key[i, :, -length:], value[i, :, -length:], head) for i, length in enumerate(longer)]
+    same(found, torch.stack(rows), own)
+
+
+def test_rows_go_into_a_padded_batch_and_back():
+    packed = Packed.of(LENGTHS, torch.device("cpu"))
+    row = torch.arange(1.0, 1 + sum(LENGTHS))
+    padded = packed.padded(row[None, None, :, None])
+    real = padded[:, 0, :, 0] * packed.real
+    assert real.tolist() == [[0, 0, 0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [0, 0, 0, 0, 0, 10]]
+    assert torch.equal(packed.packed(padded.transpose(1, 2))[0, :, 0, 0], row)

@@ -204,15 +204,9 @@ def test_a_family_continues_as_transformers_does_and_padding_changes_nothing(fam
 def test_an_end_stops_a_familys_answer(family, rows, monkeypatch):
     head, slots, tails, _ = rows(family)
     prompt = head, [family.embed(slots[2])], tails[2:3]
-    tokens, forward = [], family._forward
-
-    def spied(*args, **kwargs):
-        logits = forward(*args, **kwargs)
-        tokens.append(int(logits[0, -1].argmax()))
-        return logits
-
+    tokens = []
     family.prefill(*prompt)  # the head is read
-    monkeypatch.setattr(family, "_forward", spied)
+    family.model.register_forward_hook(lambda _model, _inputs, out: tokens.append(int(out.logits[0, -1].argmax())))
     monkeypatch.setattr(family, "stop_ids", torch.tensor([], dtype=torch.long))
     family.generate_with_prefix(*prompt, 8)
     greedy = tokens[:]

@@ -147,13 +147,14 @@ def test_logits_are_computed_only_where_they_are_needed_and_from_contiguous_stat
     head, slots, tails, answers = prompts_of(llm, questions[:3])
     seen = []
     hook = llm.model.get_output_embeddings().register_forward_hook(
-        lambda module, inputs, output: seen.append((inputs[0].shape[1], inputs[0].is_contiguous()))
+        lambda module, inputs, output: seen.append((inputs[0].shape[:2].numel(), inputs[0].is_contiguous()))
     )
     llm.loss_with_prefix(head, [llm.embed(s) for s in slots], tails, answers)
     llm.prefill(head, [llm.embed(s) for s in slots], tails)
     hook.remove()
-    assert (max(map(len, answers)), True) in seen and (1, True) in seen
-    assert max(length for length, _ in seen) <= max(map(len, answers))
+    most = len(answers) * max(map(len, answers))
+    assert (most, True) in seen and (len(answers), True) in seen
+    assert max(places for places, _ in seen) == most
     assert all(contiguous for _, contiguous in seen)
 
 

@@ -47,7 +47,8 @@ def test_keys_and_values_change_at_the_latents_alone_by_what_the_map_says(llms, 
     plain, deep = (llm.prefill(head, [slot], [tail], given).cache for given in ((), [delta]))
     first = [cache.layers[0].values[0].transpose(0, 1).flatten(1) for cache in (plain, deep)]  # [positions, k]
     change = first[1] - first[0]
-    start = len(head) + SOFT_VECTORS
+    start = SOFT_VECTORS  # the head's keys and values are not among them
+    assert len(change) == start + 4 + len(tail)
     assert not change[:start].any() and not change[start + 4 :].any()
     torch.testing.assert_close(change[start : start + 4], delta[0, 1, SOFT_VECTORS:])
 
