@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from latentwire.llms.arithmetic import Model, known_model
 from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.known import LARGE_SHAPES, id_variable
-from latentwire.llms.offline import OFFLINE_LLMS, ensure_offline_model
+from latentwire.llms.offline import OFFLINE_LLMS, ensure_offline_model, variant
 from latentwire.utils.cli import reason, require
 from latentwire.utils.surroundings import hub_answers
 
@@ -99,8 +99,9 @@ def load_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
     where, remedy = _where(name, llm_id)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
+        kept = variant(Path(where["pretrained_model_name_or_path"]), dtype) if llm_id in OFFLINE_LLMS else None
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=getattr(torch, dtype), output_loading_info=True, device_map=device_map()
+            **where, variant=kept, dtype=getattr(torch, dtype), output_loading_info=True, device_map=device_map()
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error

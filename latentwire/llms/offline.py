@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from latentwire.llms.known import is_cached, offline_folder
@@ -117,6 +118,23 @@ def ensure_offline_model(model_id: str) -> Path:
     finally:
         lock.release()
     return target
+
+
+def variant(folder: Path, dtype: str) -> str | None:
+    """The variant, as transformers names it, of an offline model's weights in this type: made at its first use, so that
+    half as much is read from then on. None where float32 is to be read: it is asked for, there is no room for more, or
+    nobody may write here."""
+    whole = folder / "model.safetensors"
+    made = whole.with_name(f"model.{dtype}.safetensors")
+    if dtype == "float32" or not os.access(folder, os.W_OK):
+        return dtype if made.is_file() else None
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not made.is_file() and shutil.disk_usage(folder).free > whole.stat().st_size:
+            with safe_open(whole, "pt") as file:
+                weights = {name: file.get_tensor(name).to(getattr(torch, dtype)) for name in file.keys()}
+                save_file(weights, made.with_suffix(".part"), file.metadata())
+            made.with_suffix(".part").replace(made)
+    return dtype if made.is_file() else None
 
 
 def _make(model_id: str, model: OfflineModel, target: Path) -> None:

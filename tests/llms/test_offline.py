@@ -11,10 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from latentwire.llms import offline
 from latentwire.llms.known import cache_dir
-from latentwire.llms.offline import OfflineModel, ensure_offline_model
+from latentwire.llms.offline import OfflineModel, ensure_offline_model, variant
 
 MODEL_ID = "offline:tiny-0.5b"
 NAME = "tiny-0.5b"
@@ -284,3 +286,26 @@ def test_every_offline_model_is_pinned_hashed_and_has_a_way_out(model_id):
     assert len(bytes.fromhex(model.sha256)) == 32
     assert "_ID to " in model.way_out or "MODELS_DIR to " in model.way_out
     assert model.file.endswith(".gguf") or "config.json" in model.extras
+
+
+def test_weights_are_kept_in_the_type_that_they_are_used_in(tmp_path):
+    weights = {"a": torch.randn(3, 4), "b": torch.randn(5)}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    assert variant(tmp_path, "float32") is None
+    for _ in range(2):
+        assert variant(tmp_path, "bfloat16") == "bfloat16"
+    kept = load_file(tmp_path / "model.bfloat16.safetensors")
+    assert all(torch.equal(kept[name], weight.bfloat16()) for name, weight in weights.items())
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == [
+        "model.bfloat16.safetensors", "model.safetensors",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("lack", ["room", "rights"])
+def test_without_room_or_rights_the_whole_weights_are_read(tmp_path, monkeypatch, lack):
+    save_file({"a": torch.randn(3)}, tmp_path / "model.safetensors", {"format": "pt"})
+    if lack == "room":
+        monkeypatch.setattr(offline.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    else:
+        monkeypatch.setattr(offline.os, "access", lambda path, mode: False)
+    assert variant(tmp_path, "bfloat16") is None and not (tmp_path / "model.bfloat16.safetensors").exists()
