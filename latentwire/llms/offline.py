@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from latentwire.llms.known import is_cached, offline_folder
@@ -130,9 +130,8 @@ def variant(folder: Path, dtype: str) -> str | None:
         return dtype if made.is_file() else None
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not made.is_file() and shutil.disk_usage(folder).free > whole.stat().st_size:
-            with safe_open(whole, "pt") as file:
-                weights = {name: file.get_tensor(name).to(getattr(torch, dtype)) for name in file.keys()}
-                save_file(weights, made.with_suffix(".part"), file.metadata())
+            weights = {name: weight.to(getattr(torch, dtype)) for name, weight in load_file(whole).items()}
+            save_file(weights, made.with_suffix(".part"), {"format": "pt"})
             made.with_suffix(".part").replace(made)
     return dtype if made.is_file() else None
 
