@@ -64,6 +64,10 @@ class PretrainedBackbone(nn.Module):
 
     def forward(self, questions: Sequence[Question], source: str) -> States:
         """States of the context and, where the encoder reads it, the question, word piece by word piece."""
+        if self.training and self.model.device.type == "cpu" and self._can_pack():
+            each = self._packed(questions, source)
+            hidden, mask = (pad_sequence([getattr(s, of)[0] for s in each], True) for of in ("hidden", "mask"))
+            return States(hidden, mask, [spans for states in each for spans in states.spans])
         encoded = self._tokenize(questions, source)
         device = self.model.device
         inputs = {key: encoded[key].to(device) for key in self.tokenizer.model_input_names if key in encoded}
@@ -78,14 +82,17 @@ class PretrainedBackbone(nn.Module):
     def each(self, questions: Sequence[Question], source: str) -> list[States]:
         """States of each question in a batch of its own, with the bits that `forward` gives it alone: packed where the
         model allows it. Only in evaluation mode."""
+        if not self._can_pack():
+            return [self([question], source) for question in questions]
+        groups = [questions[i : i + _PACKED] for i in range(0, len(questions), _PACKED)]
+        return [states for group in groups for states in self._packed(group, source)]
+
+    def _can_pack(self) -> bool:
         from latentwire.models.packing import can_pack  # imports transformers, which is slow
 
         if self._packs is None:
             self._packs = can_pack(self.model, self.window, _first_position(self.model))
-        if not self._packs:
-            return [self([question], source) for question in questions]
-        groups = [questions[i : i + _PACKED] for i in range(0, len(questions), _PACKED)]
-        return [states for group in groups for states in self._packed(group, source)]
+        return self._packs
 
     def fits(self, question: Question, source: str) -> bool:
         """Whether a text is read in one window."""

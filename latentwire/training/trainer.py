@@ -85,10 +85,13 @@ class Batches:
         rng = random.Random(f"{self.seed} {epoch}")
         order = rng.sample(range(len(self.questions)), len(self.questions))[: self.per_epoch * self.size]
         pools = [order[i : i + _POOL * self.size] for i in range(0, len(order), _POOL * self.size)]
-        order = [i for pool in pools for i in sorted(pool, key=lambda i: len(self.questions[i].context))]
+        order = [i for pool in pools for i in sorted(pool, key=self._length)]
         batches = [order[i : i + self.size] for i in range(0, len(order), self.size)]
         rng.shuffle(batches)
         return batches
+
+    def _length(self, i: int) -> int:
+        return len(self.questions[i].context) + len(self.questions[i].question)
 
 
 class Trainer:

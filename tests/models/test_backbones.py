@@ -106,6 +106,29 @@ def test_states_do_not_depend_on_the_batch(backbone, mixed):
                 torch.testing.assert_close(together.hidden[row, together.mask[row]], alone.hidden[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_in_training_texts_are_packed_and_states_and_gradients_are_those_of_padded_ones(backbone, mixed, source):
+    for module in backbone.modules():  # nothing random
+        module.p = 0.0 if isinstance(module, nn.Dropout) else getattr(module, "p", None)
+    backbone.train()
+    found = []
+    for packs in (None, False):
+        backbone._packs = packs
+        states = backbone(mixed, source)
+        (states.hidden.square() * states.mask[..., None]).sum().backward()
+        found.append((states, {n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None}))
+        backbone.zero_grad()
+        assert backbone._packs is (packs is None), "packing was tried, and this encoder can be packed"
+    (packed, ours), (padded, theirs) = found
+    real = padded.mask[..., None]
+    assert torch.equal(packed.mask, padded.mask) and backbone.training
+    assert all(np.array_equal(a, b) for a, b in zip(packed.spans, padded.spans, strict=True))
+    torch.testing.assert_close(packed.hidden * real, padded.hidden * real, rtol=1e-4, atol=1e-4)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-3, atol=1e-3)
+
+
 def test_where_the_encoder_reads_the_question_the_context_is_read_with_it(backbone, mixed):
     q = mixed[2]
     other = dataclasses.replace(q, question="Who?")
