@@ -2,7 +2,8 @@
 
 Shapes: B batch, P slot positions, L positions after the head, A answer tokens, d model width, V vocabulary.
 Everything after the head is left-padded, so that every row ends at the same position; positions are
-`cumsum(mask) - 1`, so that padding moves nothing. That holds where every position sees all earlier ones. Where a layer
+`cumsum(mask) - 1`, so that padding moves nothing. (Where rows share the head, they are first read without padding, and
+padded in the cache.) That holds where every position sees all earlier ones. Where a layer
 sees the last few only (a sliding window, chunks), or the model counts distances by itself, padding between head and
 row would count as distance: there it stands in front of the head, and masks alone, never the cache, limit attention.
 """

@@ -17,7 +17,7 @@ from latentwire.llms.arithmetic import (
 )
 from latentwire.llms.loading import Shape
 from latentwire.reporting.tables import markdown
-from latentwire.studies.scale.records import CORPUS, SERVICE, SHIPPED, SPEED, Records
+from latentwire.studies.scale.records import CORPUS, SERVICE, SHIPPED, SPEED, STEP, Records
 from latentwire.studies.settings import PlanSettings
 from latentwire.training.memory import training_bytes
 from latentwire.training.settings import TrainSettings
@@ -187,8 +187,8 @@ def _checks(records: Records) -> list[str]:
         _READ,
         *markdown(("what", "predicted", "measured", "error"), rows),
         "",
-        f"The step reached {share:.2f} of what the best matrix product reached on that CPU; `--share` is of a GPU's "
-        "peak on paper.",
+        f"The step (results/{STEP}) reached {share:.2f} of what the best matrix product reached on that CPU; `--share` is "
+        "of a GPU's peak on paper.",
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from latentwire.utils.files import read_json
 
 RESULTS = Path(__file__).parents[3] / "results"
-SPEED, SERVICE, SHIPPED, CORPUS = "16_speed", "24_service/encode", "15_shipped", "25_corpus"
+SPEED, STEP, SERVICE, SHIPPED, CORPUS = "16_speed", "31_speed", "24_service/encode", "15_shipped", "25_corpus"
 _TEXT = ("text", None)  # condition and M of the whole text
 
 
@@ -38,13 +38,14 @@ class Records:
     @cached_property
     def step(self) -> tuple[float, float]:
         """(operations of a training step as they were counted, share of the machine's ceiling that it reached)."""
-        lines = self._raw(SPEED, "mfu")
+        lines = self._raw(STEP, "mfu")
         return lines[0]["flops"], statistics.median(line["other"] / line["ours"] for line in lines)
 
     @cached_property
     def step_size(self) -> tuple[int, int, int]:
         """Questions, M and K of that step."""
-        return self._speed["batch_size"], self._speed["latent_len"], self._speed["k"]
+        config = read_json(self.folder / STEP / "config.json")["config"]
+        return config["batch_size"], config["latent_len"], config["k"]
 
     @cached_property
     def encoded_per_core(self) -> float:
