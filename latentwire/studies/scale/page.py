@@ -187,8 +187,8 @@ def _checks(records: Records) -> list[str]:
         _READ,
         *markdown(("what", "predicted", "measured", "error"), rows),
         "",
-        f"The step (results/{STEP}) reached {share:.2f} of what the best matrix product reached on that CPU; `--share` is "
-        "of a GPU's peak on paper.",
+        f"The step (results/{STEP}) reached {share:.2f} of what the best matrix product reached on that CPU; `--share` "
+        "is of a GPU's peak on paper.",
     ]
 
 
