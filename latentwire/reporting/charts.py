@@ -125,8 +125,8 @@ def sweep(summary: Mapping) -> Figure:
 
 
 def growth(lines: Sequence[Mapping]) -> Figure:
-    """Seconds (points) and peak memory (grey) as each thing grows, a panel each: what is proportional is parallel to
-    the dashed line. lines: name, value, seconds and peak_memory_mb of each measurement."""
+    """Seconds (points) and peak memory (grey) as each thing grows, a panel each; the dashed line is proportional to the
+    first point. lines: name, value, seconds and peak_memory_mb of each measurement."""
     kinds: dict[str, list[Mapping]] = {}
     for line in lines:
         kinds.setdefault(line["name"].removeprefix(GROWTH).replace("_", " "), []).append(line)
@@ -138,15 +138,15 @@ def growth(lines: Sequence[Mapping]) -> Figure:
         panel.set_axis_off()
     for panel, (kind, measured) in zip(panels, kinds.items(), strict=False):
         values, seconds = ([line[key] for line in measured] for key in ("value", "seconds"))
-        panel.plot(values, [seconds[0] * value / values[0] for value in values], color="black", ls="--", lw=0.8)
+        panel.plot([0, max(values)], [0, seconds[0] * max(values) / values[0]], color="black", ls="--", lw=0.8)
         panel.plot(values, seconds, color=colour_of("latentwire"), marker="o", ms=4)
-        panel.set(xscale="log", yscale="log", xlabel=kind, ylabel="seconds")
+        panel.set(xlim=(0, None), ylim=(0, None), xlabel=kind, ylabel="seconds")
         memory = [(line["value"], line["peak_memory_mb"] / 1e3) for line in measured if line["peak_memory_mb"]]
         if memory:
             beside = panel.twinx()
             beside.plot(*zip(*memory, strict=True), color="grey", marker="s", ms=3, lw=0.8)
             beside.set_ylabel("memory, GB", color="grey")
-            beside.set_ylim(bottom=0)
+            beside.set_ylim(0, 1.05 * max(gb for _, gb in memory))
     return figure
 
 

@@ -338,7 +338,7 @@ def _grown(bench: Bench, kind: str, value: int, work: Callable[[], object]) -> d
     """One measurement of growth; peak memory is that of this work alone where the system can tell."""
     work()
     _forget_peak(bench.config.device)
-    seconds = bench.seconds(work)
+    seconds = statistics.median(bench.seconds(work) for _ in range(bench.config.repeats))
     return {"name": f"{GROWTH}{kind}", "value": value, "unit": "s", "seconds": seconds,
             "peak_memory_mb": _peak_mb(bench.config.device)}  # fmt: skip
 
