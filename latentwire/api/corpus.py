@@ -40,7 +40,7 @@ from latentwire.reporting.charts import documents, growth
 from latentwire.utils.cli import SCHEMA, reason, require
 from latentwire.utils.cluster import start_ray
 from latentwire.utils.files import read_json, sha256_of, write_json
-from latentwire.utils.machine import device_of, peak_memory_mb
+from latentwire.utils.machine import device_of, give_memory_back, peak_memory_mb
 from latentwire.utils.runs import RunFolder, digest, identity
 
 _NO_PART = ("ckpt", "device", "output", "workers", "worker_gpus")  # of what makes two corpora the same one
@@ -274,6 +274,7 @@ class _Encoder:
         }  # fmt: skip
         table = table.replace_schema_metadata({_FOOTER: json.dumps(footer)})
         _write(table, Path(self.config.output) / "shards" / str(name))
+        give_memory_back()
         told = {"name": str(name), "errors": json.dumps(errors)} | {n: footer[n] for n in _TOLD}
         return {key: [value] for key, value in told.items()}
 

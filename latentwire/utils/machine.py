@@ -1,5 +1,6 @@
 """This machine: its devices, its libraries, its commit, its seeds."""
 
+import ctypes
 import dataclasses
 import platform
 import random
@@ -72,6 +73,13 @@ def peak_memory_mb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def give_memory_back() -> None:
+    """Let glibc return what was freed: texts of many lengths leave holes, which add up (60 MB per 256 paragraphs)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def set_seed(seed: int) -> None:

@@ -1,15 +1,18 @@
 """This machine: what it has, and what it does not have is refused."""
 
+import ctypes
+import os
 import random
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from latentwire.utils import machine as this
-from latentwire.utils.machine import git_sha, machine, machine_line, on_this_machine, set_seed
+from latentwire.utils.machine import git_sha, give_memory_back, machine, machine_line, on_this_machine, set_seed
 
 
 @dataclass
@@ -107,3 +110,16 @@ def test_the_commit_is_that_of_this_checkout_and_none_outside(monkeypatch):
 
     monkeypatch.setattr(this.subprocess, "run", missing)
     assert git_sha() is None
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_memory_that_is_free_but_scattered_goes_back_to_the_system():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    pieces = [bytearray(60_000) for _ in range(2000)]  # 120 MB in pieces that glibc keeps
+    kept = pieces[::100]
+    before = resident()
+    del pieces
+    give_memory_back()
+    assert before - resident() > 80e6 and len(kept) == 20
