@@ -6,11 +6,13 @@ position, and the teacher reads the whole text in every step.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from latentwire.conditions.base import Reader
 from latentwire.data.question import Question
@@ -63,13 +65,14 @@ class PlainLLM:
         if not self.recompute:
             yield
             return
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Not by gradient_checkpointing_enable, which makes all embeddings require a gradient from then on.
+        self.model._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False))
         self.model.train()
         try:
             yield
         finally:
             self.model.eval()
-            self.model.gradient_checkpointing_disable()
+            self.model._set_gradient_checkpointing(False)
 
 
 @torch.no_grad()

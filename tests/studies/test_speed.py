@@ -55,7 +55,7 @@ def test_a_plain_step_that_recomputes_runs_its_layers_twice_and_leaves_the_model
     PlainLLM(llm, recompute).loss_with_prefix((5, 6), [slot], [[7]], [[8, 9]]).nll.sum().backward()
     hook.remove()
     assert len(calls) == times and slot.grad.abs().sum() > 0
-    assert not llm.model.training and not llm.model.is_gradient_checkpointing
+    assert not llm.model.training and not llm.model.is_gradient_checkpointing and not llm.embed([5]).requires_grad
 
 
 @pytest.mark.parametrize("name", NAMES)
