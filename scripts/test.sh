@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 .venv/bin/ruff check --quiet .
 if [ $# -eq 0 ]; then
     export OMP_NUM_THREADS=1
+    # The tests of a file share what it trains; which files come first is said in tests/conftest.py.
     at_once=$(($(getconf _NPROCESSORS_ONLN) + 1))
-    set -- --numprocesses "$at_once" --maxprocesses 4 --dist loadfile  # the tests of a file share what it trains
+    set -- --numprocesses "$at_once" --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 fi
 exec .venv/bin/python -m pytest "$@"
