@@ -76,18 +76,6 @@ def make_llm(name, texts):
     return FrozenLLM(name, model_class(config), tokenizer)
 
 
-# Files that take longest: begun first, so that no process is left with one of them at the end.
-LONG = (
-    "test_faults.py", "programs/test_scripts.py", "studies/test_grid.py", "training/test_processes.py",
-    "api/test_corpus.py", "studies/test_speed.py", "programs/test_real_models.py", "training/test_resuming.py",
-    "training/test_stages.py", "service/test_app.py",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
-
-
 @pytest.fixture(scope="session")
 def questions():
     """The sample set's train questions."""
