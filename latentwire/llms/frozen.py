@@ -148,7 +148,7 @@ class FrozenLLM:
         tails: B lists of token ids; deltas: what is added to the slots' keys and values (see `_adding`).
         """
         rows = [self._row(slot, tail) for slot, tail in zip(slots, tails, strict=True)]
-        logits, mask, cache = self._read(head, rows, deltas, torch.ones(1, dtype=torch.long))
+        logits, mask, cache = self._read(head, rows, deltas, torch.ones(1, dtype=torch.long), kept=True)
         return Prefill(cache, mask, logits[:, -1])
 
     def generate(self, prefill: Prefill, max_new_tokens: int) -> list[str]:
@@ -229,12 +229,18 @@ class FrozenLLM:
         return len(layers), key_width(f"{self.name} ({self.id})", layers)
 
     def _read(
-        self, head: tuple[int, ...], rows: list[Tensor], deltas: Sequence[Tensor | None], from_end: Tensor
+        self,
+        head: tuple[int, ...],
+        rows: list[Tensor],
+        deltas: Sequence[Tensor | None],
+        from_end: Tensor,
+        kept: bool = False,
     ) -> tuple[Tensor, Tensor, "DynamicCache"]:
         """Read rows of [L_i, d] after the head: logits [B, A, V] at the places [A] that `from_end` counts from each
-        row's end (1: the last), mask [B, H + L] and cache. A row that is too short has others, of no meaning, there."""
+        row's end (1: the last), mask [B, H + L] and cache, which is of use only if it is kept. A row that is too short
+        has others, of no meaning, there."""
         if self._shares:
-            return self._read_packed(head, rows, deltas, from_end)
+            return self._read_packed(head, rows, deltas, from_end, kept)
         if self._sees_all:
             embeds, mask = self._left_pad(rows, len(head))
             cache = self._copy(self._head_cache(head), len(rows))
@@ -245,7 +251,7 @@ class FrozenLLM:
             return self._forward(embeds, mask, cache, embeds.shape[1] - from_end), mask, cache
 
     def _read_packed(
-        self, head: tuple[int, ...], rows: list[Tensor], deltas: Sequence[Tensor | None], from_end: Tensor
+        self, head: tuple[int, ...], rows: list[Tensor], deltas: Sequence[Tensor | None], from_end: Tensor, kept: bool
     ) -> tuple[Tensor, Tensor, "DynamicCache"]:
         """The same where all rows share the head's keys and values: they stand behind each other, without padding."""
         lengths, embeds, cache = [*map(len, rows)], torch.cat(rows)[None], self._new_cache()
@@ -263,7 +269,7 @@ class FrozenLLM:
                 use_cache=True, logits_to_keep=keep.flatten(), head=cache.head, packed=packed,
                 **{self._cache_name: cache},
             ).logits  # fmt: skip
-        for layer in cache.layers:
+        for layer in cache.layers if kept else ():
             layer.keys, layer.values = packed.padded(layer.keys), packed.padded(layer.values)
         return logits.view(*keep.shape, -1), mask, cache
 
