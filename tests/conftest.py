@@ -1,7 +1,11 @@
 """Random two-layer models with tokenizers of their own, made in process: fast enough to test on every save."""
 
 import dataclasses
+import os
 import signal
+import subprocess
+import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -153,6 +157,23 @@ def surroundings(variables):
     """`small_world` for all tests of a file."""
     with small_world(variables):
         yield
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """Variables by which scripts and torchrun start Python programs without the time of their imports (warm.py)."""
+    read = {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short
+        program, address, python = Path(__file__).with_name("warm.py"), f"{folder}/socket", Path(folder, "python")
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {program} {address} "$@"\n')
+        python.chmod(0o755)
+        environment = os.environ | read | {"PYTHONPATH": str(program.parents[1])}
+        with subprocess.Popen(
+            [sys.executable, str(program), address], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as server:
+            assert server.stdout.readline() == b"ready\n"
+            yield read | {"PYTHON": str(python), "PYTHON_EXEC": str(python)}
+            server.stdin.close()
 
 
 @pytest.fixture(scope="session")

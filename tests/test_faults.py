@@ -5,16 +5,17 @@ nothing happened to.
     KILLS=20 bash scripts/test.sh tests/test_faults.py -k killed -s        # kills each program 20 times, not twice
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,91 +39,33 @@ from latentwire.utils.files import read_json, read_lines
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("KILLS", "2"))  # of each program, two in each folder
-# Imports everything once; then each line of standard input is a program's run in a process of its own, forked from it:
-# {"program", "argv", "kill_after", "file_bytes", "environment"}. It prints how each ended, after how long, and what it
-# said.
-STARTER = """
-import contextlib, importlib, json, os, resource, signal, sys, threading, time
-
-import torch
-
-from latentwire.utils.cli import run
-
-names = ("eval", "train", "export", "report")
-mains = {name: importlib.import_module(f"latentwire.{name}").main for name in names}
-for module in ("evaluation.evaluate", "training.running", "models.exporting", "reporting.card", "reporting.charts"):
-    importlib.import_module(f"latentwire.{module}")
-print("ready", flush=True)
-for line in sys.stdin:
-    asked = json.loads(line)
-    (reading, writing), started = os.pipe(), time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        os.setpgid(0, 0)
-        os.dup2(writing, 1), os.dup2(writing, 2)
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        os.environ.update(asked["environment"])
-        if asked["file_bytes"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (asked["file_bytes"],) * 2)
-        sys.argv = [asked["program"] + ".py", *asked["argv"]]
-        try:
-            run(mains[asked["program"]])
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            status = 70
-        with contextlib.suppress(OSError):
-            sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
-    os.close(writing)
-    said = []
-    reader = threading.Thread(target=lambda: said.append(open(reading, "rb").read()))
-    reader.start()
-    if asked["kill_after"] is not None:
-        time.sleep(asked["kill_after"])
-        os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    took = time.monotonic() - started
-    reader.join()
-    print(json.dumps([os.waitstatus_to_exitcode(status), took, said[0].decode(errors="replace")]), flush=True)
-"""
-
-
-class Starter:
-    """Runs programs, each in a process of its own, without their imports' time."""
-
-    def __init__(self, folder, environment):
-        (folder / "starter.py").write_text(STARTER)
-        self._process = subprocess.Popen(
-            [sys.executable, str(folder / "starter.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            cwd=ROOT, env=environment,
-        )  # fmt: skip
-        assert self._process.stdout.readline() == "ready\n"
-
-    def run(self, program, argv, kill_after=None, file_bytes=0, **environment):
-        """(exit status, seconds, what it said)."""
-        asked = {"program": program, "argv": argv, "kill_after": kill_after, "file_bytes": file_bytes}
-        asked["environment"] = environment
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait()
 
 
 @pytest.fixture(scope="module")
-def starter(variables, tmp_path_factory):
-    environment = {k: v for k, v in os.environ.items() if k != "SQUAD_DIR"} | variables
+def start(warm, variables):
+    """start(program, argv, kill_after=None, file_bytes=0, **environment): (exit status, seconds, what it said)."""
+    surroundings = {k: v for k, v in os.environ.items() if k not in ("SQUAD_DIR", "RAY_ADDRESS")} | warm | variables
     # As many threads as here: the last bits of a run depend on them.
-    environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    found = Starter(tmp_path_factory.mktemp("starter"), environment)
-    yield found
-    found.close()
+    surroundings |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+    def start(program, argv, kill_after=None, file_bytes=0, **environment):
+        def limit():
+            if file_bytes:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes,) * 2)
+
+        began = time.monotonic()
+        running = subprocess.Popen(
+            [warm["PYTHON"], f"latentwire/{program}.py", *argv], cwd=ROOT, env=surroundings | environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=limit,
+        )  # fmt: skip
+        try:
+            said, _ = running.communicate(timeout=kill_after)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            said, _ = running.communicate()
+        return running.returncode, time.monotonic() - began, said
+
+    return start
 
 
 def flags(config):
@@ -142,13 +85,13 @@ def killed_often(once):
     print(f"{killed} killed in {number} folders, and all ended alike")
 
 
-def killed_until_done(starter, program, argv, seconds, draw):
+def killed_until_done(start, program, argv, seconds, draw):
     """Kill a program twice, each time at some moment of what a whole run takes, then let it end. How many kills came
     in time."""
     moments = [draw.uniform(0, seconds) for _ in range(2)]
-    ends = [starter.run(program, argv, kill_after=moment) for moment in moments]
+    ends = [start(program, argv, kill_after=moment) for moment in moments]
     assert {status for status, *_ in ends} <= {-9, 0}, ends
-    status, _, said = starter.run(program, argv)
+    status, _, said = start(program, argv)
     assert status == 0, said
     killed = [round(moment, 2) for moment, (status, *_) in zip(moments, ends, strict=True) if status]
     print(f"{program}: killed after {killed} of {seconds:.1f} s")
@@ -165,91 +108,77 @@ def assert_same_evaluation(folder, results):
 
 
 @pytest.fixture(scope="module")
-def whole(starter, tmp_path_factory):
+def whole(start, tmp_path_factory):
     """(seconds, results) of an evaluation that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    status, seconds, said = starter.run("eval", flags(evaluation_config(folder)))
+    status, seconds, said = start("eval", flags(evaluation_config(folder)))
     assert status == 0, said
     return seconds, read_json(folder / "results.json")
 
 
-def test_an_evaluation_that_is_killed_at_any_moment_ends_with_the_same_results(starter, whole, tmp_path):
+def test_an_evaluation_that_is_killed_at_any_moment_ends_with_the_same_results(start, whole, tmp_path):
     seconds, results = whole
     draw = random.Random("evaluation")
 
     def once(number):
-        killed = killed_until_done(starter, "eval", flags(evaluation_config(tmp_path / number)), seconds, draw)
+        killed = killed_until_done(start, "eval", flags(evaluation_config(tmp_path / number)), seconds, draw)
         assert_same_evaluation(tmp_path / number, results)
         return killed
 
     killed_often(once)
 
 
-def test_a_training_that_is_killed_at_any_moment_ends_with_the_same_bits(starter, joint_config, joint, tmp_path):
-    _, seconds, _ = starter.run("train", flags(joint_config(tmp_path / "whole")))
+def test_a_training_that_is_killed_at_any_moment_ends_with_the_same_bits(start, joint_config, joint, tmp_path):
+    _, seconds, _ = start("train", flags(joint_config(tmp_path / "whole")))
     assert_same_run(tmp_path / "whole", joint)
     draw = random.Random("training")
 
     def once(number):
-        killed = killed_until_done(starter, "train", flags(joint_config(tmp_path / number)), seconds, draw)
+        killed = killed_until_done(start, "train", flags(joint_config(tmp_path / number)), seconds, draw)
         assert_same_run(tmp_path / number, joint)
         return killed
 
     killed_often(once)
 
 
-def test_an_export_that_is_killed_at_any_moment_leaves_a_whole_checkpoint(starter, joint, tmp_path):
+def test_an_export_that_is_killed_at_any_moment_leaves_a_whole_checkpoint(start, joint, tmp_path):
     best, shipped, expected = joint / "checkpoint_best", tmp_path / "shipped", tmp_path / "expected"
-    _, seconds, _ = starter.run("export", [str(best), str(expected)])
-    starter.run("export", [str(best), str(shipped)])
+    _, seconds, _ = start("export", [str(best), str(expected)])
+    start("export", [str(best), str(shipped)])
     draw = random.Random("export")
 
     def once(_):
-        status, _, said = starter.run("export", [str(best), str(shipped)], kill_after=draw.uniform(0, seconds))
+        status, _, said = start("export", [str(best), str(shipped)], kill_after=draw.uniform(0, seconds))
         assert status in (-9, 0), said
         load_checkpoint(shipped, read_config(shipped)["llms"])
         return status == -9
 
     killed_often(once)
-    status, _, said = starter.run("export", [str(best), str(shipped)])
+    status, _, said = start("export", [str(best), str(shipped)])
     assert status == 0, said
     for path in expected.glob("*.safetensors"):
         assert same(read(path), read(shipped / path.name)), path.name
     assert {path.name for path in tmp_path.iterdir()} == {"shipped", "expected"}, "nothing half-written stays"
 
 
-def test_a_sweep_that_is_killed_at_any_moment_ends_with_the_same_ranking(tmp_path):
+def test_a_sweep_that_is_killed_at_any_moment_ends_with_the_same_ranking(start, tmp_path):
     """With a stand-in for the programs of its trials, as tests/studies/test_grid.py has it."""
     stub = tmp_path / "python"
     stub.write_text(STUB.format(python=sys.executable))
     stub.chmod(0o755)
     ids = [q.id for q in split_by_article(load("sample", "train").questions)[1]]
-    environment = {k: v for k, v in os.environ.items() if k not in ("SQUAD_DIR", "RAY_ADDRESS")} | {
-        "PYTHON": str(stub), "PYTHONPATH": str(ROOT), "CALLS": str(tmp_path / "calls"), "IDS": json.dumps(ids),
-    }  # fmt: skip
-    given = [f"--{k}={v}" for k, v in (FLAGS | {"latent_lens": "16", "ftce_weights": "0.5"}).items()]
+    start = partial(start, PYTHON=str(stub), WARM=sys.executable, CALLS=str(tmp_path / "calls"), IDS=json.dumps(ids))
 
-    def start(name):
-        command = [sys.executable, "latentwire/sweep.py", *given, f"--save_dir={tmp_path / name}"]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    def argv(name):
+        given = FLAGS | {"latent_lens": "16", "ftce_weights": "0.5", "save_dir": tmp_path / name}
+        return [f"--{k}={v}" for k, v in given.items()]
 
-    started = time.monotonic()
-    said, _ = start("whole").communicate()
-    assert (tmp_path / "whole" / "sweep_summary.json").is_file(), said.decode()
-    seconds, draw = time.monotonic() - started, random.Random("sweep")
+    status, seconds, said = start("sweep", argv("whole"))
+    assert status == 0, said
+    draw = random.Random("sweep")
 
     def once(number):
-        killed = 0
-        for _ in range(2):
-            running = start(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                running.communicate(timeout=draw.uniform(0, seconds))
-            killed += running.poll() is None
-            running.kill()
-            running.communicate()
-        running = start(number)
-        said, _ = running.communicate()
-        assert running.returncode == 0, said.decode()
+        killed = killed_until_done(start, "sweep", argv(number), seconds, draw)
         for name in ("sweep_summary.json", "sweep_results.csv"):
             assert (tmp_path / number / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
         return killed
@@ -269,19 +198,19 @@ def told(status, said):
     return errors[0] if errors else ""
 
 
-def test_a_full_disk_ends_an_evaluation_with_one_line_and_loses_nothing(starter, whole, tmp_path):
+def test_a_full_disk_ends_an_evaluation_with_one_line_and_loses_nothing(start, whole, tmp_path):
     argv, errors = flags(evaluation_config(tmp_path / "run")), []
     for size in SIZES:  # one folder: each run goes on where the one before met the end of the disk
-        status, _, said = starter.run("eval", argv, file_bytes=size)
+        status, _, said = start("eval", argv, file_bytes=size)
         errors.append(told(status, said))
     assert len([*filter(None, errors)]) >= 3 and not errors[-1], errors
     assert_same_evaluation(tmp_path / "run", whole[1])
 
 
-def test_a_full_disk_ends_a_training_with_one_line_and_loses_nothing(starter, joint_config, joint, tmp_path):
+def test_a_full_disk_ends_a_training_with_one_line_and_loses_nothing(start, joint_config, joint, tmp_path):
     argv, cache, errors = flags(joint_config(tmp_path / "run")), str(tmp_path / "cache"), []
     for size in (*SIZES, 0):
-        status, _, said = starter.run("train", argv, file_bytes=size, LATENTWIRE_CACHE=cache)
+        status, _, said = start("train", argv, file_bytes=size, LATENTWIRE_CACHE=cache)
         errors.append(told(status, said))
     assert len([*filter(None, errors)]) >= 3 and not errors[-1], errors
     assert any("what the teacher read" in error for error in errors), errors
@@ -289,20 +218,20 @@ def test_a_full_disk_ends_a_training_with_one_line_and_loses_nothing(starter, jo
     assert_same_run(tmp_path / "run", joint)
 
 
-def test_a_full_disk_ends_an_export_with_one_line_and_keeps_the_one_before(starter, joint, tmp_path):
+def test_a_full_disk_ends_an_export_with_one_line_and_keeps_the_one_before(start, joint, tmp_path):
     argv = [str(joint / "checkpoint_best"), str(tmp_path / "shipped")]
-    assert told(*starter.run("export", argv)[::2]) == ""
+    assert told(*start("export", argv)[::2]) == ""
     before = (tmp_path / "shipped" / "encoder.safetensors").read_bytes()
     for size in SIZES[:-2]:
-        error = told(*starter.run("export", argv, file_bytes=size)[::2])
+        error = told(*start("export", argv, file_bytes=size)[::2])
         assert str(tmp_path / "shipped") in error and "previous one is kept" in error
         load_checkpoint(tmp_path / "shipped", read_config(tmp_path / "shipped")["llms"])
         assert (tmp_path / "shipped" / "encoder.safetensors").read_bytes() == before
 
 
-def test_a_full_disk_ends_a_report_with_one_line_and_the_next_one_is_whole(starter, finished, tmp_path):
+def test_a_full_disk_ends_a_report_with_one_line_and_the_next_one_is_whole(start, finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
-    errors = [told(*starter.run("report", [str(folder)], file_bytes=size)[::2]) for size in (*SIZES, 0)]
+    errors = [told(*start("report", [str(folder)], file_bytes=size)[::2]) for size in (*SIZES, 0)]
     assert len([*filter(None, errors)]) >= 3 and not errors[-1], errors
     assert all((folder / name).stat().st_size for name in ("table.md", "summary.md", "headline.md", "report.html"))
     assert (folder / "hierarchy.png").read_bytes().endswith(b"IEND\xaeB`\x82"), "the whole chart"
@@ -416,21 +345,21 @@ def ends_after(count):
     return ending
 
 
-def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_is_named(starter, whole, variables, tmp_path):
+def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_is_named(start, whole, variables, tmp_path):
     argv = flags(evaluation_config(tmp_path / "run"))
     command = [sys.executable, "-c", f"{SLOW}\nrun(main)", *argv]
     first = subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, stderr=subprocess.DEVNULL)
     try:
         while not (tmp_path / "run" / "predictions.jsonl").is_file() and first.poll() is None:
             time.sleep(0.02)
-        status, _, said = starter.run("eval", argv)
+        status, _, said = start("eval", argv)
     finally:
         first.kill()
         first.wait()
     error = told(status, said)
     assert f"{tmp_path / 'run'} is in use by a running process (process {first.pid} on " in error, said
     assert f"--save_dir={tmp_path / 'run'}" in error, "its command line, too"
-    status, _, said = starter.run("eval", argv)
+    status, _, said = start("eval", argv)
     assert status == 0, said
     assert_same_evaluation(tmp_path / "run", whole[1])
 

@@ -45,9 +45,9 @@ def sees_all(who: str, model: "PreTrainedModel") -> bool:
     return not local and not any(layer.is_sliding for layer in layers)
 
 
-def reads_shared_heads(model: "PreTrainedModel") -> bool:
-    """Whether the model can be told to attend this way, which it then is: on a CPU, where it attends through
-    transformers' interface by PyTorch's fused attention."""
+def share_heads(model: "PreTrainedModel") -> bool:
+    """Let the model attend this way, and tell whether it can: on a CPU, where it attends through transformers'
+    interface by PyTorch's fused attention."""
     config = model.config.get_text_config(decoder=True)
     expands = getattr(config, "kv_lora_rank", None)  # what the cache holds is no keys yet
     if expands or not model._supports_attention_backend:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from latentwire.llms.attention import Head, Packed, reads_shared_heads, sees_all
+from latentwire.llms.attention import Head, Packed, sees_all, share_heads
 from latentwire.llms.deltas import adding, key_width
 from latentwire.llms.prompts import END_OF_TURN, IGNORE, ends_line
 
@@ -80,7 +80,7 @@ class FrozenLLM:
         known = inspect.signature(model.forward).parameters
         self._sees_all = sees_all(f"{self.name} ({self.id})", model) and "position_ids" in known
         self._cache_name = "cache" if "cache" in known else "past_key_values"  # renamed in transformers 5.24
-        self._shares = self._sees_all and reads_shared_heads(model)
+        self._shares = self._sees_all and share_heads(model)
         self._heads: dict[tuple[int, ...], DynamicCache] = {}
         self._rms: Tensor | None = None
 

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -46,14 +45,14 @@ def files(tmp_path_factory, short_questions):
     return folder
 
 
-def test_a_wire_goes_through_a_pipe_and_is_answered_as_the_api_does(lw, short_questions, files):
+def test_a_wire_goes_through_a_pipe_and_is_answered_as_the_api_does(lw, warm, short_questions, files):
     """As a shell does it, each program in a process of its own."""
-    program = f"{sys.executable} latentwire/{{}}.py --ckpt {lw.folder}"
+    program = f"{warm['PYTHON']} latentwire/{{}}.py --ckpt {lw.folder}"
     pipe = f"{program.format('send')} --context {files / 'text.txt'} --question '{short_questions[0].question}' "
     pipe += f"| tee {files / 'z.lwir'} | {program.format('answer')} --llm qwen"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {pipe}"], capture_output=True, text=True, check=True, cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | warm,
     )  # fmt: skip
     wire = lw.encode(short_questions[0].context, short_questions[0].question)
     assert (files / "z.lwir").read_bytes() == wire and str(lw.wire(wire)) in done.stderr

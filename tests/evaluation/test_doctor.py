@@ -260,7 +260,10 @@ def test_a_gpus_ways_are_tried_where_there_is_one_or_where_they_are_asked_for(pl
     ]  # fmt: skip
 
 
-def test_the_ways_run_the_real_programs_and_a_failure_says_why(tmp_path):
+def test_the_ways_run_the_real_programs_and_a_failure_says_why(tmp_path, warm, monkeypatch):
+    monkeypatch.setattr("sys.executable", warm["PYTHON"])
+    for name, value in warm.items():
+        monkeypatch.setenv(name, value)
     module._tiny_llm(tmp_path / "llm")
     ways = module._ways("cpu")
     assert [*ways][-1] == "torchrun, 2 processes"

@@ -426,15 +426,16 @@ def test_any_number_of_llms_read_the_same_wire(tmp_path, llm_folders, monkeypatc
     assert len({row["wire_bytes"] for row in results["results"]}) == 1
 
 
-def test_a_process_killed_in_the_middle_loses_no_finished_question(finished, tmp_path):
+def test_a_process_killed_in_the_middle_loses_no_finished_question(finished, warm, tmp_path):
     folder = tmp_path / "killed"
     flags = [f"--{k}={v}" for k, v in dataclasses.asdict(config(folder)).items() if v and k != "fresh_eval"]
-    process = subprocess.Popen([sys.executable, "-m", "latentwire.eval", *flags], stderr=subprocess.DEVNULL)
+    command = [warm["PYTHON"], "-m", "latentwire.eval", *flags]
+    process = subprocess.Popen(command, env=os.environ | warm, stderr=subprocess.PIPE)
     kept = folder / "predictions.jsonl"
     while not (kept.is_file() and kept.stat().st_size) and process.poll() is None:  # it is there before its first line
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.communicate()  # until nobody writes any more
     kept = kept.read_text()
     assert kept and not (folder / "results.json").exists()
     assert timeless(evaluate(config(folder))) == timeless(finished[1])

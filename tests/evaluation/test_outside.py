@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,15 +29,21 @@ def config(folder, **changes):
     return OutsideSettings(**(defaults | changes))
 
 
-def answered(folder):
-    """scripts/baselines/kv_cache.py as its own program; without a press it needs no kvpress but its version."""
-    program = f"import sys; sys.argv[1:] = [{str(folder)!r}]; sys.path[:0] = [{str(ROOT / 'scripts/baselines')!r}]\n"
-    program += "import kv_cache; kv_cache.versions = lambda: 'a version'; kv_cache.run(kv_cache.main)"
-    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True)
+@pytest.fixture
+def answered(warm, tmp_path):
+    """answered(folder): scripts/baselines/kv_cache.py, which without a press needs no kvpress but its version."""
+    program = tmp_path / "answers.py"
+    program.write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT / 'scripts/baselines')!r}]\n"
+        "import kv_cache; kv_cache.versions = lambda: 'a version'; kv_cache.run(kv_cache.main)"
+    )
+    return lambda folder: subprocess.run(
+        [warm["PYTHON"], program, folder], cwd=ROOT, env=os.environ | warm, text=True, capture_output=True
+    )
 
 
 @pytest.fixture
-def whole(tmp_path):
+def whole(answered, tmp_path):
     """The folder of a rival that keeps the whole cache."""
     outside(config(tmp_path / "kv", step="ask"))
     done = answered(tmp_path / "kv")
@@ -62,7 +68,7 @@ def test_the_whole_cache_answers_as_the_whole_text_and_is_paired_with_it(whole, 
     assert [row["diff"] for row in compared["rows"]] == [0.0] * 4
 
 
-def test_what_was_answered_is_not_answered_again_and_a_line_cut_off_is(whole):
+def test_what_was_answered_is_not_answered_again_and_a_line_cut_off_is(whole, answered):
     path = whole / "answers.jsonl"
     before = path.read_text().splitlines()
     path.write_text("\n".join(before[:3]) + "\n" + before[3][:20])
@@ -80,7 +86,7 @@ def test_what_was_answered_is_not_answered_again_and_a_line_cut_off_is(whole):
     assert told(after) == told(before)
 
 
-def test_what_is_missing_is_named(whole, tmp_path):
+def test_what_is_missing_is_named(whole, answered, tmp_path):
     path = whole / "answers.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(ValueError, match=r"lacks 1 answers of qwen kv_full; run .*/kv_cache_baseline\.sh"):

@@ -38,8 +38,8 @@ def launch(llm_folders, tmp_path):
     return start
 
 
-def test_a_baseline_writes_results_table_chart_and_log_and_prints_its_settings(launch, tmp_path):
-    done = launch("baselines/pca_baseline.sh", LATENT_LEN="8")
+def test_a_baseline_writes_results_table_chart_and_log_and_prints_its_settings(launch, warm, tmp_path):
+    done = launch("baselines/pca_baseline.sh", LATENT_LEN="8", **warm)
     assert done.returncode == 0, done.stdout + done.stderr
     out = tmp_path / "out"
     results = json.loads((out / "results.json").read_text())
@@ -346,12 +346,12 @@ def test_the_quickstart_evaluates_the_shipped_checkpoint_and_squad_only_where_it
         assert done.returncode == 9 and len(calls) == number
 
 
-def test_a_training_from_end_to_end_is_not_repeated(launch, tmp_path, encoder_folder):
+def test_a_training_from_end_to_end_is_not_repeated(launch, warm, tmp_path, encoder_folder):
     settings = {
         "SAMPLES": "8", "BATCH_SIZE": "4", "VAL_SAMPLES": "2", "EPOCHS": "2", "SCORES_EPOCHS": "1", "LATENT_LEN": "16",
         "NPROC": "1", "ENCODER_ID": encoder_folder, "LATENTWIRE_CACHE": str(tmp_path / "cache"),
     }  # fmt: skip
-    done = launch("experiments/train_latentwire.sh", **settings)
+    done = launch("experiments/train_latentwire.sh", **settings, **warm)
     assert done.returncode == 0, done.stdout + done.stderr
     out = tmp_path / "out"
     made = json.loads((out / "checkpoint_best" / "config.json").read_text())
@@ -360,18 +360,18 @@ def test_a_training_from_end_to_end_is_not_repeated(launch, tmp_path, encoder_fo
     assert [line["step"] for line in steps if "validation" not in line] == [1, 2]
     assert "drew" in done.stdout and (out / "first_token_accuracy.png").is_file()
     before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
-    done = launch("experiments/train_latentwire.sh", **settings)
+    done = launch("experiments/train_latentwire.sh", **settings, **warm)
     assert done.returncode == 0 and f"{out} is finished already" in done.stdout, done.stdout + done.stderr
     assert before == {path: path.read_bytes() for path in out.rglob("*.safetensors")}
 
 
-def test_the_whole_suite_from_end_to_end(launch, tmp_path, encoder_folder):
+def test_the_whole_suite_from_end_to_end(launch, warm, tmp_path, encoder_folder):
     settings = {
         "SAMPLES": "8", "BATCH_SIZE": "4", "VAL_SAMPLES": "2", "EPOCHS": "1", "SCORES_EPOCHS": "1", "LATENT_LEN": "16",
         "NPROC": "1", "ENCODER_ID": encoder_folder, "LATENTWIRE_CACHE": str(tmp_path / "cache"), "EVAL_SAMPLES": "6",
         "TRAINED_RIVALS": "0",
     }  # fmt: skip
-    done = launch("run_all.sh", **settings)
+    done = launch("run_all.sh", **settings, **warm)
     assert done.returncode == 0, done.stdout + done.stderr
     out = tmp_path / "out"
     results = json.loads((out / "eval" / "results.json").read_text())

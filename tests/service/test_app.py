@@ -452,10 +452,10 @@ print(*[name for name in sys.modules if name.startswith("latentwire.llms.") or n
     assert not {"latentwire.llms.frozen", "latentwire.llms.loading", "gradio"} & set(modules.split())
 
 
-def test_sigterm_ends_the_script_once_it_has_finished_what_it_was_asked(lw, readers, longest, tmp_path):
+def test_sigterm_ends_the_script_once_it_has_finished_what_it_was_asked(lw, readers, longest, warm, tmp_path):
     """As an operator does it: scripts/serve.sh with its page, a browser's open connection, a stream that runs, a
     request that waits."""
-    variables = {"PYTHON": sys.executable, "CKPT": str(lw.folder), "PORT": "0", "BATCH": "1", "BIND": "127.0.0.1"}
+    variables = warm | {"CKPT": str(lw.folder), "PORT": "0", "BATCH": "1", "BIND": "127.0.0.1"}
     command = ["bash", str(ROOT / "scripts" / "serve.sh")]
     with open(tmp_path / "log", "w") as log:
         service = subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.PIPE, stderr=log)

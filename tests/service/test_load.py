@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -86,8 +85,8 @@ def test_where_there_is_no_service_that_is_said(lw, tmp_path):
         run_load(LoadSettings(url=url, save_dir=str(tmp_path)))
 
 
-def test_the_script_starts_its_own_services_and_ends_them(lw, tmp_path):
-    variables = {"PYTHON": sys.executable, "CKPT": str(lw.folder), "OUTPUT_DIR": str(tmp_path), "LOAD_SECONDS": "1"}
+def test_the_script_starts_its_own_services_and_ends_them(lw, warm, tmp_path):
+    variables = warm | {"CKPT": str(lw.folder), "OUTPUT_DIR": str(tmp_path), "LOAD_SECONDS": "1"}
     command = ["bash", str(ROOT / "scripts" / "load_test.sh"), "--clients", "1,2"]
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

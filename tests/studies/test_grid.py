@@ -34,14 +34,14 @@ FLAGS = {
     "dataset": "sample",
 }  # fmt: skip
 # Stands for Python: notes the call; trains and evaluates in no time, fails in FAILING and hangs in SLOW. Other programs
-# are what they are.
-STUB = """#!{python}
+# are what they are, started by WARM.
+STUB = """#!{python} -IS
 import json, os, pathlib, random, sys, time
 
 argv = sys.argv[1:]
 call = " ".join(argv)
 if "latentwire/train.py" not in call and "latentwire/eval.py" not in call:
-    os.execv({python!r}, [{python!r}, *argv])
+    os.execv(os.environ["WARM"], [os.environ["WARM"], *argv])
 names = "OUTPUT_DIR LATENT_LEN D_Z K FIRST_TOKEN_CE_WEIGHT LR SAMPLES EPOCHS CKPT SEED DATASET".split()
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(call + " | " + " ".join(f"{{name}}={{os.environ.get(name)}}" for name in names) + "\\n")
@@ -83,7 +83,7 @@ if "eval.py" in call:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment(warm, tmp_path_factory):
     """Of programs that use the stand-in; calls it noted are in CALLS."""
     folder = tmp_path_factory.mktemp("stub")
     stub = folder / "python"
@@ -91,15 +91,16 @@ def environment(tmp_path_factory):
     stub.chmod(0o755)
     left_out = ("SQUAD_DIR", "MODELS_DIR", "RAY_ADDRESS", "OUTPUT_DIR")
     ids = [q.id for q in split_by_article(load("sample", "train").questions)[1]]
-    return {k: v for k, v in os.environ.items() if k not in left_out} | {
+    return {k: v for k, v in os.environ.items() if k not in left_out} | warm | {
         "PYTHON": str(stub), "PYTHONPATH": str(ROOT), "CALLS": str(folder / "calls"), "IDS": json.dumps(ids),
+        "WARM": warm["PYTHON"],
     }  # fmt: skip
 
 
 @pytest.fixture
 def stub(environment, tmp_path, monkeypatch):
     """Let sweeps of this process use the stand-in; returns the file of its calls."""
-    for name in ("PYTHON", "PYTHONPATH", "IDS"):
+    for name in ("PYTHON", "PYTHONPATH", "IDS", "WARM"):
         monkeypatch.setenv(name, environment[name])
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     for name in ("SQUAD_DIR", "RAY_ADDRESS"):
@@ -113,8 +114,12 @@ def config(folder, *flags, **changes):
     return parse(SweepSettings, [*given, *flags])
 
 
-def command(folder):
-    return [sys.executable, "latentwire/sweep.py", *(f"--{k}={v}" for k, v in (FLAGS | {"save_dir": folder}).items())]
+def command(environment, folder):
+    return [
+        environment["WARM"],
+        "latentwire/sweep.py",
+        *(f"--{k}={v}" for k, v in (FLAGS | {"save_dir": folder}).items()),
+    ]
 
 
 def launch(environment, folder, *flags, **settings):
@@ -357,7 +362,7 @@ def stopped_in(environment, folder, name, number):
     noted = Path(environment["CALLS"] + ".pid")
     noted.unlink(missing_ok=True)
     process = subprocess.Popen(
-        command(folder), cwd=ROOT, env=environment | {"SLOW": name}, text=True,
+        command(environment, folder), cwd=ROOT, env=environment | {"SLOW": name}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what runs in the background
     )  # fmt: skip
@@ -383,7 +388,7 @@ def test_a_stopped_sweep_continues_to_the_same_bytes(environment, failed, tmp_pa
     summary = summary_of(folder)
     assert status == -signal.SIGKILL and [entry["name"] for entry in summary["failed"]] == [bad]
     assert [entry["name"] for entry in summary["ranked"]] == [first], "what failed was tried once more"
-    done = subprocess.run(command(folder), cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command(environment, folder), cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "1 of them finished" in done.stdout, done.stdout + done.stderr
     for name in ("sweep_summary.json", "sweep_results.csv"):
         assert (folder / name).read_bytes() == (failed[1] / name).read_bytes()

@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,7 @@ run(main)
 
 
 @pytest.fixture(scope="module")
-def surroundings(llm_folders, encoder_folder, tmp_path_factory):
+def surroundings(llm_folders, encoder_folder, warm, tmp_path_factory):
     """(environment, flags of a short joint stage from a codebook, with an encoder that drops nothing out)."""
     folder = tmp_path_factory.mktemp("processes")
     encoder = folder / "encoder"
@@ -47,16 +46,15 @@ def surroundings(llm_folders, encoder_folder, tmp_path_factory):
     shape = json.loads((encoder / "config.json").read_text())
     shape |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (encoder / "config.json").write_text(json.dumps(shape))
-    environment = os.environ | llm_folders | {
-        "LATENTWIRE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
+    environment = os.environ | llm_folders | warm | {
+        "LATENTWIRE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     environment.pop("SQUAD_DIR", None)
     flags = [
         "--dataset", "sample", "--device", "cpu", "--d_z", "24", "--latent_len", "16", "--k", "3", "--encoder_id",
         str(encoder), "--samples", "24", "--val_samples", "4", "--max_new_tokens", "2", "--epochs", "1",
     ]  # fmt: skip
-    command = [sys.executable, "latentwire/train.py", "--stage", "codebook", "--save_dir", str(folder / "codebook")]
+    command = [warm["PYTHON"], "latentwire/train.py", "--stage", "codebook", "--save_dir", str(folder / "codebook")]
     subprocess.run([*command, *flags], cwd=ROOT, env=environment, check=True, capture_output=True)
     joint = ["--stage", "joint", "--init", str(folder / "codebook" / "checkpoint_best"), "--kd_weight", "0", *flags]
     return environment, joint
@@ -65,7 +63,7 @@ def surroundings(llm_folders, encoder_folder, tmp_path_factory):
 def run(surroundings, folder, processes, program, *more):
     """torchrun on one machine, ended after two minutes."""
     environment, flags = surroundings
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    launcher = [environment["PYTHON"], "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run(
         [*launcher, *program, *flags, "--save_dir", str(folder), *more],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
@@ -79,7 +77,7 @@ def run_on_two_machines(surroundings, folder, *more):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     meeting = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", *meeting, "latentwire/train.py"]
+    launcher = [environment["PYTHON"], "-m", "torch.distributed.run", *meeting, "latentwire/train.py"]
     command = [*launcher, *flags, "--save_dir", str(folder), *more]
     machines = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for _ in "12"]
     try:
