@@ -32,7 +32,7 @@ def main() -> None:
     if args.markdown or args.name:
         print(page(PROGRAMS).rstrip() if args.markdown else one(PROGRAMS[args.program], args.name))
     for variable, value in () if args.markdown or args.name else current(PROGRAMS[args.program]):
-        print(f"{variable:<22} {'' if value is None else value}")
+        print(f"{variable:<22} {value}")
 
 
 if __name__ == "__main__":

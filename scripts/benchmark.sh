@@ -4,6 +4,6 @@
 # Qwen2.5-7B with random weights made on the GPU.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
-OUTPUT_DIR=$(setting benchmark save_dir) && export OUTPUT_DIR
 show benchmark
+export OUTPUT_DIR
 program benchmark

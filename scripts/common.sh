@@ -17,10 +17,17 @@ export PYTHON
 # setting PROGRAM NAME: what a setting is now, environment included.
 setting() { "$PYTHON" latentwire/settings.py "$@"; }
 
-# show PROGRAM: prints the settings that this run uses.
+# settings PROGRAM: sets the variable of each of its settings that has none, and `declared`, which is a line for each.
+settings() {
+    local name value
+    declared=$(setting "$1")
+    while read -r name value; do [ -n "${!name-}" ] || printf -v "$name" %s "$value"; done <<<"$declared"
+}
+
+# show PROGRAM: the same, and prints the settings that this run uses.
 show() {
-    echo "== $(basename "$0")"
-    setting "$1"
+    settings "$1"
+    printf '== %s\n%s\n' "$(basename "$0")" "$declared"
 }
 
 # needs EXTRA PACKAGE...: installs an extra of this project where one of its packages is missing.
@@ -51,10 +58,9 @@ evaluate() {
 
 # train FLAG...: a training under torchrun, logged; it continues where it was.
 train() {
-    local processes rendezvous machines
-    processes=$(setting launch nproc)
-    rendezvous=$(setting launch rendezvous)
-    read -ra machines <<<"$rendezvous"
+    local machines
+    settings launch
+    read -ra machines <<<"$RENDEZVOUS"
     logged "$PYTHON" -u -m latentwire.utils.launcher torch.distributed.run "${machines[@]}" \
-        --nproc_per_node="$processes" latentwire/train.py "$@"
+        --nproc_per_node="$NPROC" latentwire/train.py "$@"
 }

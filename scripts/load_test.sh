@@ -4,9 +4,9 @@
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 needs serve fastapi gradio httpx prometheus_client psutil uvicorn
-OUTPUT_DIR=$(setting load_test save_dir) && export OUTPUT_DIR
-mkdir -p "$OUTPUT_DIR"
 show load_test
+export OUTPUT_DIR
+mkdir -p "$OUTPUT_DIR"
 
 pids=()
 trap '[ ${#pids[@]} -eq 0 ] || kill "${pids[@]}" 2>/dev/null || true; wait' EXIT

@@ -3,11 +3,10 @@
 # charts. CKPT names a checkpoint; without it a quick one is trained first (TRAIN_SAMPLES questions, one epoch).
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
-OUTPUT_DIR=$(setting diagnostics save_dir) && export OUTPUT_DIR
 show diagnostics
+export OUTPUT_DIR
 if [ -z "${CKPT:-}" ]; then
-    samples=$(setting diagnostics train_samples)
-    OUTPUT_DIR=$OUTPUT_DIR/quick SAMPLES=$samples EPOCHS=1 SCORES_EPOCHS=${SCORES_EPOCHS:-1} \
+    OUTPUT_DIR=$OUTPUT_DIR/quick SAMPLES=$TRAIN_SAMPLES EPOCHS=1 SCORES_EPOCHS=${SCORES_EPOCHS:-1} \
         bash scripts/experiments/train_latentwire.sh
     export CKPT=$OUTPUT_DIR/quick/checkpoint_best
 fi

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from latentwire.data.content import encoder_reads_question
 from latentwire.data.question import Question
 from latentwire.models.adapters import Adapter
 from latentwire.models.components import Component
@@ -35,7 +36,7 @@ class LatentWire(nn.Module):
 
     def forward(self, questions: Sequence[Question]) -> Slots:
         """The slots of each LLM, from one Z."""
-        encoded = self.encoder(questions, self.source, self.m)
+        encoded = self._encoded(questions)
         rows, deltas = {}, {}
         for name, adapter in self.adapters.items():
             used = pad(encoded.used, (adapter.constant, 0), value=True)  # [B, constant + M]
@@ -43,6 +44,14 @@ class LatentWire(nn.Module):
             if adapter.deep:
                 deltas[name] = [adapter.deltas(z[mine]) for z, mine in zip(encoded.z, encoded.used, strict=True)]
         return Slots(rows, encoded, deltas)
+
+    def _encoded(self, questions: Sequence[Question]) -> Encoded:
+        """Where the encoder does not read the question, a text is encoded once for all that is asked about it."""
+        if encoder_reads_question(self.source):
+            return self.encoder(questions, self.source, self.m)
+        once = {q.context: q for q in questions}
+        place = {context: row for row, context in enumerate(once)}
+        return self.encoder([*once.values()], self.source, self.m).of([place[q.context] for q in questions])
 
     def components(self) -> list[Component]:
         """Those of the encoder, and of each adapter."""

@@ -227,9 +227,32 @@ class ArmsSettings(LLMSettings):
     save_dir: str = option("runs/arms", "output folder", env="OUTPUT_DIR")
 
 
+@dataclass(kw_only=True)
+class DenseSettings(LLMSettings):
+    """Latents of a text that nobody has asked about yet, and what they add to the tokens that lead them
+    (scripts/experiments/train_dense.sh). Other settings of a training are read from the environment."""
+
+    arms: str = option(
+        "dense codes",
+        "which arms, separated by spaces: dense: anchors, their residual, and deep adapters; codes: the same anchors' "
+        "codes alone; windows: a window's mean, and deep adapters",
+    )
+    seeds: str = option("0", "training seeds of each arm, separated by spaces; three or more can be compared")
+    latent_lens: str = option("16,32,64", "each step draws its M among them, and each arm is judged at all of them")
+    llms: str = option(next(iter(DEFAULT_LLMS)), "names of the LLMs; the model of x is read from X_ID")
+    samples: int = option(16_000, "train questions of an arm", gpu=100_000, least=1)
+    epochs: int = option(1, "passes of an arm", gpu=3, least=1)
+    k: int = option(12, "first tokens of an answer to learn; its end is learned, too", least=1)
+    kd_weight: float = option(0.5, "weight of the KL divergence to a teacher that reads the whole text", least=0)
+    teacher_samples: int = option(3200, "train questions of the teacher's soft prompt", gpu=20_000, least=1)
+    eval_samples: int = option(1000, "dev questions that judge an arm", least=1)
+    skip: int = option(1000, "dev questions that are left out first: those that were looked at before", least=0)
+    save_dir: str = option("runs/experiments/dense", "output folder", env="OUTPUT_DIR")
+
+
 PROGRAMS = {
     "diagnostics": DiagnosticsSettings, "sweep": SweepSettings, "benchmark": BenchmarkSettings, "suite": SuiteSettings,
-    "plan": PlanSettings, "ablations": AblationSettings, "arms": ArmsSettings,
+    "plan": PlanSettings, "ablations": AblationSettings, "arms": ArmsSettings, "dense": DenseSettings,
 }  # fmt: skip
 
 

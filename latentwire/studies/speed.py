@@ -134,7 +134,7 @@ def train_part(bench: Bench) -> list[dict]:
         for reader in bench.readers:
             llm, weights = reader.llm, reader.llm.weights_sha256()
             started = time.perf_counter()
-            teacher[llm.name] = teach(llm, weights, reader.prompts, bench.questions, config.k, Path(folder))
+            teacher[llm.name] = teach(llm, weights, reader.prompts, bench.questions, config.k, cache=Path(folder))
             teaching += time.perf_counter() - started
     ours = bench.trainer(bench.readers, teacher)
     readers = [dataclasses.replace(reader, llm=PlainLLM(reader.llm, config.recompute)) for reader in bench.readers]

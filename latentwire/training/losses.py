@@ -35,11 +35,13 @@ def answer_sums(scored: PrefixLoss, informative: Sequence[int] = ()) -> dict[str
     }
 
 
-def distillation_sum(scored: PrefixLoss, teacher: Sequence[TeacherLine]) -> Tensor:
+def distillation_sum(scored: PrefixLoss, teacher: Sequence[TeacherLine | None]) -> Tensor:
     """KL divergence in nats from the text-prompted teacher's top N tokens to the student, at labels that the teacher
-    itself gets right: a teacher that is wrong teaches wrong."""
+    itself gets right: a teacher that is wrong teaches wrong. None: a question that it was not asked."""
     total = scored.nll.sum() * 0
     for row, line in enumerate(teacher):
+        if line is None:
+            continue
         logits = scored.logits[row, scored.mask[row]][line.right].float()  # [labels that the teacher gets right, V]
         if len(logits):
             target = line.logprobs[line.right].to(logits.device).float().log_softmax(dim=1)  # [., N]

@@ -50,7 +50,7 @@ def training_bytes(config: TrainSettings, shapes: Mapping[str, Shape], longest: 
     size = torch.empty(0, dtype=getattr(torch, config.dtype)).element_size()
     stage = STAGES[config.stage]
     whole = bool(stage.rival) and CONDITIONS[stage.rival].cost == "whole"
-    slot = longest // _CHARACTERS if whole else config.latent_len
+    slot = longest // _CHARACTERS if whole else config.most_latents
     positions = config.batch_size * (slot + _TAIL)
     heads = config.batch_size * _HEAD
     parts = {"weights of the LLMs": 0.0, "kept for the gradient": 0.0, "logits": 0.0}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor
 
 from latentwire.conditions.base import CONDITIONS, Reader, begin_adapters, readers, require_heads, require_positions
 from latentwire.data.question import QuestionSet, split_by_article, subset
@@ -22,7 +23,7 @@ from latentwire.models.checkpoint import load_encoder, save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.encoders.selecting import SelectingEncoder
-from latentwire.models.weights import checkpoint_sha256, load_training, read_config
+from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, load_training, read_config
 from latentwire.training import joining
 from latentwire.training.jobs import Start, job_of
 from latentwire.training.memory import require_memory
@@ -148,7 +149,7 @@ def _run(
     whole = bool(config.kd_weight) or (bool(stage.rival) and CONDITIONS[stage.rival].cost == "whole")
     asked = [*questions.questions, *held.questions]
     for reader in ready:
-        require_positions(reader, asked, config.latent_len, whole, config.max_new_tokens + _constant(config, stage))
+        require_positions(reader, asked, config.most_latents, whole, config.max_new_tokens + _constant(config, stage))
     job = job_of(Start(config, ready, questions, held, origin, last if state else None))
     trainer = Trainer(job, accelerator, folder, state)
     estimate = _estimate(trainer, job, config, accelerator, len(held.questions))
@@ -236,8 +237,8 @@ def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: 
 
 
 def _constant(config: TrainSettings, stage: Stage) -> int:
-    """Most vectors before what differs between questions: of a rival's soft prompt, or of the adapters' preambles."""
-    if stage.rival or not config.init:
+    """Most vectors before what differs between questions: of a soft prompt (a rival's, the teacher's) or a preamble."""
+    if stage.rival or config.teacher or not config.init:
         return SOFT_VECTORS
     kinds = read_config(Path(config.init)).get("adapters", {}).values()
     return max((ADAPTERS[kind].constant for kind in kinds if kind in ADAPTERS), default=0)
@@ -296,10 +297,26 @@ def _teach(job: Job, frozen: dict[str, str], accelerator: Accelerator, seconds: 
     if not config.kd_weight or not job.readers:
         return
     accelerator.print(f"the teacher reads {len(job.questions)} texts ({seconds / 60:.0f} minutes, kept on disk) ...")
+    tuned = _teachers_prompts(config)
     for reader in job.readers:
         name = reader.llm.name
         with accelerator.main_process_first():  # it writes the cache that the others read
-            job.teacher[name] = teach(reader.llm, frozen[name], reader.prompts, job.questions, config.k)
+            job.teacher[name] = teach(
+                reader.llm, frozen[name], reader.prompts, job.questions, config.k, tuned.get(name)
+            )
+
+
+def _teachers_prompts(config: TrainSettings) -> dict[str, Tensor]:
+    """The soft prompt of each LLM that the teacher reads before a text; none without one. ValueError for what was not
+    trained before whole texts of the same source."""
+    if not config.teacher:
+        return {}
+    folder = Path(config.teacher)
+    made = read_config(folder)
+    found = f"stage {made['stage']}, source {made['source']}"
+    fits = made["stage"] == "text_tuned" and made["source"] == config.source
+    require(fits, "teacher", config.teacher, f"is of {found}; name one of stage text_tuned, source {config.source}")
+    return load_soft_prompts(folder, config.llm_ids)
 
 
 def _identity(config: TrainSettings, questions: QuestionSet, held: QuestionSet, processes: int) -> dict:
@@ -312,6 +329,7 @@ def _identity(config: TrainSettings, questions: QuestionSet, held: QuestionSet, 
         wordings=config.llm_wordings,
         questions_sha256=digest(questions.questions, held.questions),
         init_sha256=checkpoint_sha256(Path(config.init))[:16] if config.init else None,
+        teacher_sha256=checkpoint_sha256(Path(config.teacher))[:16] if config.teacher else None,
     )  # fmt: skip
     return found | ({"processes": processes} if processes > 1 else {})  # they share a step, so there are fewer of them
 

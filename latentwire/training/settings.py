@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from latentwire.data.content import encoder_reads_question
 from latentwire.data.settings import DataSettings
 from latentwire.llms.known import LLMSettings
 from latentwire.training.stages import ALL, STAGES
@@ -41,6 +42,13 @@ class TrainSettings(LLMSettings, DataSettings):
         "", "numbers, for example 16,32,64: each step draws its M among them, so that one checkpoint serves all; "
         "validation is at latent_len",
     )  # fmt: skip
+    first_latent_len: int | None = option(
+        None, "M of the first step, for example 96: it falls to latent_len (or latent_lens) over half of the steps",
+        least=1,
+    )  # fmt: skip
+    continuation_share: float = option(
+        0.0, "share of the questions, source context, in whose place a step asks how the text goes on", least=0
+    )
     d_z: int = option(256, "width of a latent; chosen at stage codebook", least=1)
     codes: str = option(
         "closed_form", "how stage codebook begins: in closed form, or random (an ablation)", choices=CODES
@@ -59,6 +67,9 @@ class TrainSettings(LLMSettings, DataSettings):
     kd_weight: float = option(
         0.0, "weight of the KL divergence to the text-prompted LLM; 0: no teacher", gpu=0.5, least=0
     )
+    teacher: str = option(
+        "", "checkpoint of stage text_tuned, whose soft prompts stand before what the teacher reads", there=bool
+    )
     span_weight: float = option(1.0, "weight of the supervision by answer spans; 0: none", least=0)
     lr: float = option(5e-4, "learning rate of adapters, heads and queries", above=0)
     encoder_lr: float = option(1e-4, "learning rate of a pretrained backbone", above=0)
@@ -76,6 +87,12 @@ class TrainSettings(LLMSettings, DataSettings):
     estimate: bool = option(False, "say how long it would take, and stop", env="")
     json: bool = option(False, "with --estimate: one JSON object on standard output", env="")
 
+    @property
+    def most_latents(self) -> int:
+        """The largest M of any step."""
+        lens = map(int, self.latent_lens.split(",")) if self.latent_lens else ()
+        return max(self.latent_len, self.first_latent_len or 0, *lens)
+
     def check(self) -> None:
         super().check()
         require(self.dtype != "float16", "dtype", self.dtype, "training takes float32 or bfloat16")
@@ -85,6 +102,11 @@ class TrainSettings(LLMSettings, DataSettings):
         lens = self.latent_lens.split(",") if self.latent_lens else []
         fine = all(one.strip().isdigit() and int(one) > 0 for one in lens)
         require(fine, "latent_lens", self.latent_lens, "numbers of at least 1 with commas between them")
+        unknown = not encoder_reads_question(self.source)
+        share, remedy = self.continuation_share, f"it needs source context, this is {self.source}"
+        require(unknown or share == 0, "continuation_share", share, remedy)
+        require(share <= 1, "continuation_share", share, "it is a share: at most 1")
+        require(bool(self.kd_weight) or not self.teacher, "teacher", self.teacher, "it needs a kd_weight above 0")
         if self.stage == "all":
             return
         stage = STAGES[self.stage]

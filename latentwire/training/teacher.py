@@ -44,10 +44,11 @@ def teach(
     prompts: PromptBuilder,
     questions: Sequence[Question],
     k: int,
+    soft: Tensor | None = None,
     cache: Path | None = None,
 ) -> dict[str, TeacherLine]:
-    """The teacher's lines by question id, for each question's labels (`PromptBuilder.labels`). cache: default
-    LATENTWIRE_CACHE."""
+    """The teacher's lines by question id, for each question's labels (`PromptBuilder.labels`). soft: a learned prompt
+    [vectors, d] before each text; cache: default LATENTWIRE_CACHE."""
     cache = cache or cache_dir()
     folder, locks = cache / "teacher", cache / "teacher_locks"
     for made in (folder, locks):
@@ -67,12 +68,13 @@ def teach(
                 labels,
                 TOP,
                 block,
+                *(() if soft is None else (soft.tolist(),)),
             )
             path = folder / f"{hashlib.sha256(repr(depends).encode()).hexdigest()[:32]}.safetensors"
             with FileLock(locks / f"{path.stem}.lock"):  # trainings that share a block compute it once
                 tensors = _read(path)
                 if tensors is None:
-                    tensors = _compute(llm, prompts, block, k, bar)
+                    tensors = _compute(llm, prompts, block, k, soft, bar)
                     _write(path, tensors)
                 else:
                     bar.update(len(block))
@@ -114,12 +116,15 @@ def _sha256(tensors: dict[str, Tensor]) -> str:
 
 
 @torch.no_grad()
-def score_texts(llm: FrozenLLM, prompts: PromptBuilder, batch: Sequence[Question], k: int) -> PrefixLoss:
-    """What the LLM says of the labels when it reads the whole texts."""
+def score_texts(
+    llm: FrozenLLM, prompts: PromptBuilder, batch: Sequence[Question], k: int, soft: Tensor | None = None
+) -> PrefixLoss:
+    """What the LLM says of the labels when it reads the whole texts, behind a learned prompt if there is one."""
     labels = [prompts.labels(q.answers[0], k) for q in batch]
+    texts = [llm.embed(prompts.plain(prompts.content_text(q.context, q.question))) for q in batch]
     return llm.loss_with_prefix(
         prompts.head,
-        [llm.embed(prompts.plain(prompts.content_text(q.context, q.question))) for q in batch],
+        texts if soft is None else [torch.cat([soft.to(text), text]) for text in texts],
         [prompts.tail(q.question) for q in batch],
         [one.ids for one in labels],
         learned=[one.learned for one in labels],
@@ -127,7 +132,9 @@ def score_texts(llm: FrozenLLM, prompts: PromptBuilder, batch: Sequence[Question
 
 
 @torch.no_grad()
-def _compute(llm: FrozenLLM, prompts: PromptBuilder, block: Sequence[Question], k: int, bar: tqdm) -> dict[str, Tensor]:
+def _compute(
+    llm: FrozenLLM, prompts: PromptBuilder, block: Sequence[Question], k: int, soft: Tensor | None, bar: tqdm
+) -> dict[str, Tensor]:
     """ids int32, logprobs float16 [n, most labels, TOP], right and real bool [n, most labels], left-aligned."""
     most = max(sum(prompts.labels(q.answers[0], k).learned) for q in block)
     out = {
@@ -138,7 +145,7 @@ def _compute(llm: FrozenLLM, prompts: PromptBuilder, block: Sequence[Question], 
     }
     for start in range(0, len(block), _BATCH):
         batch = block[start : start + _BATCH]
-        scored = score_texts(llm, prompts, batch, k)
+        scored = score_texts(llm, prompts, batch, k, soft)
         top = scored.logits.float().log_softmax(dim=2).topk(TOP, dim=2)
         for row in range(len(batch)):
             real = scored.mask[row]

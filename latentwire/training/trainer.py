@@ -19,6 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from latentwire.conditions.base import Reader
+from latentwire.data.content import encoder_reads_question
+from latentwire.data.continuing import continuation
 from latentwire.data.question import Question
 from latentwire.models.components import require_complete
 from latentwire.models.latentwire import LatentWire, Slots
@@ -68,10 +70,14 @@ def steps_of(config: TrainSettings, n: int, processes: int) -> tuple[int, int]:
 
 
 class Batches:
-    """All processes' questions of each step: batches of similar length, in an order that is drawn anew each epoch."""
+    """All processes' questions of each step: batches of similar length, in an order that is drawn anew each epoch.
+    Where the encoder does not read the question, all questions on a text stand together: it is encoded once for them.
+    """
 
     def __init__(self, config: TrainSettings, questions: Sequence[Question], processes: int):
         self.questions, self.seed, self.size = questions, config.seed, config.batch_size * processes
+        self.together = not encoder_reads_question(config.source)
+        self.continuation_share = config.continuation_share
         self.per_epoch, _ = steps_of(config, len(questions), processes)
         self._epoch, self._batches = -1, []
 
@@ -79,19 +85,30 @@ class Batches:
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._draw(epoch)
-        return [self.questions[i] for i in self._batches[place]]
+        rng = random.Random(f"{self.seed} {step} continuation")
+        return [
+            continuation(self.questions[i], rng) if rng.random() < self.continuation_share else self.questions[i]
+            for i in self._batches[place]
+        ]
 
     def _draw(self, epoch: int) -> list[list[int]]:
         rng = random.Random(f"{self.seed} {epoch}")
-        order = rng.sample(range(len(self.questions)), len(self.questions))[: self.per_epoch * self.size]
+        order = rng.sample(range(len(self.questions)), len(self.questions))
+        if self.together:
+            first: dict[str, int] = {}
+            for place, i in enumerate(order):
+                first.setdefault(self.questions[i].context, place)
+            order.sort(key=lambda i: first[self.questions[i].context])
+        order = order[: self.per_epoch * self.size]
         pools = [order[i : i + _POOL * self.size] for i in range(0, len(order), _POOL * self.size)]
         order = [i for pool in pools for i in sorted(pool, key=self._length)]
         batches = [order[i : i + self.size] for i in range(0, len(order), self.size)]
         rng.shuffle(batches)
         return batches
 
-    def _length(self, i: int) -> int:
-        return len(self.questions[i].context) + len(self.questions[i].question)
+    def _length(self, i: int) -> tuple[int, str]:
+        q = self.questions[i]
+        return (len(q.context), q.context) if self.together else (len(q.context) + len(q.question), "")
 
 
 class Trainer:
@@ -234,10 +251,10 @@ class Trainer:
         the whole batch), its parts by LLM ("" for what concerns none) and name, and the ids of all questions."""
         config, rank, world = self.job.config, self.accelerator.process_index, self.accelerator.num_processes
         whole = self.batches[step]
-        mine = whole[rank::world]
+        mine = whole[len(whole) * rank // world : len(whole) * (rank + 1) // world]
         torch.manual_seed((config.seed * 1_000_003 + step) * world + rank)
-        if config.latent_lens:  # the same M in all processes
-            self.job.model.m = int(random.Random(f"{config.seed} {step} M").choice(config.latent_lens.split(",")))
+        if config.latent_lens or config.first_latent_len:
+            self.job.model.m = self._latents(step)
         slots = self.model(mine)
         parts: dict[tuple[str, str], Tensor] = {}
         total = torch.zeros((), device=self.accelerator.device)
@@ -252,6 +269,15 @@ class Trainer:
             parts["", "span"] = span_sum(slots.encoded, mine) / len(whole)
             total = total + weight * parts["", "span"]
         return total * world, parts, [q.id for q in whole]
+
+    def _latents(self, step: int) -> int:
+        """M of a step: drawn among latent_lens, the same in all processes, and over the first half of the steps between
+        first_latent_len and that."""
+        config = self.job.config
+        lens = config.latent_lens or str(config.latent_len)
+        m = int(random.Random(f"{config.seed} {step} M").choice(lens.split(",")))
+        done = min(1.0, 2 * step / self.total)
+        return round((config.first_latent_len or m) ** (1 - done) * m**done)
 
     def _answer_loss(
         self, reader: Reader, slots: Slots, mine: Sequence[Question], whole: Sequence[Question]
@@ -276,8 +302,8 @@ class Trainer:
         loss = parts["ce"] + config.first_token_ce_weight * parts["first_ce"]
         if llm.name in self.job.teacher:
             lines = self.job.teacher[llm.name]
-            right = max(1, sum(int(lines[q.id].right.sum()) for q in whole))
-            parts["kd"] = distillation_sum(scored, [lines[q.id] for q in mine]) / right
+            right = max(1, sum(int(lines[q.id].right.sum()) for q in whole if q.id in lines))
+            parts["kd"] = distillation_sum(scored, [lines.get(q.id) for q in mine]) / right
             loss = loss + config.kd_weight * parts["kd"]
         spread = torch.cat([row.detach().float() for row in rows])
         scale = llm.embedding_rms()

@@ -24,8 +24,8 @@ def page(programs: Mapping[str, type[Settings]]) -> str:
 
 
 def current(cls: type[Settings]) -> list[tuple[str, object]]:
-    """The variables of a program with what they are now."""
-    return [(variable_of(field), value_of(field)) for field in fields_of(cls) if variable_of(field)]
+    """The variables of a program with what they are now, as `one` has it."""
+    return [(variable_of(field), _now(field)) for field in fields_of(cls) if variable_of(field)]
 
 
 def one(cls: type[Settings], name: str) -> object:
@@ -34,7 +34,12 @@ def one(cls: type[Settings], name: str) -> object:
     if name not in fields:  # parts are slow to import, and seldom asked for
         fields = {field.name: field for field in fields_of(cls)}
     require(name in fields, "setting", name, f"unknown; choose one of {', '.join(fields)}")
-    found = value_of(fields[name])
+    return _now(fields[name])
+
+
+def _now(field: dataclasses.Field) -> object:
+    """As a variable has it: "" for nothing, 1 or 0 for a switch."""
+    found = value_of(field)
     return "" if found is None else int(found) if isinstance(found, bool) else found
 
 

@@ -115,7 +115,10 @@ class RunFolder:
         write_json(record, {"schema": SCHEMA, "config": identity} | self.origin)
 
     def _require_same(self, before: dict, now: dict) -> None:
-        differing = sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k))
+        # What an older version's record lacks was off.
+        differing = sorted(
+            k for k in now.keys() | before.keys() if now.get(k) != before.get(k) and (k in before or now[k])
+        )
         if differing:
             changes = "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in differing)
             raise ValueError(

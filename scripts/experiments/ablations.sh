@@ -4,12 +4,8 @@
 # ROWS chooses among them; SAMPLES, EVAL_SAMPLES, LLMS, DTYPE, ... as in the other scripts.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
-for name in save_dir llms samples epochs scores_epochs kd_weight eval_samples rows; do
-    value=$(setting ablations "$name")
-    declare "$name=$value"
-done
-export OUTPUT_DIR=$save_dir LLMS=$llms SAMPLES=$samples EPOCHS=$epochs SCORES_EPOCHS=$scores_epochs KD_WEIGHT=$kd_weight
 show ablations
+export OUTPUT_DIR LLMS SAMPLES EPOCHS SCORES_EPOCHS KD_WEIGHT
 scores=$OUTPUT_DIR/base/stages/scores/checkpoint_best  # what a row does not change it need not train again
 
 # row NAME SETTING...: training and evaluation with these settings.
@@ -17,7 +13,7 @@ row() {
     local folder=$OUTPUT_DIR/$1
     shift
     env "$@" OUTPUT_DIR="$folder" bash scripts/experiments/train_latentwire.sh
-    OUTPUT_DIR=$folder program eval --ckpt "$folder/checkpoint_best" --split held_out --samples "$eval_samples" \
+    OUTPUT_DIR=$folder program eval --ckpt "$folder/checkpoint_best" --split held_out --samples "$EVAL_SAMPLES" \
         --conditions latentwire --save_dir "$folder/eval"
 }
 
@@ -34,13 +30,13 @@ change() {
         *) echo "error: ROWS: $1 is not known; choose among those in $0" >&2; exit 2 ;;
     esac
 }
-for name in $rows; do change "$name"; done
+for name in $ROWS; do change "$name"; done
 
 row base SEED=0
 row seed1 SEED=1
 row seed2 SEED=2
 compared=("$OUTPUT_DIR/base/eval,$OUTPUT_DIR/seed1/eval,$OUTPUT_DIR/seed2/eval")
-for name in $rows; do
+for name in $ROWS; do
     change "$name"
     row "$name" "${changed[@]}"
     compared+=("$OUTPUT_DIR/$name/eval")

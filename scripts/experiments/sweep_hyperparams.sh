@@ -3,6 +3,6 @@
 # trained on. Killed and started again it continues, and tries failed ones once more. --dry-run prints all and the time.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
-OUTPUT_DIR=$(setting sweep save_dir) && export OUTPUT_DIR
 show sweep
+export OUTPUT_DIR
 program sweep "$@"

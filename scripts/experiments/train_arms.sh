@@ -10,19 +10,15 @@
 #   selected_text_tuned  their text; selected_words_tuned: in whole words; text_tuned: the whole text
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
-for name in arms seeds more ckpt source llms samples epochs k eval_samples skip save_dir; do
-    value=$(setting arms "$name")
-    declare "$name=$value"
-done
-export SOURCE=$source LLMS=$llms EPOCHS=$epochs K=$k OUTPUT_DIR=$save_dir
 show arms
-train --stage codebook --init "$ckpt" --adapter_type preamble --save_dir "$save_dir/base"
-base=$save_dir/base/checkpoint_best
+export SOURCE LLMS EPOCHS K OUTPUT_DIR
+train --stage codebook --init "$CKPT" --adapter_type preamble --save_dir "$OUTPUT_DIR/base"
+base=$OUTPUT_DIR/base/checkpoint_best
 
 # arm NAME SEED: its training and its evaluation.
 arm() {
-    local folder=$save_dir/seed$2/$1 with=(--init "$base" --seed "$2" --samples "$samples") encoder=$1
-    local judged=(--skip "$skip" --samples "$eval_samples")
+    local folder=$OUTPUT_DIR/seed$2/$1 with=(--init "$base" --seed "$2" --samples "$SAMPLES") encoder=$1
+    local judged=(--skip "$SKIP" --samples "$EVAL_SAMPLES")
     case "$1" in
         *_tuned)
             train --stage "$1" "${with[@]}" --save_dir "$folder/$1"
@@ -30,7 +26,7 @@ arm() {
             return
             ;;
         latentwire) encoder=hf ;;
-        more_ids) encoder=ids with+=(--latent_len "$more") ;;
+        more_ids) encoder=ids with+=(--latent_len "$MORE") ;;
     esac
     train --stage adapters --encoder_type "$encoder" "${with[@]}" --save_dir "$folder"
     local made=$folder/checkpoint_best
@@ -48,15 +44,15 @@ arm() {
 # of EVAL ARM: the evaluations of an arm's seeds, as compare.py takes them.
 of() {
     local folders
-    folders=$(for seed in $seeds; do printf ",%s" "$save_dir/seed$seed/$2/$1"; done)
+    folders=$(for seed in $SEEDS; do printf ",%s" "$OUTPUT_DIR/seed$seed/$2/$1"; done)
     echo "${folders:1}"
 }
 
-for seed in $seeds; do
-    for one in $arms; do arm "$one" "$seed"; done
+for seed in $SEEDS; do
+    for one in $ARMS; do arm "$one" "$seed"; done
 done
 same_places=() same_bytes=()
-for one in $arms; do
+for one in $ARMS; do
     case "$one" in
         *_tuned) same_places+=("$(of eval "$one"):$one") ;;
         more_ids) same_bytes+=("$(of eval_compact0 "$one")") ;;
@@ -65,5 +61,5 @@ for one in $arms; do
     esac
 done
 pair() { program compare "${@:2}" --margin 0.02 --selection "$base" --save_dir "$1"; }
-[ ${#same_places[@]} -eq 0 ] || pair "$save_dir" "${same_places[@]}"
-[ ${#same_bytes[@]} -eq 0 ] || pair "$save_dir/same_bytes" "${same_bytes[@]}"
+[ ${#same_places[@]} -eq 0 ] || pair "$OUTPUT_DIR" "${same_places[@]}"
+[ ${#same_bytes[@]} -eq 0 ] || pair "$OUTPUT_DIR/same_bytes" "${same_bytes[@]}"

@@ -1,14 +1,59 @@
 #!/usr/bin/env bash
-# Train dense latents: a text is encoded before anyone asks (SOURCE=context). Each window of its tokens gives one latent, led
-# by the rarest token (ENCODER_TYPE=anchors); the adapters also add to the keys and values of each layer (ADAPTER_TYPE=deep).
-# Each step draws its M among LATENT_LENS, so that one checkpoint serves all of them. On a GPU: all questions, three passes.
-# On a CPU, unless SAMPLES and EPOCHS say otherwise: 16,000 questions, one pass, a night. Killed and started again it continues.
+# Train latents of a text that nobody has asked about yet (SOURCE=context): one encoding for all its questions. Each window of
+# its tokens gives one latent, and each step draws its M among LATENT_LENS, so that one checkpoint serves all of them. ARMS:
+#   dense    led by the rarest token of its window, with a residual; the adapters also change keys and values of each layer
+#   codes    the same tokens' codes alone
+#   windows  the mean of its window, and the same adapters as dense
+# The teacher (KD_WEIGHT above 0) reads the whole text behind a soft prompt that is tuned first. On a GPU: all questions, three
+# passes, within an hour of a large one; on a CPU 16,000 questions, one pass, a night per arm; it says which before it starts.
+# Judged on dev questions that nobody has looked at, beside text of as many tokens. Killed and started again it continues.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
-export SOURCE=${SOURCE:-context} ENCODER_TYPE=${ENCODER_TYPE:-anchors} ADAPTER_TYPE=${ADAPTER_TYPE:-deep}
-export LATENT_LENS=${LATENT_LENS:-16,32,64} K=${K:-12} OUTPUT_DIR=${OUTPUT_DIR:-runs/experiments/dense}
-if ! "$PYTHON" -c "import sys; from latentwire.utils.cli import has_gpu; sys.exit(not has_gpu())"; then
-    export SAMPLES=${SAMPLES:-16000} EPOCHS=${EPOCHS:-1} DTYPE=${DTYPE:-native}
+export DTYPE=${DTYPE:-native}
+show dense
+export SOURCE=context LLMS K OUTPUT_DIR
+
+# kind_of ARM: what its adapters and its encoder are.
+kind_of() {
+    adapters=deep kind=(--encoder_type anchors)
+    case "$1" in
+        dense) ;;
+        codes) adapters=preamble kind+=(--no-dense) ;;
+        windows) kind=(--encoder_type windows) ;;
+        *) echo "error: ARMS: $1 is not known; choose among dense, codes, windows" >&2 && exit 2 ;;
+    esac
+}
+for one in $ARMS; do kind_of "$one"; done
+
+# at CONDITION: it at each M.
+at() { echo "$1@${LATENT_LENS//,/,$1@}"; }
+
+judged=(--samples "$EVAL_SAMPLES" --skip "$SKIP")
+program eval --conditions "text,$(at token_budget)" "${judged[@]}" --save_dir "$OUTPUT_DIR/rivals"
+taught=()
+if [[ $KD_WEIGHT =~ [1-9] ]]; then
+    train --stage text_tuned --samples "$TEACHER_SAMPLES" --epochs 1 --kd_weight 0 --teacher "" --continuation_share 0 \
+        --save_dir "$OUTPUT_DIR/teacher"
+    taught=(--teacher "$OUTPUT_DIR/teacher/checkpoint_best")
 fi
-show train
-train --stage all
+
+# arm NAME SEED: its training and its evaluation.
+arm() {
+    local folder=$OUTPUT_DIR/seed$2/$1
+    kind_of "$1"
+    train --stage codebook --adapter_type "$adapters" --kd_weight 0 --teacher "" --save_dir "$OUTPUT_DIR/codebook_$adapters"
+    train --stage joint "${kind[@]}" --init "$OUTPUT_DIR/codebook_$adapters/checkpoint_best" --seed "$2" --samples "$SAMPLES" \
+        --epochs "$EPOCHS" --latent_lens "$LATENT_LENS" --kd_weight "$KD_WEIGHT" "${taught[@]}" --save_dir "$folder"
+    program eval --ckpt "$folder/checkpoint_best" --conditions "$(at latentwire),$(at shuffled_context_z)" "${judged[@]}" \
+        --save_dir "$folder/eval"
+}
+
+for seed in $SEEDS; do
+    for one in $ARMS; do arm "$one" "$seed"; done
+done
+runs=()
+for one in $ARMS; do
+    folders=$(for seed in $SEEDS; do printf ",%s" "$OUTPUT_DIR/seed$seed/$one/eval"; done)
+    runs+=("${folders:1}")
+done
+program compare "${runs[@]}" "$OUTPUT_DIR/rivals:token_budget" "$OUTPUT_DIR/rivals:text" --save_dir "$OUTPUT_DIR"

@@ -6,6 +6,6 @@
 # Killed and started again it continues, stage by stage, and ends with the same weights.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
-OUTPUT_DIR=$(setting train save_dir) && export OUTPUT_DIR
 show train
+export OUTPUT_DIR
 train --stage all

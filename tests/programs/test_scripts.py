@@ -94,8 +94,7 @@ def recorded(launch, tmp_path):
     python = tmp_path / "python-that-notes"
     python.write_text(f"""#!/bin/sh
 case "$*" in
-    *settings.py*\\ *\\ *) exec {sys.executable} "$@" ;;
-    *settings.py*) exit ;;
+    *settings.py*) exec {sys.executable} "$@" ;;
 esac
 {{ echo "call $*"; env; }} >> "$CALLS"
 case "$*" in *"${{FAILING:-nothing}}"*) echo half an answer; exit 9 ;; esac
@@ -156,15 +155,44 @@ def test_a_training_is_one_torchrun_of_all_stages(recorded, copy):
     assert done.returncode == 9 and len(calls) == 1
 
 
-def test_dense_latents_are_trained_by_sizes_of_the_machine_unless_others_are_named(recorded, copy):
+def test_dense_latents_are_taught_trained_alike_and_judged_at_every_m(recorded, copy):
     script = copy / "scripts/experiments/train_dense.sh"
-    calls = recorded(script, SAMPLES="", FAILING="has_gpu")[1]
-    ((argv, seen),) = [(argv, v) for argv, v in calls if "latentwire/train.py" in argv]
-    wanted = {"SOURCE": "context", "ENCODER_TYPE": "anchors", "ADAPTER_TYPE": "deep", "LATENT_LENS": "16,32,64"}
-    assert argv.endswith("latentwire/train.py --stage all") and wanted.items() <= seen.items()
-    assert (seen["SAMPLES"], seen["EPOCHS"], seen["DTYPE"]) == ("16000", "1", "native"), "without a GPU"
-    _, calls = recorded(script, SAMPLES="7", LATENT_LENS="8")
-    assert any(v.get("SAMPLES") == "7" and v.get("LATENT_LENS") == "8" for _, v in calls)
+    done, calls = recorded(
+        script, OUTPUT_DIR="out", SAMPLES="5", SEEDS="0 1", ARMS="dense codes windows", LATENT_LENS="4,8"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {variables["SOURCE"] for call, variables in calls if "train.py" in call} == {"context"}
+    teacher, *others = [call for call in calls if "train.py" in call[0]]
+    assert "--stage text_tuned" in teacher[0] and flag(teacher, "samples") == "3200"
+    trained = [call for call in others if "--stage joint" in call[0]]
+    assert [flag(call, "save_dir") for call in trained] == [
+        f"out/seed{seed}/{arm}" for seed in (0, 1) for arm in ("dense", "codes", "windows")
+    ]
+    assert [flag(call, "encoder_type") for call in trained[:3]] == ["anchors", "anchors", "windows"]
+    assert [("--no-dense" in call[0], flag(call, "init")) for call in trained[:3]] == [
+        (False, "out/codebook_deep/checkpoint_best"), (True, "out/codebook_preamble/checkpoint_best"),
+        (False, "out/codebook_deep/checkpoint_best"),
+    ]  # fmt: skip
+    same = ("samples", "epochs", "latent_lens", "kd_weight", "teacher")
+    expected = ("5", "1", "4,8", "0.5", "out/teacher/checkpoint_best")
+    assert {tuple(flag(call, name) for name in same) for call in trained} == {expected}
+    rivals, *judged = [call for call in calls if "eval.py" in call[0]]
+    assert flag(rivals, "conditions") == "text,token_budget@4,token_budget@8" and "--ckpt" not in rivals[0]
+    assert {flag(call, "conditions") for call in judged} == {
+        "latentwire@4,latentwire@8,shuffled_context_z@4,shuffled_context_z@8"
+    }
+    assert {(flag(call, "samples"), flag(call, "skip")) for call in [rivals, *judged]} == {("1000", "1000")}
+    seeds = [",".join(f"out/seed{seed}/{arm}/eval" for seed in (0, 1)) for arm in ("dense", "codes", "windows")]
+    assert calls[-1][0].endswith(f"compare.py {' '.join(seeds)} out/rivals:token_budget out/rivals:text --save_dir out")
+
+
+def test_dense_latents_are_trained_without_a_teacher_if_asked_and_an_unknown_arm_is_refused(recorded, copy):
+    script = copy / "scripts/experiments/train_dense.sh"
+    _, calls = recorded(script, OUTPUT_DIR="out", KD_WEIGHT="0", SAMPLES="")
+    assert not any("text_tuned" in call or "--teacher out" in call for call, _ in calls)
+    assert {flag(call, "samples") for call in calls if "--stage joint" in call[0]} == {"16000"}
+    done, calls = recorded(script, OUTPUT_DIR="out", ARMS="dense dance")
+    assert done.returncode == 2 and "dance is not known" in done.stderr and not calls
 
 
 @pytest.mark.parametrize("wrong", [{"NPROC": "many"}, {"NPROC": "0"}])

@@ -56,6 +56,13 @@ def test_a_run_of_another_identity_is_refused_and_what_differs_is_named(begun):
         pass  # the refusal let go of the folder
 
 
+def test_what_an_older_version_did_not_have_was_off(begun):
+    with RunFolder(begun, IDENTITY | {"new": "", "other": 0.0, "third": None}):
+        pass
+    with pytest.raises(ValueError, match="other: None there, 1 now"):
+        RunFolder(begun, IDENTITY | {"new": "", "other": 1})
+
+
 @pytest.mark.parametrize("name", runs.BEGUN)
 def test_a_start_that_failed_at_once_binds_nobody_and_anything_written_does(tmp_path, name):
     with RunFolder(tmp_path, IDENTITY):

@@ -7,7 +7,7 @@ Shapes: B batch, T wire tokens of a text, M latents.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,11 @@ class Tokens:
     context: Tensor
     spans: list[np.ndarray]
 
+    def of(self, rows: Sequence[int]) -> "Tokens":
+        """Those of these rows, which may stand there several times."""
+        contents, spans = ([each[row] for row in rows] for each in (self.contents, self.spans))
+        return Tokens(contents, *(each[rows] for each in (self.ids, self.mask, self.context)), spans)
+
 
 @dataclass
 class Encoded:
@@ -50,6 +55,16 @@ class Encoded:
     scores: Tensor | None = None
     span: Tensor | None = None
     places: Tensor | None = None
+
+    def of(self, rows: Sequence[int]) -> "Encoded":
+        """Those of these rows, which may stand there several times."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Encoded(
+            **{
+                name: part.of(rows) if isinstance(part, Tokens) else part if part is None else part[rows]
+                for name, part in found.items()
+            }
+        )
 
 
 class Encoder(nn.Module):
