@@ -171,8 +171,11 @@ def codebook_of(folder: Path) -> Tensor:
 
 
 def nearest(latents: Tensor, codes: Tensor) -> Tensor:
-    """Token [P] whose code [V, d_z] lies nearest to each latent [P, d_z]."""
-    return torch.cat([torch.cdist(some, codes).argmin(dim=1) for some in latents.split(512)] or [torch.zeros(0).long()])
+    """Token [P] whose code [V, d_z] lies nearest to each latent [P, d_z]: the least of |code|^2 / 2 - latent · code,
+    which takes a third of the time of all distances."""
+    halves = torch.linalg.vector_norm(codes, dim=1).square() / 2
+    found = [torch.addmm(halves, some, codes.T, alpha=-1).argmin(dim=1) for some in latents.split(512)]
+    return torch.cat(found or [torch.zeros(0, dtype=torch.long)])
 
 
 def _sha256(tables: Mapping[str, Tensor]) -> str:
