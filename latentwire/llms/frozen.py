@@ -128,11 +128,7 @@ class FrozenLLM:
 
     def weights_sha256(self) -> str:
         """One hash of all weights: that they stayed frozen can be checked."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return weights_sha256(self.model)
 
     @torch.inference_mode()
     def prefill(
@@ -387,3 +383,12 @@ def _rope_limit(model: "PreTrainedModel") -> int | None:
     if rope.get("rope_type") not in ("longrope", "dynamic"):
         return None
     return rope.get("original_max_position_embeddings") or config.max_position_embeddings
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """One hash of all weights of a model."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

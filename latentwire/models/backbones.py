@@ -4,7 +4,7 @@ Shapes: B batch, S states of a text, w width of a state.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.data.content import Content, encoder_reads_question, reading
 from latentwire.data.question import Question
-from latentwire.llms.offline import OFFLINE_ENCODERS, ensure_offline_model
+from latentwire.llms.offline import OFFLINE_ENCODERS, OFFLINE_LLMS, ensure_offline_model
 from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.components import Component, component
+from latentwire.models.lora import add_lora, read_origin, write_origin
 from latentwire.utils.cli import Settings, option, reason
 from latentwire.utils.surroundings import hub_answers
 
@@ -38,7 +39,11 @@ _BYTE_WIDTH, _BYTE_LAYERS, _BYTE_HEADS = 256, 4, 4
 class BackboneSettings(Settings):
     """Of encoders with a pretrained backbone."""
 
-    encoder_id: str = option("offline:all-minilm-l6-v2", "pretrained encoder: offline:..., a folder, or a hub id")
+    encoder_id: str = option(
+        "offline:all-minilm-l6-v2", "pretrained encoder, or an LLM, which then looks both ways: offline:..., a folder, "
+        "or a hub id",
+    )  # fmt: skip
+    lora: int = option(0, "rank of LoRA in its linear layers, whose own weights then stay; 0: all are trained", least=0)
 
 
 @dataclass
@@ -52,10 +57,20 @@ class States:
 
 
 class PretrainedBackbone(nn.Module):
-    """A pretrained encoder over word pieces. Texts beyond its window are read in overlapping windows, never cut."""
+    """A pretrained encoder over word pieces, or the layers of an LLM, which then look both ways (as in LLM2Vec,
+    arXiv:2404.05961). Texts beyond its window are read in overlapping windows, never cut.
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"):
+    origin: with LoRA, where the frozen weights come from, as `write_origin` takes it.
+    """
+
+    def __init__(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", origin: Mapping[str, object] | None = None
+    ):
         super().__init__()
+        self.origin = origin
+        self._looks_back = any(getattr(module, "is_causal", False) for module in model.modules())
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         model.pooler = None  # sentence vectors are not used, and unused weights confuse data parallel training
         self.model, self.tokenizer = model, tokenizer
         self.width: int = model.config.hidden_size
@@ -71,6 +86,9 @@ class PretrainedBackbone(nn.Module):
         encoded = self._tokenize(questions, source)
         device = self.model.device
         inputs = {key: encoded[key].to(device) for key in self.tokenizer.model_input_names if key in encoded}
+        if self._looks_back:  # all of a row sees all of it
+            real = inputs["attention_mask"].bool()
+            inputs["attention_mask"] = real[:, None, None].expand(-1, 1, real.shape[1], -1)
         hidden = self.model(**inputs).last_hidden_state  # [windows, L, w]
         chosen = _chosen_pieces(questions, source, encoded)
         rows = [hidden[torch.as_tensor(w, device=device), torch.as_tensor(p, device=device)] for _, w, p in chosen]
@@ -91,7 +109,8 @@ class PretrainedBackbone(nn.Module):
         from latentwire.models.packing import can_pack  # imports transformers, which is slow
 
         if self._packs is None:
-            self._packs = can_pack(self.model, self.window, _first_position(self.model))
+            own = self._looks_back  # its masks are of batches
+            self._packs = not own and can_pack(self.model, self.window, _first_position(self.model))
         return self._packs
 
     def fits(self, question: Question, source: str) -> bool:
@@ -212,14 +231,16 @@ class ByteBackbone(nn.Module):
         return True
 
 
-def load_backbone(encoder_id: str) -> PretrainedBackbone:
-    """A pretrained encoder: "offline:all-minilm-l6-v2", a folder, or a hub id. Raises ValueError with the remedy."""
+def load_backbone(encoder_id: str, lora: int = 0) -> PretrainedBackbone:
+    """A pretrained encoder or LLM: "offline:all-minilm-l6-v2", a folder, or a hub id, with LoRA of a rank above 0.
+    Raises ValueError with the remedy."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer  # slow to import
 
-    remedy = f"set ENCODER_ID to a hub id of an encoder, a folder, or one of {', '.join(OFFLINE_ENCODERS)}"
-    if encoder_id.startswith("offline:") and encoder_id not in OFFLINE_ENCODERS:
+    offline = OFFLINE_ENCODERS | OFFLINE_LLMS
+    remedy = f"set ENCODER_ID to a hub id of an encoder, a folder, or one of {', '.join(offline)}"
+    if encoder_id.startswith("offline:") and encoder_id not in offline:
         raise ValueError(f"unknown offline encoder {encoder_id!r}; {remedy}")
-    where = str(ensure_offline_model(encoder_id)) if encoder_id in OFFLINE_ENCODERS else encoder_id
+    where = str(ensure_offline_model(encoder_id)) if encoder_id in offline else encoder_id
     how = {"local_files_only": Path(where).is_dir() or not hub_answers(), "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **how)
@@ -238,17 +259,30 @@ def load_backbone(encoder_id: str) -> PretrainedBackbone:
         raise ValueError(
             f"the encoder {encoder_id!r} has no fast tokenizer, which tells where a piece stands; {remedy}"
         )
-    return PretrainedBackbone(model, tokenizer)
+    origin = {"encoder_id": encoder_id, "rank": lora, "sha256": add_lora(model, lora)} if lora else None
+    return PretrainedBackbone(model, tokenizer, origin)
 
 
 def save_backbone_shape(backbone: PretrainedBackbone, folder: Path) -> None:
-    """Config and tokenizer: with a state dict, all that is needed to rebuild it without the hub."""
+    """Config and tokenizer: with a state dict, all that is needed to rebuild it without the hub. With LoRA, where its
+    frozen weights come from."""
     backbone.model.config.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
+    if backbone.origin:
+        write_origin(folder, **backbone.origin)
 
 
 def backbone_of_shape(folder: Path) -> PretrainedBackbone:
-    """The reverse of `save_backbone_shape`, with random weights. Raises ValueError if the folder cannot be read."""
+    """The reverse of `save_backbone_shape`, with random weights; with LoRA its frozen weights are loaded again. Raises
+    ValueError if the folder cannot be read, or where those are others."""
+    if made := read_origin(folder):
+        with torch.device("cpu"):  # whoever rebuilds without weights does so on the meta device
+            found = load_backbone(made["encoder_id"], made["lora"])
+        if found.origin["sha256"] != made["weights_sha256"]:
+            raise ValueError(
+                f"{folder} was trained on other weights of {made['encoder_id']}; restore them or train again"
+            )
+        return found
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     how = {"local_files_only": True, "trust_remote_code": False}
@@ -281,7 +315,7 @@ class OnPretrained:
         return self.backbone.fits(question, source)
 
     def backbone_component(self) -> Component:
-        """At a learning rate of its own, with weight decay."""
+        """At a learning rate of its own, with weight decay; with LoRA, its matrices alone."""
         return component("backbone", self.backbone, rate="encoder_lr", weight_decay=WEIGHT_DECAY)
 
 

@@ -80,7 +80,7 @@ class QueryEncoder(OnPretrained, Encoder):
 
     @classmethod
     def _backbone(cls, settings: BackboneSettings) -> PretrainedBackbone | ByteBackbone:
-        return load_backbone(settings.encoder_id)
+        return load_backbone(settings.encoder_id, settings.lora)
 
     def shape(self) -> dict:
         return {"m": len(self.resampler.queries)}

@@ -117,7 +117,8 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
         """With the closed form's codebook and a pretrained backbone."""
         codebook = before.codebook.weight.detach()
         own = cls._own(settings)
-        made = cls(before.tokenizer, before.d_z, len(codebook), load_backbone(settings.encoder_id), **own)
+        backbone = load_backbone(settings.encoder_id, settings.lora)
+        made = cls(before.tokenizer, before.d_z, len(codebook), backbone, **own)
         with torch.no_grad():
             made.codebook.weight.copy_(codebook)
         return made

@@ -121,7 +121,7 @@ class WindowEncoder(OnPretrained, Encoder):
     def begin(cls, before: Encoder, settings: BackboneSettings, m: int) -> Encoder:
         """Latents begin at the size of the closed form's codes."""
         scale = before.codebook.weight.detach().std(dim=0)
-        return cls(before.tokenizer, before.d_z, load_backbone(settings.encoder_id), scale)
+        return cls(before.tokenizer, before.d_z, load_backbone(settings.encoder_id, settings.lora), scale)
 
     def components(self) -> list[Component]:
         return [self.backbone_component(), component("windows", self.out, self.norm)]
