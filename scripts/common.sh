@@ -21,7 +21,9 @@ setting() { "$PYTHON" latentwire/settings.py "$@"; }
 settings() {
     local name value
     declared=$(setting "$1")
-    while read -r name value; do [ -n "${!name-}" ] || printf -v "$name" %s "$value"; done <<<"$declared"
+    while read -r name value; do
+        [ -n "${!name-}" ] || { export -n "$name" && printf -v "$name" %s "$value"; }  # programs see what the user set
+    done <<<"$declared"
 }
 
 # show PROGRAM: the same, and prints the settings that this run uses.

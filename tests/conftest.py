@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -165,7 +166,7 @@ def warm():
     read = {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     with tempfile.TemporaryDirectory() as folder:  # a socket's path is short
         program, address, python = Path(__file__).with_name("warm.py"), f"{folder}/socket", Path(folder, "python")
-        python.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {program} {address} "$@"\n')
+        python.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-IS", str(program), address])} "$@"\n')
         python.chmod(0o755)
         environment = os.environ | read | {"PYTHONPATH": str(program.parents[1])}
         with subprocess.Popen(

@@ -5,7 +5,8 @@
                                            status; signals reach the program, and it ends with who stands for it
 
 Only scripts and -m are started this way; what a library reads from the environment when it is imported must be as it
-was for the server (`FIXED`), else the program starts cold.
+was for the server (`FIXED`), else the program starts cold. Not as with Python: all programs have one hash seed, -u and
+PYTHONPATH change nothing, and the parent of a program is not who stands for it.
 """
 
 import atexit
@@ -110,7 +111,7 @@ def start(asked):
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"])
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
     status = 1
     try:
         run(*asked["argv"])

@@ -8,7 +8,6 @@ sees the last few only (a sliding window, chunks), or the model counts distances
 row would count as distance: there it stands in front of the head, and masks alone, never the cache, limit attention.
 """
 
-import hashlib
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from latentwire.llms.attention import Head, Packed, sees_all, share_heads
 from latentwire.llms.deltas import adding, key_width
 from latentwire.llms.prompts import END_OF_TURN, IGNORE, ends_line
+from latentwire.utils.files import weights_sha256
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -128,7 +128,7 @@ class FrozenLLM:
 
     def weights_sha256(self) -> str:
         """One hash of all weights: that they stayed frozen can be checked."""
-        return weights_sha256(self.model)
+        return weights_sha256(self.model.state_dict())
 
     @torch.inference_mode()
     def prefill(
@@ -383,12 +383,3 @@ def _rope_limit(model: "PreTrainedModel") -> int | None:
     if rope.get("rope_type") not in ("longrope", "dynamic"):
         return None
     return rope.get("original_max_position_embeddings") or config.max_position_embeddings
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """One hash of all weights of a model."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What reads the text before it is compressed: a pretrained bidirectional encoder, or bytes from scratch.
+"""What reads the text before it is compressed: a pretrained encoder, an LLM's layers, or bytes from scratch.
 
 Shapes: B batch, S states of a text, w width of a state.
 """
@@ -43,7 +43,9 @@ class BackboneSettings(Settings):
         "offline:all-minilm-l6-v2", "pretrained encoder, or an LLM, which then looks both ways: offline:..., a folder, "
         "or a hub id",
     )  # fmt: skip
-    lora: int = option(0, "rank of LoRA in its linear layers, whose own weights then stay; 0: all are trained", least=0)
+    lora: int = option(
+        0, "rank of LoRA in the backbone's linear layers; its own weights stay; 0: all are trained", least=0
+    )
 
 
 @dataclass
@@ -68,10 +70,10 @@ class PretrainedBackbone(nn.Module):
     ):
         super().__init__()
         self.origin = origin
-        self._looks_back = any(getattr(module, "is_causal", False) for module in model.modules())
+        self._causal = any(getattr(module, "is_causal", False) for module in model.modules())
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model.pooler = None  # sentence vectors are not used, and unused weights confuse data parallel training
+        model.pooler = None  # as above, of a model that was made anew
         self.model, self.tokenizer = model, tokenizer
         self.width: int = model.config.hidden_size
         self.window = min(tokenizer.model_max_length, model.config.max_position_embeddings - _first_position(model))
@@ -86,9 +88,10 @@ class PretrainedBackbone(nn.Module):
         encoded = self._tokenize(questions, source)
         device = self.model.device
         inputs = {key: encoded[key].to(device) for key in self.tokenizer.model_input_names if key in encoded}
-        if self._looks_back:  # all of a row sees all of it
-            real = inputs["attention_mask"].bool()
-            inputs["attention_mask"] = real[:, None, None].expand(-1, 1, real.shape[1], -1)
+        if self._causal:  # each position sees all of its text
+            hidden = 1.0 - inputs["attention_mask"][:, None, None].to(self.model.dtype)  # [windows, 1, 1, L]
+            seen = (hidden * torch.finfo(hidden.dtype).min).expand(-1, 1, hidden.shape[-1], -1)
+            inputs |= {"attention_mask": seen, "use_cache": False}
         hidden = self.model(**inputs).last_hidden_state  # [windows, L, w]
         chosen = _chosen_pieces(questions, source, encoded)
         rows = [hidden[torch.as_tensor(w, device=device), torch.as_tensor(p, device=device)] for _, w, p in chosen]
@@ -109,8 +112,7 @@ class PretrainedBackbone(nn.Module):
         from latentwire.models.packing import can_pack  # imports transformers, which is slow
 
         if self._packs is None:
-            own = self._looks_back  # its masks are of batches
-            self._packs = not own and can_pack(self.model, self.window, _first_position(self.model))
+            self._packs = not self._causal and can_pack(self.model, self.window, _first_position(self.model))
         return self._packs
 
     def fits(self, question: Question, source: str) -> bool:
@@ -237,7 +239,7 @@ def load_backbone(encoder_id: str, lora: int = 0) -> PretrainedBackbone:
     from transformers import AutoConfig, AutoModel, AutoTokenizer  # slow to import
 
     offline = OFFLINE_ENCODERS | OFFLINE_LLMS
-    remedy = f"set ENCODER_ID to a hub id of an encoder, a folder, or one of {', '.join(offline)}"
+    remedy = f"set ENCODER_ID to a hub id of an encoder or an LLM, a folder, or one of {', '.join(offline)}"
     if encoder_id.startswith("offline:") and encoder_id not in offline:
         raise ValueError(f"unknown offline encoder {encoder_id!r}; {remedy}")
     where = str(ensure_offline_model(encoder_id)) if encoder_id in offline else encoder_id
@@ -259,6 +261,7 @@ def load_backbone(encoder_id: str, lora: int = 0) -> PretrainedBackbone:
         raise ValueError(
             f"the encoder {encoder_id!r} has no fast tokenizer, which tells where a piece stands; {remedy}"
         )
+    model.pooler = None  # sentence vectors are not used, and unused weights confuse data parallel training
     origin = {"encoder_id": encoder_id, "rank": lora, "sha256": add_lora(model, lora)} if lora else None
     return PretrainedBackbone(model, tokenizer, origin)
 
@@ -277,7 +280,10 @@ def backbone_of_shape(folder: Path) -> PretrainedBackbone:
     ValueError if the folder cannot be read, or where those are others."""
     if made := read_origin(folder):
         with torch.device("cpu"):  # whoever rebuilds without weights does so on the meta device
-            found = load_backbone(made["encoder_id"], made["lora"])
+            try:
+                found = load_backbone(made["encoder_id"], made["lora"])
+            except ValueError as error:
+                raise ValueError(f"{folder} needs {made['encoder_id']!r} as it was trained on it: {error}") from error
         if found.origin["sha256"] != made["weights_sha256"]:
             raise ValueError(
                 f"{folder} was trained on other weights of {made['encoder_id']}; restore them or train again"

@@ -24,6 +24,10 @@ def export(checkpoint: Path, folder: Path) -> dict:
     made = read_config(checkpoint)
     require(made.get("stage") == "joint", "checkpoint", str(checkpoint), "export the checkpoint of stage joint")
     encoder, adapters, _ = load_checkpoint(checkpoint, made["llms"])
+    origin = getattr(getattr(encoder, "backbone", None), "origin", None)
+    here = origin["encoder_id"] if origin and Path(origin["encoder_id"]).is_dir() else ""
+    remedy = f"its LoRA needs the backbone in {here}, which only this machine has; train on one of the hub"
+    require(not here, "checkpoint", str(checkpoint), remedy)
     for module in (encoder, *adapters.values()):
         module.to(torch.float16)
     kept = {key: value for key, value in made.items() if key not in (*_MADE_ANEW, *_PRIVATE)}

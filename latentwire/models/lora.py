@@ -6,8 +6,7 @@ The backbone's own weights stay as they are and no checkpoint keeps them: it kee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentwire.llms.frozen import weights_sha256
-from latentwire.utils.files import read_json, write_json
+from latentwire.utils.files import read_json, weights_sha256, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +21,7 @@ def add_lora(model: "PreTrainedModel", rank: int) -> str:
         from peft import LoraConfig, inject_adapter_in_model  # slow to import, and needed here alone
     except ImportError as error:
         raise ValueError(f'lora={rank}: {error.name} is not installed: pip install "latentwire[lora]"') from error
-    found = weights_sha256(model)
+    found = weights_sha256(model.state_dict())
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), model)
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):

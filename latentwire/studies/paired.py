@@ -181,14 +181,18 @@ def _rows(
     margin: float | None,
     which: np.ndarray | None = None,
 ) -> list[dict]:
-    """A row per system, each paired with the first of its LLM. which: bool [n], the questions that are meant; of a part
-    of them only F1 is told."""
+    """A row per system, each paired with the first run's of its LLM and M, or where that has none of this M, with the
+    first of its LLM. which: bool [n], the questions that are meant; of a part of them only F1 is told."""
     names, firsts, rows = _names([*found]), {}, []
     several = len({system.run.condition for system in systems}) > 1
     some = questions if which is None else [questions[i] for i in np.flatnonzero(which)]
     for whole in systems:
         system = whole if which is None else replace(whole, f1=whole.f1[:, which])
-        before = firsts.setdefault(system.rows[0]["llm"], system)
+        llm, m = system.rows[0]["llm"], system.rows[0]["m"]
+        first = firsts.setdefault(llm, system)
+        if whole.run == systems[0].run:
+            firsts[llm, m] = system
+        before = firsts.get((llm, m), first)
         figures = _figures(system, found, some)
         if which is not None:
             figures |= dict.fromkeys(_OF_ALL)

@@ -1,4 +1,4 @@
-"""Settings of the studies: diagnostics, sweep, benchmark, the whole suite, ablations, arms."""
+"""Settings of the studies: diagnostics, sweep, benchmark, the whole suite, ablations, arms, dense latents."""
 
 import itertools
 from dataclasses import dataclass

@@ -102,6 +102,9 @@ def _encoder(config: TrainSettings, before: Encoder) -> Encoder:
         found = kind.begin(before, config.encoder, config.latent_len)
     remedy = f"{config.init} has {before.name!r}; set that"
     require(found.name == config.encoder_type, "encoder_type", config.encoder_type, remedy)
+    rank, wanted = getattr(getattr(found, "backbone", None), "origin", None), getattr(config.encoder, "lora", 0)
+    rank = rank["rank"] if rank else 0
+    require(rank == wanted, "lora", wanted, f"{config.init} has {rank}; set that")
     for name, kept in found.shape().items() if before.name != "codebook" else ():
         given = getattr(config.encoder, name, kept)
         require(given == kept, name, given, f"{config.init} has {kept!r}; set that")

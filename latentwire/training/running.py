@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
 from latentwire.conditions.base import CONDITIONS, Reader, begin_adapters, readers, require_heads, require_positions
@@ -177,13 +177,21 @@ def _accelerator(config: TrainSettings) -> Accelerator:
         mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
         log_with=config.tracker or None,
         project_dir=config.save_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # others wait while one validates
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # others wait while one validates
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # they are weights that stay as they are
+        ],
     )
 
 
 def _require_fits(config: TrainSettings, questions: QuestionSet, accelerator: Accelerator) -> None:
     """ValueError where stage, encoder, data and processes do not fit each other."""
     stage, kind = STAGES[config.stage], ENCODERS[config.encoder_type]
+    _teachers_prompts(config)
+    require(
+        not (config.continuation_share and kind.reads_answers), "continuation_share", config.continuation_share,
+        f"encoder_type {config.encoder_type} learns from answer spans, and these are none; choose anchors or windows",
+    )  # fmt: skip
     lacking = [what for what in stage.needs if not getattr(kind, what)]
     require(
         not lacking, "stage", stage.name,
@@ -253,7 +261,7 @@ def _estimate(
     """
     steps, each = trainer.total - trainer.step, trainer.seconds_per_step()
     seconds = steps * each
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not config.first_latent_len:  # whose steps differ
         work_of(config).note(config.batch_size * question_flops(config, text_tokens(job.questions))[0], each)
     teaching = sum(_teaching_seconds(reader, job) for reader in job.readers) if config.kd_weight else 0.0
     _say(
@@ -302,20 +310,21 @@ def _teach(job: Job, frozen: dict[str, str], accelerator: Accelerator, seconds: 
         name = reader.llm.name
         with accelerator.main_process_first():  # it writes the cache that the others read
             job.teacher[name] = teach(
-                reader.llm, frozen[name], reader.prompts, job.questions, config.k, tuned.get(name)
+                reader.llm, frozen[name], reader.prompts, job.questions, config.k, soft=tuned.get(name)
             )
 
 
 def _teachers_prompts(config: TrainSettings) -> dict[str, Tensor]:
     """The soft prompt of each LLM that the teacher reads before a text; none without one. ValueError for what was not
-    trained before whole texts of the same source."""
+    trained before whole texts of the same source and wordings."""
     if not config.teacher:
         return {}
     folder = Path(config.teacher)
-    made = read_config(folder)
-    found = f"stage {made['stage']}, source {made['source']}"
-    fits = made["stage"] == "text_tuned" and made["source"] == config.source
-    require(fits, "teacher", config.teacher, f"is of {found}; name one of stage text_tuned, source {config.source}")
+    made, wordings = read_config(folder), config.llm_wordings
+    found = (made.get("stage"), made.get("source"), {name: made.get("wordings", {}).get(name) for name in wordings})
+    wanted = ("text_tuned", config.source, wordings)
+    remedy = f"its stage, source and wordings are {found}; name a checkpoint of {wanted}"
+    require(found == wanted, "teacher", config.teacher, remedy)
     return load_soft_prompts(folder, config.llm_ids)
 
 

@@ -43,11 +43,11 @@ class TrainSettings(LLMSettings, DataSettings):
         "validation is at latent_len",
     )  # fmt: skip
     first_latent_len: int | None = option(
-        None, "M of the first step, for example 96: it falls to latent_len (or latent_lens) over half of the steps",
-        least=1,
+        None, "M of a stage's first step, for example 96: over half of its steps it falls to latent_len, or "
+        "latent_lens", least=1,
     )  # fmt: skip
     continuation_share: float = option(
-        0.0, "share of the questions, source context, in whose place a step asks how the text goes on", least=0
+        0.0, "share of questions in whose place a step asks how the text goes on; needs source context", least=0
     )
     d_z: int = option(256, "width of a latent; chosen at stage codebook", least=1)
     codes: str = option(
@@ -68,7 +68,9 @@ class TrainSettings(LLMSettings, DataSettings):
         0.0, "weight of the KL divergence to the text-prompted LLM; 0: no teacher", gpu=0.5, least=0
     )
     teacher: str = option(
-        "", "checkpoint of stage text_tuned, whose soft prompts stand before what the teacher reads", there=bool
+        "",
+        "checkpoint of stage text_tuned, same source: its soft prompts stand before what the teacher reads",
+        there=bool,
     )
     span_weight: float = option(1.0, "weight of the supervision by answer spans; 0: none", least=0)
     lr: float = option(5e-4, "learning rate of adapters, heads and queries", above=0)
@@ -102,6 +104,8 @@ class TrainSettings(LLMSettings, DataSettings):
         lens = self.latent_lens.split(",") if self.latent_lens else []
         fine = all(one.strip().isdigit() and int(one) > 0 for one in lens)
         require(fine, "latent_lens", self.latent_lens, "numbers of at least 1 with commas between them")
+        first, most = self.first_latent_len, self.most_latents
+        require(not first or first == most, "first_latent_len", first, f"M falls from it: at least {most}")
         unknown = not encoder_reads_question(self.source)
         share, remedy = self.continuation_share, f"it needs source context, this is {self.source}"
         require(unknown or share == 0, "continuation_share", share, remedy)

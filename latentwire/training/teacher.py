@@ -44,6 +44,7 @@ def teach(
     prompts: PromptBuilder,
     questions: Sequence[Question],
     k: int,
+    *,
     soft: Tensor | None = None,
     cache: Path | None = None,
 ) -> dict[str, TeacherLine]:

@@ -179,9 +179,10 @@ class Trainer:
             raise Terminated
 
     def seconds_per_step(self, steps: int = 2) -> float:
-        """Measured on the first batches; nothing is changed by it."""
+        """Measured on the first batches, or where M is in the middle of its fall; nothing is changed by it."""
+        first = self.total // 3 if self.job.config.first_latent_len else 0
         started = time.perf_counter()
-        for step in range(steps):
+        for step in range(first, first + steps):
             loss, _, _ = self._loss(step)
             self.accelerator.backward(loss)
             self.optimizer.zero_grad()
@@ -234,7 +235,7 @@ class Trainer:
         smaller = f"BATCH_SIZE={config.batch_size // 2}" if config.batch_size > 1 else "fewer LLMS, or smaller ones,"
         return (
             f"out of memory at step {self.step}: {config.batch_size} questions per process, the longest context of "
-            f"{max(len(q.context) for q in batch)} characters, {config.latent_len} latents each, "
+            f"{max(len(q.context) for q in batch)} characters, {self.job.model.m} latents each, "
             f"{', '.join(config.llm_names)} in {config.dtype} ({reason(error)}); try {smaller} in another folder; what "
             "was saved is kept"
         )

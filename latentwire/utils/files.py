@@ -8,6 +8,10 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CRC = "crc32"
 _SEAL = "config_sha256"
@@ -82,6 +86,17 @@ def sha256_of(path: Path) -> str:
     """Of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sha256(weights: Mapping[str, "Tensor"]) -> str:
+    """One hash of all weights of a model, by name."""
+    from torch import uint8  # slow to import
+
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(weight.cpu().reshape(-1).view(uint8).numpy())
+    return digest.hexdigest()
 
 
 def write_json(path: Path, content: object) -> None:

@@ -115,10 +115,7 @@ class RunFolder:
         write_json(record, {"schema": SCHEMA, "config": identity} | self.origin)
 
     def _require_same(self, before: dict, now: dict) -> None:
-        # What an older version's record lacks was off.
-        differing = sorted(
-            k for k in now.keys() | before.keys() if now.get(k) != before.get(k) and (k in before or now[k])
-        )
+        differing = sorted(k for k in now.keys() | before.keys() if not _same(before.get(k), now.get(k)))
         if differing:
             changes = "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in differing)
             raise ValueError(
@@ -137,6 +134,13 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _same(before: object, now: object) -> bool:
+    """Whether a setting is what it was. What an older version's record lacks was off, in settings of a part as well."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return all(_same(before.get(key), now.get(key)) for key in before.keys() | now.keys())
+    return before == now or (before is None and not now)
 
 
 def _this_process() -> str:

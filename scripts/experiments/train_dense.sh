@@ -5,8 +5,8 @@
 #   codes    the same tokens' codes alone
 #   windows  the mean of its window, and the same adapters as dense
 # The teacher (KD_WEIGHT above 0) reads the whole text behind a soft prompt that is tuned first. On a GPU: all questions, three
-# passes, within an hour of a large one; on a CPU 16,000 questions, one pass, a night per arm; it says which before it starts.
-# Judged on dev questions that nobody has looked at, beside text of as many tokens. Killed and started again it continues.
+# passes; on a CPU 16,000 questions, one pass; it prints which before it starts. Judged on dev questions behind the first SKIP,
+# beside text of as many tokens. Killed and started again it continues.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 export DTYPE=${DTYPE:-native}
@@ -28,9 +28,11 @@ for one in $ARMS; do kind_of "$one"; done
 # at CONDITION: it at each M.
 at() { echo "$1@${LATENT_LENS//,/,$1@}"; }
 
+IFS=, read -ra each <<<"$LATENT_LENS"
+middle=${each[${#each[@]} / 2]}  # M of the validations
 judged=(--samples "$EVAL_SAMPLES" --skip "$SKIP")
 program eval --conditions "text,$(at token_budget)" "${judged[@]}" --save_dir "$OUTPUT_DIR/rivals"
-taught=()
+taught=(--teacher "")
 if [[ $KD_WEIGHT =~ [1-9] ]]; then
     train --stage text_tuned --samples "$TEACHER_SAMPLES" --epochs 1 --kd_weight 0 --teacher "" --continuation_share 0 \
         --save_dir "$OUTPUT_DIR/teacher"
@@ -43,7 +45,7 @@ arm() {
     kind_of "$1"
     train --stage codebook --adapter_type "$adapters" --kd_weight 0 --teacher "" --save_dir "$OUTPUT_DIR/codebook_$adapters"
     train --stage joint "${kind[@]}" --init "$OUTPUT_DIR/codebook_$adapters/checkpoint_best" --seed "$2" --samples "$SAMPLES" \
-        --epochs "$EPOCHS" --latent_lens "$LATENT_LENS" --kd_weight "$KD_WEIGHT" "${taught[@]}" --save_dir "$folder"
+        --epochs "$EPOCHS" --latent_len "$middle" --latent_lens "$LATENT_LENS" --kd_weight "$KD_WEIGHT" "${taught[@]}" --save_dir "$folder"
     program eval --ckpt "$folder/checkpoint_best" --conditions "$(at latentwire),$(at shuffled_context_z)" "${judged[@]}" \
         --save_dir "$folder/eval"
 }

@@ -1,15 +1,18 @@
 """An LLM's layers as the backbone: they look both ways; with LoRA their own weights stay, and lie in no checkpoint."""
 
 import dataclasses
+import shutil
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from training.run_tools import ready_trainer
 
 from latentwire.models.backbones import backbone_of_shape, load_backbone, save_backbone_shape
 from latentwire.models.checkpoint import load_checkpoint
 from latentwire.models.encoders.base import ENCODERS
+from latentwire.models.exporting import export
 from latentwire.models.weights import read_config
 from latentwire.training.running import train
 
@@ -65,6 +68,15 @@ def test_it_is_rebuilt_from_where_it_comes_from_and_from_no_other_weights(
         backbone_of_shape(tmp_path)
 
 
+def test_a_backbone_without_a_pooler_is_the_same_one_each_time(encoder_folder, tmp_path):
+    folder = shutil.copytree(encoder_folder, tmp_path / "encoder")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "pooler" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    assert len(kept) < len(weights)
+    assert load_backbone(str(folder), RANK).origin == load_backbone(str(folder), RANK).origin
+
+
 def test_without_peft_it_says_what_to_install(encoder_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r'lora=4: peft is not installed: pip install "latentwire\[lora\]"'):
@@ -96,3 +108,10 @@ def test_training_changes_loras_matrices_alone_and_a_checkpoint_gives_the_same_z
     (z,) = encoder.encode(short_questions[:1], "context", 6)
     again, *_ = load_checkpoint(found, read_config(found)["llms"])
     assert torch.equal(z, again.encode(short_questions[:1], "context", 6)[0])
+    with pytest.raises(ValueError, match=f"its LoRA needs the backbone in {llm_folders['QWEN_ID']}"):
+        export(found, tmp_path / "shipped")
+    other = dataclasses.replace(
+        config, init=str(found), save_dir=str(tmp_path / "other"), encoder=how["encoder"].__class__(lora=8)
+    )
+    with pytest.raises(ValueError, match=r"lora=8: .* has 4; set that"):
+        train(other)

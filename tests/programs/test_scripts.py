@@ -176,6 +176,7 @@ def test_dense_latents_are_taught_trained_alike_and_judged_at_every_m(recorded, 
     same = ("samples", "epochs", "latent_lens", "kd_weight", "teacher")
     expected = ("5", "1", "4,8", "0.5", "out/teacher/checkpoint_best")
     assert {tuple(flag(call, name) for name in same) for call in trained} == {expected}
+    assert {flag(call, "latent_len") for call in trained} == {"8"}
     rivals, *judged = [call for call in calls if "eval.py" in call[0]]
     assert flag(rivals, "conditions") == "text,token_budget@4,token_budget@8" and "--ckpt" not in rivals[0]
     assert {flag(call, "conditions") for call in judged} == {
@@ -193,6 +194,13 @@ def test_dense_latents_are_trained_without_a_teacher_if_asked_and_an_unknown_arm
     assert {flag(call, "samples") for call in calls if "--stage joint" in call[0]} == {"16000"}
     done, calls = recorded(script, OUTPUT_DIR="out", ARMS="dense dance")
     assert done.returncode == 2 and "dance is not known" in done.stderr and not calls
+
+
+def test_an_empty_variable_stays_unset_for_programs(recorded, copy):
+    _, calls = recorded(copy / "scripts/baselines/text_baseline.sh", OUTPUT_DIR="", SAMPLES="", LATENT_LEN="")
+    assert not {"SAMPLES", "LATENT_LEN"} & {name for name, value in calls[0][1].items() if value}
+    _, calls = recorded(copy / "scripts/baselines/text_baseline.sh", OUTPUT_DIR="", SAMPLES="7", LATENT_LEN="")
+    assert calls[0][1]["SAMPLES"] == "7"
 
 
 @pytest.mark.parametrize("wrong", [{"NPROC": "many"}, {"NPROC": "0"}])
@@ -368,7 +376,7 @@ def test_the_quickstart_evaluates_the_shipped_checkpoint_and_squad_only_where_it
     assert calls[0][1]["CKPT"] == str(own.relative_to(copy))
     assert calls[0][1]["OUTPUT_DIR"] == "runs/quickstart_trained/sample"
     _, calls = recorded(script, CKPT="")
-    assert calls[0][1]["CKPT"] == ""
+    assert not calls[0][1].get("CKPT")
     for number, step in enumerate(("eval.py", "report.py"), start=1):
         done, calls = recorded(script, FAILING=step)
         assert done.returncode == 9 and len(calls) == number

@@ -27,11 +27,12 @@ MACHINE = {"gpus": [], "processor": "P", "threads": 2, "torch": "2", "transforme
 
 def evaluation(folder, scores, weights=None, others=None, **more):
     """A finished evaluation of one LLM with these F1s. weights: of its checkpoint, else its own; others: F1s of further
-    conditions."""
+    conditions, NAME or NAME@M."""
     folder.mkdir(parents=True)
     rows, lines = [], []
     for condition, f1s in {"latentwire": scores, **(others or {})}.items():
-        key = {"condition": condition, "llm": "llama", "m": 4}
+        condition, _, m = condition.partition("@")
+        key = {"condition": condition, "llm": "llama", "m": int(m or 4)}
         rows.append(key | {
             "llm_id": "offline:a-model", "f1": sum(f1s) / len(f1s), "first_token_acc": 0.5, "nll_per_token": 2.0,
             "wire_bytes": 7,
@@ -71,6 +72,15 @@ def test_runs_are_paired_with_the_first(runs):
     assert second["diff"] == pytest.approx(0.5)
     low, high = second["diff_ci95"]
     assert 0 <= low <= 0.5 <= high <= 1
+
+
+def test_each_m_is_paired_with_its_own_and_what_the_first_run_has_none_of_with_its_first(tmp_path):
+    base = evaluation(tmp_path / "base", [0] * 6, others={"latentwire@8": [1, 0, 0, 0, 0, 0]})
+    other = evaluation(tmp_path / "other", [1] * 6, others={"latentwire@8": [1] * 6, "latentwire@16": [1] * 6})
+    found = {(row["name"], row["m"]): row["diff"] for row in compared(base, other)["rows"]}
+    assert found == {
+        ("base", 4): 0, ("base", 8): 0, ("other", 4): 1, ("other", 8): pytest.approx(5 / 6), ("other", 16): 1,
+    }  # fmt: skip
 
 
 def test_seeds_are_averaged_by_question_and_their_spread_is_told(runs):

@@ -36,7 +36,10 @@ def test_the_plain_way_gives_the_same_loss_and_gradients(llms, questions, name, 
     ids, learned = [one.ids for one in labels], [one.learned for one in labels]
     assert not all(map(all, learned)), "some answer is longer than what is learned of it"
     found = []
-    for way, lines in ((llm, teach(llm, "w", prompts, some, 3, tmp_path)), (plainly.llm, teach_now(plainly, some, 3))):
+    for way, lines in (
+        (llm, teach(llm, "w", prompts, some, 3, cache=tmp_path)),
+        (plainly.llm, teach_now(plainly, some, 3)),
+    ):
         rows = slots.clone().requires_grad_()
         scored = way.loss_with_prefix(prompts.head, list(rows), tails, ids, (), learned)
         sums = answer_sums(scored, [one.informative for one in labels])

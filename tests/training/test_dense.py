@@ -137,7 +137,7 @@ def test_a_tuned_teacher_reads_its_prompt_before_each_text(dense, tuned, tmp_pat
     assert not torch.allclose(behind, plain)
     folder = tmp_path / "cache"
     for given in (None, soft):
-        teach(reader.llm, "w", reader.prompts, [q], 3, given, folder)
+        teach(reader.llm, "w", reader.prompts, [q], 3, soft=given, cache=folder)
     assert len([*(folder / "teacher").iterdir()]) == 2, "each prompt has lines of its own"
 
 
@@ -148,6 +148,7 @@ def test_a_tuned_teacher_reads_its_prompt_before_each_text(dense, tuned, tmp_pat
         ({"source": "aware", "continuation_share": 0.1}, r"continuation_share=0\.1: it needs source context"),
         ({"continuation_share": 1.5}, r"continuation_share=1\.5: it is a share"),
         ({"first_latent_len": 0}, "first_latent_len=0"),
+        ({"first_latent_len": 12, "latent_lens": "8,16"}, "first_latent_len=12: M falls from it: at least 16"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(dense, tmp_path, changes, says):
@@ -155,10 +156,16 @@ def test_what_does_not_fit_is_refused_by_name(dense, tmp_path, changes, says):
         dense(tmp_path, **changes)
 
 
+def test_continuations_are_no_answers_of_an_encoders_own(short, codebook, tmp_path):
+    config = short(tmp_path / "r", init=str(codebook), source="context", continuation_share=0.2)
+    with pytest.raises(ValueError, match=r"continuation_share=0\.2: encoder_type hf learns from answer spans"):
+        train(config)
+
+
 def test_a_teacher_of_another_kind_is_refused(dense, tuned, codebook, tmp_path):
     with pytest.raises(
-        ValueError, match=r"teacher=.*is of stage codebook, source prompt; name one of stage text_tuned"
+        ValueError, match=r"teacher=.*'codebook', 'prompt', .*name a checkpoint of \('text_tuned', 'context'"
     ):
         train(dense(tmp_path / "r", kd_weight=0.5, teacher=str(codebook)))
-    with pytest.raises(ValueError, match=r"is of stage text_tuned, source context; name one of .* source aware"):
+    with pytest.raises(ValueError, match=r"'text_tuned', 'context', .*name a checkpoint of \('text_tuned', 'aware'"):
         train(dense(tmp_path / "r", kd_weight=0.5, teacher=str(tuned), source="aware"))

@@ -63,6 +63,16 @@ def test_what_an_older_version_did_not_have_was_off(begun):
         RunFolder(begun, IDENTITY | {"new": "", "other": 1})
 
 
+def test_so_was_what_it_did_not_have_of_a_part(tmp_path):
+    with RunFolder(tmp_path / "run", {"encoder": {"id": "x", "rank": 2}}):
+        (tmp_path / "run" / "predictions.jsonl").write_text("{}\n")
+    with RunFolder(tmp_path / "run", {"encoder": {"id": "x", "rank": 2, "new": 0}}):
+        pass
+    for changed in ({"id": "x", "rank": 0}, {"id": "x", "rank": 2, "new": 1}, {"rank": 2}):
+        with pytest.raises(ValueError, match="another configuration"):
+            RunFolder(tmp_path / "run", {"encoder": changed})
+
+
 @pytest.mark.parametrize("name", runs.BEGUN)
 def test_a_start_that_failed_at_once_binds_nobody_and_anything_written_does(tmp_path, name):
     with RunFolder(tmp_path, IDENTITY):
