@@ -239,6 +239,10 @@ class DenseSettings(LLMSettings):
     )
     seeds: str = option("0", "training seeds of each arm, separated by spaces; three or more can be compared")
     latent_lens: str = option("16,32,64", "each step draws its M among them, and each arm is judged at all of them")
+    first_latent_len: int | None = option(None, "M of an arm's first step, which then falls; default: no fall", least=1)
+    continuation_share: float = option(
+        0.0, "share of questions in whose place a step asks how the text goes on", least=0
+    )
     llms: str = option(next(iter(DEFAULT_LLMS)), "names of the LLMs; the model of x is read from X_ID")
     samples: int = option(16_000, "train questions of an arm", gpu=100_000, least=1)
     epochs: int = option(1, "passes of an arm", gpu=3, least=1)

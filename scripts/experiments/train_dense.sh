@@ -12,6 +12,7 @@ source "$(dirname "$0")/../common.sh"
 export DTYPE=${DTYPE:-native}
 show dense
 export SOURCE=context LLMS K OUTPUT_DIR
+export -n LATENT_LENS FIRST_LATENT_LEN CONTINUATION_SHARE KD_WEIGHT TEACHER  # of the arms alone
 
 # kind_of ARM: what its adapters and its encoder are.
 kind_of() {
@@ -32,20 +33,20 @@ IFS=, read -ra each <<<"$LATENT_LENS"
 middle=${each[${#each[@]} / 2]}  # M of the validations
 judged=(--samples "$EVAL_SAMPLES" --skip "$SKIP")
 program eval --conditions "text,$(at token_budget)" "${judged[@]}" --save_dir "$OUTPUT_DIR/rivals"
-taught=(--teacher "")
+how=(--latent_len "$middle" --latent_lens "$LATENT_LENS" --kd_weight "$KD_WEIGHT" --continuation_share "$CONTINUATION_SHARE")
+[ -z "$FIRST_LATENT_LEN" ] || how+=(--first_latent_len "$FIRST_LATENT_LEN")
 if [[ $KD_WEIGHT =~ [1-9] ]]; then
-    train --stage text_tuned --samples "$TEACHER_SAMPLES" --epochs 1 --kd_weight 0 --teacher "" --continuation_share 0 \
-        --save_dir "$OUTPUT_DIR/teacher"
-    taught=(--teacher "$OUTPUT_DIR/teacher/checkpoint_best")
+    train --stage text_tuned --samples "$TEACHER_SAMPLES" --epochs 1 --kd_weight 0 --save_dir "$OUTPUT_DIR/teacher"
+    how+=(--teacher "$OUTPUT_DIR/teacher/checkpoint_best")
 fi
 
 # arm NAME SEED: its training and its evaluation.
 arm() {
     local folder=$OUTPUT_DIR/seed$2/$1
     kind_of "$1"
-    train --stage codebook --adapter_type "$adapters" --kd_weight 0 --teacher "" --save_dir "$OUTPUT_DIR/codebook_$adapters"
+    train --stage codebook --adapter_type "$adapters" --kd_weight 0 --save_dir "$OUTPUT_DIR/codebook_$adapters"
     train --stage joint "${kind[@]}" --init "$OUTPUT_DIR/codebook_$adapters/checkpoint_best" --seed "$2" --samples "$SAMPLES" \
-        --epochs "$EPOCHS" --latent_len "$middle" --latent_lens "$LATENT_LENS" --kd_weight "$KD_WEIGHT" "${taught[@]}" --save_dir "$folder"
+        --epochs "$EPOCHS" "${how[@]}" --save_dir "$folder"
     program eval --ckpt "$folder/checkpoint_best" --conditions "$(at latentwire),$(at shuffled_context_z)" "${judged[@]}" \
         --save_dir "$folder/eval"
 }

@@ -158,8 +158,13 @@ def test_a_training_is_one_torchrun_of_all_stages(recorded, copy):
 def test_dense_latents_are_taught_trained_alike_and_judged_at_every_m(recorded, copy):
     script = copy / "scripts/experiments/train_dense.sh"
     done, calls = recorded(
-        script, OUTPUT_DIR="out", SAMPLES="5", SEEDS="0 1", ARMS="dense codes windows", LATENT_LENS="4,8"
-    )
+        script, OUTPUT_DIR="out", SAMPLES="5", SEEDS="0 1", ARMS="dense codes windows", LATENT_LENS="4,8",
+        FIRST_LATENT_LEN="9",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for call, variables in calls:  # what only an arm understands reaches no other stage
+        arm = "--stage joint" in call
+        assert "FIRST_LATENT_LEN" not in variables and ("--first_latent_len 9" in call) == arm
     assert done.returncode == 0, done.stdout + done.stderr
     assert {variables["SOURCE"] for call, variables in calls if "train.py" in call} == {"context"}
     teacher, *others = [call for call in calls if "train.py" in call[0]]
