@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from latentwire.conditions.base import CONDITIONS, Reader, begin_adapters, readers, require_heads, require_positions
@@ -177,10 +177,7 @@ def _accelerator(config: TrainSettings) -> Accelerator:
         mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
         log_with=config.tracker or None,
         project_dir=config.save_dir,
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # others wait while one validates
-            DistributedDataParallelKwargs(broadcast_buffers=False),  # they are weights that stay as they are
-        ],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # others wait while one validates
     )
 
 

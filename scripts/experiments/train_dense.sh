@@ -47,7 +47,7 @@ arm() {
     train --stage codebook --adapter_type "$adapters" --kd_weight 0 --save_dir "$OUTPUT_DIR/codebook_$adapters"
     train --stage joint "${kind[@]}" --init "$OUTPUT_DIR/codebook_$adapters/checkpoint_best" --seed "$2" --samples "$SAMPLES" \
         --epochs "$EPOCHS" "${how[@]}" --save_dir "$folder"
-    program eval --ckpt "$folder/checkpoint_best" --conditions "$(at latentwire),$(at shuffled_context_z)" "${judged[@]}" \
+    program eval --ckpt "$folder/checkpoint_best" --conditions "$(at latentwire),$(at shuffled_z)" "${judged[@]}" \
         --save_dir "$folder/eval"
 }
 

@@ -184,9 +184,7 @@ def test_dense_latents_are_taught_trained_alike_and_judged_at_every_m(recorded, 
     assert {flag(call, "latent_len") for call in trained} == {"8"}
     rivals, *judged = [call for call in calls if "eval.py" in call[0]]
     assert flag(rivals, "conditions") == "text,token_budget@4,token_budget@8" and "--ckpt" not in rivals[0]
-    assert {flag(call, "conditions") for call in judged} == {
-        "latentwire@4,latentwire@8,shuffled_context_z@4,shuffled_context_z@8"
-    }
+    assert {flag(call, "conditions") for call in judged} == {"latentwire@4,latentwire@8,shuffled_z@4,shuffled_z@8"}
     assert {(flag(call, "samples"), flag(call, "skip")) for call in [rivals, *judged]} == {("1000", "1000")}
     seeds = [",".join(f"out/seed{seed}/{arm}/eval" for seed in (0, 1)) for arm in ("dense", "codes", "windows")]
     assert calls[-1][0].endswith(f"compare.py {' '.join(seeds)} out/rivals:token_budget out/rivals:text --save_dir out")
