@@ -193,7 +193,6 @@ def _run_on_ray(
             param_space={"configuration": tune.grid_search(list(plans))},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=config.concurrent or None,
-                reuse_actors=True,
                 trial_name_creator=_name_of,
                 trial_dirname_creator=_name_of,
             ),

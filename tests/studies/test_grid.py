@@ -114,9 +114,9 @@ def config(folder, *flags, **changes):
     return parse(SweepSettings, [*given, *flags])
 
 
-def command(environment, folder):
+def command(folder):
     return [
-        environment["WARM"],
+        sys.executable,
         "latentwire/sweep.py",
         *(f"--{k}={v}" for k, v in (FLAGS | {"save_dir": folder}).items()),
     ]
@@ -362,7 +362,7 @@ def stopped_in(environment, folder, name, number):
     noted = Path(environment["CALLS"] + ".pid")
     noted.unlink(missing_ok=True)
     process = subprocess.Popen(
-        command(environment, folder), cwd=ROOT, env=environment | {"SLOW": name}, text=True,
+        command(folder), cwd=ROOT, env=environment | {"SLOW": name}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what runs in the background
     )  # fmt: skip
@@ -388,7 +388,7 @@ def test_a_stopped_sweep_continues_to_the_same_bytes(environment, failed, tmp_pa
     summary = summary_of(folder)
     assert status == -signal.SIGKILL and [entry["name"] for entry in summary["failed"]] == [bad]
     assert [entry["name"] for entry in summary["ranked"]] == [first], "what failed was tried once more"
-    done = subprocess.run(command(environment, folder), cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command(folder), cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "1 of them finished" in done.stdout, done.stdout + done.stderr
     for name in ("sweep_summary.json", "sweep_results.csv"):
         assert (folder / name).read_bytes() == (failed[1] / name).read_bytes()
