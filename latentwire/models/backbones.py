@@ -4,7 +4,7 @@ Shapes: B batch, S states of a text, w width of a state.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,15 +65,13 @@ class PretrainedBackbone(nn.Module):
     origin: with LoRA, where the frozen weights come from, as `write_origin` takes it.
     """
 
-    def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", origin: Mapping[str, object] | None = None
-    ):
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"):
         super().__init__()
-        self.origin = origin
+        self.origin: dict | None = None
         self._causal = any(getattr(module, "is_causal", False) for module in model.modules())
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model.pooler = None  # as above, of a model that was made anew
+        model.pooler = None  # sentence vectors are not used, and unused weights confuse data parallel training
         self.model, self.tokenizer = model, tokenizer
         self.width: int = model.config.hidden_size
         self.window = min(tokenizer.model_max_length, model.config.max_position_embeddings - _first_position(model))
@@ -261,9 +259,10 @@ def load_backbone(encoder_id: str, lora: int = 0) -> PretrainedBackbone:
         raise ValueError(
             f"the encoder {encoder_id!r} has no fast tokenizer, which tells where a piece stands; {remedy}"
         )
-    model.pooler = None  # sentence vectors are not used, and unused weights confuse data parallel training
-    origin = {"encoder_id": encoder_id, "rank": lora, "sha256": add_lora(model, lora)} if lora else None
-    return PretrainedBackbone(model, tokenizer, origin)
+    backbone = PretrainedBackbone(model, tokenizer)
+    if lora:
+        backbone.origin = {"encoder_id": encoder_id, "rank": lora, "sha256": add_lora(backbone.model, lora)}
+    return backbone
 
 
 def save_backbone_shape(backbone: PretrainedBackbone, folder: Path) -> None:
@@ -272,7 +271,7 @@ def save_backbone_shape(backbone: PretrainedBackbone, folder: Path) -> None:
     backbone.model.config.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
     if backbone.origin:
-        write_origin(folder, **backbone.origin)
+        write_origin(folder, backbone.origin)
 
 
 def backbone_of_shape(folder: Path) -> PretrainedBackbone:
@@ -281,10 +280,10 @@ def backbone_of_shape(folder: Path) -> PretrainedBackbone:
     if made := read_origin(folder):
         with torch.device("cpu"):  # whoever rebuilds without weights does so on the meta device
             try:
-                found = load_backbone(made["encoder_id"], made["lora"])
+                found = load_backbone(made["encoder_id"], made["rank"])
             except ValueError as error:
                 raise ValueError(f"{folder} needs {made['encoder_id']!r} as it was trained on it: {error}") from error
-        if found.origin["sha256"] != made["weights_sha256"]:
+        if found.origin["sha256"] != made["sha256"]:
             raise ValueError(
                 f"{folder} was trained on other weights of {made['encoder_id']}; restore them or train again"
             )

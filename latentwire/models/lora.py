@@ -31,9 +31,9 @@ def add_lora(model: "PreTrainedModel", rank: int) -> str:
     return found
 
 
-def write_origin(folder: Path, encoder_id: str, rank: int, sha256: str) -> None:
-    """What rebuilds a backbone with LoRA, beside its config."""
-    write_json(folder / _RECORD, {"encoder_id": encoder_id, "lora": rank, "weights_sha256": sha256})
+def write_origin(folder: Path, origin: dict) -> None:
+    """What rebuilds a backbone with LoRA, beside its config: encoder_id, rank, and sha256 of the frozen weights."""
+    write_json(folder / _RECORD, origin)
 
 
 def read_origin(folder: Path) -> dict | None:

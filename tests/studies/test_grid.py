@@ -115,11 +115,7 @@ def config(folder, *flags, **changes):
 
 
 def command(folder):
-    return [
-        sys.executable,
-        "latentwire/sweep.py",
-        *(f"--{k}={v}" for k, v in (FLAGS | {"save_dir": folder}).items()),
-    ]
+    return [sys.executable, "latentwire/sweep.py", *(f"--{k}={v}" for k, v in (FLAGS | {"save_dir": folder}).items())]
 
 
 def launch(environment, folder, *flags, **settings):
