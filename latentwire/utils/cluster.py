@@ -6,6 +6,8 @@ import os
 from types import ModuleType
 
 _STORE_BYTES = 200_000_000  # of shared memory on this machine: what passes through is small
+# Without it a worker stays until this machine's first process has reaped the raylet, which not every container does.
+_ENDS = {"worker_process_setup_hook": "latentwire.utils.launcher.end_with_launchers"}
 
 
 def start_ray(library: str, remedy: str) -> ModuleType:
@@ -21,7 +23,8 @@ def start_ray(library: str, remedy: str) -> ModuleType:
         importlib.import_module(f"ray.{library}")
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed: {remedy}") from error
-    of_its_own = {} if address else {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
-    ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **of_its_own)
+    of_its_own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES, "runtime_env": _ENDS}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(address or "local", **quiet, **({} if address else of_its_own))
     logging.getLogger(f"ray.{library}").setLevel(logging.CRITICAL)  # failures are reported in our own words
     return ray
