@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,53 +64,87 @@ def share_heads(model: "PreTrainedModel") -> bool:
     return True
 
 
+def behind_each_other(
+    slots: Sequence[Tensor], rests: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], dict[int, int]]:
+    """Rows of a slot [P_i, d] and a rest, one behind the other; a slot of several rows (the same object) stands there
+    once. Gives the parts in their order, the positions of each row [L_i], and, by the first row that has it, where each
+    slot begins."""
+    parts, rows, begins, first, length = [], [], {}, {}, 0
+    for number, (slot, rest) in enumerate(zip(slots, rests, strict=True)):
+        if first.setdefault(id(slot), number) == number:
+            begins[number], length = length, length + len(slot)
+            parts.append(slot)
+        begin = begins[first[id(slot)]]
+        rows.append(torch.cat([torch.arange(begin, begin + len(slot)), torch.arange(length, length + len(rest))]))
+        parts.append(rest)
+        length += len(rest)
+    return parts, rows, begins
+
+
 @dataclass
 class Packed:
-    """Rows of L_i positions behind each other in one row, without padding; attention pads them for itself.
+    """Rows of positions behind each other in one row, without padding; attention pads them for itself. Rows may begin
+    with the same positions, which stand there once.
 
     places: [B * L] where each place of a left-padded batch [B, L] stands in that row, anywhere on padding; real: [B, L]
-    bool, False on padding; inside: [sum of L_i], where each position stands in the padded batch.
+    bool, False on padding; inside: [positions], where each position stands in the padded batch, first; again: [places]
+    of the padded batch whose position stands further in front, too; own: [B * L] bool, what is real and not again.
     """
 
     places: Tensor
     real: Tensor
     inside: Tensor
+    again: Tensor
+    own: Tensor
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> "Packed":
-        """Of rows of these lengths."""
-        ends, longest = torch.tensor(lengths, device=device).cumsum(0)[:, None], max(lengths)
-        back = torch.arange(longest, 0, -1, device=device)  # of each place, from the row's end
-        real = back <= torch.tensor(lengths, device=device)[:, None]
-        places = torch.where(real, ends - back, 0)
-        return cls(places.flatten(), real, real.flatten().nonzero()[:, 0])
+    def of(cls, rows: Sequence[Tensor], device: torch.device) -> "Packed":
+        """rows: the positions of each, [L_i]."""
+        places, real = (
+            pad_sequence(each, batch_first=True, padding_side="left").flatten()
+            for each in (rows, [torch.ones_like(row, dtype=torch.bool) for row in rows])
+        )
+        at = real.nonzero()[:, 0]
+        most = int(places.max()) + 1
+        inside = torch.full((most,), len(places)).scatter_reduce(0, places[at], at, "amin")
+        own = real & (inside[places] == torch.arange(len(places)))
+        found = (places, real.view(len(rows), -1), inside, (real & ~own).nonzero()[:, 0], own)
+        return cls(*(each.to(device) for each in found))
 
     def padded(self, states: Tensor) -> Tensor:
-        """[1, N, sum of L_i, D] to [B, N, L, D]."""
-        moved = _Moved.apply(states[0].transpose(0, 1), self.places, self.inside, None)
+        """[1, N, positions, D] to [B, N, L, D]."""
+        moved = _Moved.apply(states[0].transpose(0, 1), self.places, self.inside, None, self.again)
         return moved.view(*self.real.shape, *moved.shape[1:]).transpose(1, 2)
 
     def packed(self, states: Tensor) -> Tensor:
-        """[B, L, N, D] to [1, sum of L_i, N, D]."""
-        return _Moved.apply(states.flatten(0, 1), self.inside, self.places, self.real.flatten()[:, None, None])[None]
+        """[B, L, N, D] to [1, positions, N, D]."""
+        return _Moved.apply(states.flatten(0, 1), self.inside, self.places, self.own[:, None, None], None)[None]
 
 
 class _Moved(torch.autograd.Function):
-    """x[index], where no place is taken twice but on padding: the gradient is gathered, too, and nothing is added up.
+    """x[index]. The gradient is gathered, too, which is faster than adding it up; only what is taken again is added.
 
-    inverse: index of the way back; real: what of the way back is no padding, if there is any.
+    inverse: index of the way back; own: what of the way back is no padding and not taken twice, if there is any; again:
+    places of the result that take what was taken before, if there are any.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, index: Tensor, inverse: Tensor, real: Tensor | None) -> Tensor:
-        ctx.save_for_backward(inverse, real)
+    def forward(
+        ctx: FunctionCtx, x: Tensor, index: Tensor, inverse: Tensor, own: Tensor | None, again: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(index, inverse, own, again)
         return x[index]
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        inverse, real = ctx.saved_tensors
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        index, inverse, own, again = ctx.saved_tensors
         back = grad[inverse]
-        return (back if real is None else back * real), None, None, None
+        if own is not None:
+            back = back * own
+        if again is not None and len(again):
+            back.index_add_(0, index[again], grad[again])
+        return back, None, None, None, None
 
 
 def attend(

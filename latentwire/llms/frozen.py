@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from latentwire.llms.attention import Head, Packed, sees_all, share_heads
+from latentwire.llms.attention import Head, Packed, behind_each_other, sees_all, share_heads
 from latentwire.llms.deltas import adding, key_width
 from latentwire.llms.prompts import END_OF_TURN, IGNORE, ends_line
 from latentwire.utils.files import weights_sha256
@@ -140,11 +140,12 @@ class FrozenLLM:
     ) -> Prefill:
         """Read head + slot + tail for each row.
 
-        head: token ids, the same for all rows, computed once per distinct head; slots: B tensors [P_i, d];
-        tails: B lists of token ids; deltas: what is added to the slots' keys and values (see `_adding`).
+        head: token ids, the same for all rows, computed once per distinct head; slots: B tensors [P_i, d], of which one
+        that several rows share (the same object) is read once; tails: B lists of token ids; deltas: what is added to
+        the slots' keys and values (see `_adding`).
         """
-        rows = [self._row(slot, tail) for slot, tail in zip(slots, tails, strict=True)]
-        logits, mask, cache = self._read(head, rows, deltas, torch.ones(1, dtype=torch.long), kept=True)
+        rests = [self.embed(tail) for tail in tails]
+        logits, mask, cache = self._read(head, slots, rests, deltas, torch.ones(1, dtype=torch.long), kept=True)
         return Prefill(cache, mask, logits[:, -1])
 
     def generate(self, prefill: Prefill, max_new_tokens: int) -> list[str]:
@@ -205,16 +206,16 @@ class FrozenLLM:
         Only answer tokens carry a label, of each answer those that are `learned` (all of them, unless given). Logits
         are computed only where some row has a label; A counts these places.
         """
-        rows = [torch.cat([self._row(s, t), self.embed(a)]) for s, t, a in zip(slots, tails, answers, strict=True)]
+        rests = [self.embed([*tail, *answer]) for tail, answer in zip(tails, answers, strict=True)]
         longest = max(map(len, answers))
-        labels = torch.full((len(rows), longest), IGNORE, device=self.device)
+        labels = torch.full((len(rests), longest), IGNORE, device=self.device)
         for label, answer in zip(labels, answers, strict=True):
             label[longest - len(answer) :] = torch.tensor(answer, device=self.device)
         which = [torch.tensor(row) for row in learned or [[True] * len(answer) for answer in answers]]
         wanted = pad_sequence(which, batch_first=True, padding_side="left")  # [B, longest] bool
         columns = wanted.any(dim=0).nonzero()[:, 0]  # [A]
         labels = labels.masked_fill(~wanted.to(self.device), IGNORE)[:, columns]
-        logits, *_ = self._read(head, rows, deltas, longest + 1 - columns)
+        logits, *_ = self._read(head, slots, rests, deltas, longest + 1 - columns)
         nll = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
         return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, logits)
 
@@ -227,16 +228,18 @@ class FrozenLLM:
     def _read(
         self,
         head: tuple[int, ...],
-        rows: list[Tensor],
+        slots: Sequence[Tensor],
+        rests: Sequence[Tensor],
         deltas: Sequence[Tensor | None],
         from_end: Tensor,
         kept: bool = False,
     ) -> tuple[Tensor, Tensor, "DynamicCache"]:
-        """Read rows of [L_i, d] after the head: logits [B, A, V] at the places [A] that `from_end` counts from each
-        row's end (1: the last), mask [B, H + L] and cache, which is of use only if it is kept. A row that is too short
-        has others, of no meaning, there."""
+        """Read rows of slot and rest, L_i positions, after the head: logits [B, A, V] at the places [A] that `from_end`
+        counts from each row's end (1: the last), mask [B, H + L] and cache, which is of use only if it is kept. A row
+        that is too short has others, of no meaning, there."""
         if self._shares:
-            return self._read_packed(head, rows, deltas, from_end, kept)
+            return self._read_packed(head, slots, rests, deltas, from_end, kept)
+        rows = [torch.cat([s.to(self.device, self.dtype), rest]) for s, rest in zip(slots, rests, strict=True)]
         if self._sees_all:
             embeds, mask = self._left_pad(rows, len(head))
             cache = self._copy(self._head_cache(head), len(rows))
@@ -247,21 +250,30 @@ class FrozenLLM:
             return self._forward(embeds, mask, cache, embeds.shape[1] - from_end), mask, cache
 
     def _read_packed(
-        self, head: tuple[int, ...], rows: list[Tensor], deltas: Sequence[Tensor | None], from_end: Tensor, kept: bool
+        self,
+        head: tuple[int, ...],
+        slots: Sequence[Tensor],
+        rests: Sequence[Tensor],
+        deltas: Sequence[Tensor | None],
+        from_end: Tensor,
+        kept: bool,
     ) -> tuple[Tensor, Tensor, "DynamicCache"]:
-        """The same where all rows share the head's keys and values: they stand behind each other, without padding."""
-        lengths, embeds, cache = [*map(len, rows)], torch.cat(rows)[None], self._new_cache()
+        """The same where all rows share the head's keys and values: they stand behind each other, without padding, and
+        a slot that several rows share stands there once."""
+        parts, rows, begins = behind_each_other(slots, rests)
+        embeds = torch.cat([part.to(self.device, self.dtype) for part in parts])[None]
+        cache, packed = self._new_cache(), Packed.of(rows, self.device)
         cache.head = [(layer.keys, layer.values) for layer in self._head_cache(head).layers]
-        packed = Packed.of(lengths, self.device)
         mask = torch.cat([packed.real.new_ones(len(rows), len(head)), packed.real], dim=1).long()
-        ends = torch.tensor(lengths).cumsum(0)
-        begins = ends - torch.tensor(lengths)
-        keep = (ends[:, None] - from_end).clamp(min=begins[:, None])
-        positions = torch.cat([torch.arange(len(head), len(head) + length) for length in lengths])[None]
-        self._require_rope(len(head) + max(lengths))
-        with self._adding(deltas, [(0, begin) for begin in begins.tolist()], embeds):
+        keep = torch.stack([row[(len(row) - from_end).clamp(min=0)] for row in rows])
+        positions = torch.empty(embeds.shape[1], dtype=torch.long)
+        for row in rows:
+            positions[row] = torch.arange(len(head), len(head) + len(row))
+        self._require_rope(len(head) + max(map(len, rows)))
+        once = [deltas[row] for row in begins] if deltas else ()
+        with self._adding(once, [(0, begin) for begin in begins.values()], embeds):
             logits = self.model(
-                inputs_embeds=embeds, attention_mask=packed.real[:, None, None], position_ids=positions,
+                inputs_embeds=embeds, attention_mask=packed.real[:, None, None], position_ids=positions[None],
                 use_cache=True, logits_to_keep=keep.flatten(), head=cache.head, packed=packed,
                 **{self._cache_name: cache},
             ).logits  # fmt: skip
@@ -276,9 +288,6 @@ class FrozenLLM:
         if all(delta is None for delta in deltas):
             return nullcontext()
         return adding(self.model.get_decoder().layers, self.kv_shape[1], deltas, begins, embeds)
-
-    def _row(self, slot: Tensor, tail: Sequence[int]) -> Tensor:
-        return torch.cat([slot.to(self.device, self.dtype), self.embed(tail)])
 
     def _left_pad(self, rows: list[Tensor], head: int) -> tuple[Tensor, Tensor]:
         """rows of [L_i, d] to embeds [B, L, d] and mask [B, head + L]: head visible, then padding, then the row."""

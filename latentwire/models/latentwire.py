@@ -35,23 +35,27 @@ class LatentWire(nn.Module):
         self.adapters = nn.ModuleDict(adapters)
 
     def forward(self, questions: Sequence[Question]) -> Slots:
-        """The slots of each LLM, from one Z."""
-        encoded = self._encoded(questions)
+        """The slots of each LLM, from one Z. Questions whose Z is the same have the same slot, the same object."""
+        texts, places = self._texts(questions)
+        encoded = self.encoder(texts, self.source, self.m)
         rows, deltas = {}, {}
         for name, adapter in self.adapters.items():
-            used = pad(encoded.used, (adapter.constant, 0), value=True)  # [B, constant + M]
-            rows[name] = [prefix[mine] for prefix, mine in zip(adapter(encoded.z), used, strict=True)]
+            used = pad(encoded.used, (adapter.constant, 0), value=True)  # [texts, constant + M]
+            once = [prefix[mine] for prefix, mine in zip(adapter(encoded.z), used, strict=True)]
+            rows[name] = [once[place] for place in places]
             if adapter.deep:
-                deltas[name] = [adapter.deltas(z[mine]) for z, mine in zip(encoded.z, encoded.used, strict=True)]
-        return Slots(rows, encoded, deltas)
+                once = [adapter.deltas(z[mine]) for z, mine in zip(encoded.z, encoded.used, strict=True)]
+                deltas[name] = [once[place] for place in places]
+        return Slots(rows, encoded if texts is questions else encoded.of(places), deltas)
 
-    def _encoded(self, questions: Sequence[Question]) -> Encoded:
-        """Where the encoder does not read the question, a text is encoded once for all that is asked about it."""
+    def _texts(self, questions: Sequence[Question]) -> tuple[Sequence[Question], Sequence[int]]:
+        """What is encoded, and which of it each question has. Where the encoder does not read the question, a text is
+        encoded once for all that is asked about it."""
         if encoder_reads_question(self.source):
-            return self.encoder(questions, self.source, self.m)
+            return questions, range(len(questions))
         once = {q.context: q for q in questions}
-        place = {context: row for row, context in enumerate(once)}
-        return self.encoder([*once.values()], self.source, self.m).of([place[q.context] for q in questions])
+        place = {context: number for number, context in enumerate(once)}
+        return [*once.values()], [place[q.context] for q in questions]
 
     def components(self) -> list[Component]:
         """Those of the encoder, and of each adapter."""

@@ -46,7 +46,8 @@ def packed_states(model: PreTrainedModel, texts: Sequence[dict[str, Tensor]], fi
     lengths = [len(text["input_ids"]) for text in texts]
     inputs = {key: torch.cat([text[key] for text in texts])[None] for key in texts[0]}
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None] + first_position
-    how = {"packed": Packed.of(lengths, model.device)} if model.training else {"text_lengths": lengths}
+    rows = torch.arange(sum(lengths)).split(lengths)
+    how = {"packed": Packed.of(rows, model.device)} if model.training else {"text_lengths": lengths}
     before = model.config._attn_implementation
     model.set_attn_implementation(_TRAINING if model.training else _NAME)
     try:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from latentwire.llms import attention
-from latentwire.llms.attention import Packed, attend
+from latentwire.llms.attention import Packed, attend, behind_each_other
 
 LENGTHS, HEAD, WIDTH = (3, 6, 1), 7, 8
 
@@ -18,6 +18,11 @@ def plainly(query, key, value, head):
     key, value = (torch.cat([h[0], x], 1).repeat_interleave(times, 0) for h, x in zip(head, (key, value), strict=True))
     seen = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool).tril(HEAD + before)
     return scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(0, 1)
+
+
+def packed_of(lengths):
+    """Rows of these lengths, one behind the other."""
+    return Packed.of(torch.arange(sum(lengths)).split(lengths), torch.device("cpu"))
 
 
 @pytest.fixture(params=[128, 2], ids=["one block", "blocks"])
@@ -50,7 +55,7 @@ def same(found, expected, own):
 @pytest.mark.parametrize(("heads", "groups"), [(6, 2), (4, 4)])
 def test_rows_without_padding_are_read_each_behind_the_head(heads, groups):
     own, head = states(heads, groups, sum(LENGTHS), 1)
-    packed = Packed.of(LENGTHS, torch.device("cpu"))
+    packed = packed_of(LENGTHS)
     found = attended(own, head, packed.real[:, None, None], packed=packed)
     rows = zip(*(x[0].split(LENGTHS, dim=1) for x in own), strict=True)
     same(found, torch.cat([plainly(*row, head) for row in rows])[None], own)
@@ -62,16 +67,32 @@ def test_the_last_positions_of_rows_see_the_head_and_what_came_before(queries):
     (query, key, value), head = states(6, 2, max(LENGTHS), len(LENGTHS))
     own = [query[:, :, -queries:].detach().requires_grad_(), key, value]
     longer = [max(length, queries) for length in LENGTHS]  # the queries themselves are no padding
-    real = Packed.of(longer, torch.device("cpu")).real
+    real = packed_of(longer).real
     found = attended(own, head, real[:, None, None])
     rows = [plainly(own[0][i], key[i, :, -length:], value[i, :, -length:], head) for i, length in enumerate(longer)]
     same(found, torch.stack(rows), own)
 
 
 def test_rows_go_into_a_padded_batch_and_back():
-    packed = Packed.of(LENGTHS, torch.device("cpu"))
+    packed = packed_of(LENGTHS)
     row = torch.arange(1.0, 1 + sum(LENGTHS))
     padded = packed.padded(row[None, None, :, None])
     real = padded[:, 0, :, 0] * packed.real
     assert real.tolist() == [[0, 0, 0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [0, 0, 0, 0, 0, 10]]
     assert torch.equal(packed.packed(padded.transpose(1, 2))[0, :, 0, 0], row)
+
+
+@pytest.mark.usefixtures("block")
+def test_rows_that_begin_alike_read_what_they_share_once():
+    begun, rests = [torch.zeros(3, 1), torch.zeros(2, 1)], [torch.zeros(length, 1) for length in (2, 4, 1, 3)]
+    parts, rows, begins = behind_each_other([begun[0], begun[1], begun[0], begun[0]], rests)
+    assert [len(part) for part in parts] == [3, 2, 2, 4, 1, 3] and begins == {0: 0, 1: 5}
+    assert [row.tolist() for row in rows] == [
+        [0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10], [0, 1, 2, 11], [0, 1, 2, 12, 13, 14],
+    ]  # fmt: skip
+    own, head = states(6, 2, 15, 1)
+    packed = Packed.of(rows, torch.device("cpu"))
+    found = attended(own, head, packed.real[:, None, None], packed=packed)
+    each = [plainly(*(x[0][:, row] for x in own), head) for row in rows]
+    expected = torch.cat([each[0], each[1], each[2][3:], each[3][3:]])
+    same(found, expected[None], own)

@@ -142,6 +142,34 @@ def test_only_the_answers_own_slot_gets_its_gradient(llms, questions):
     assert all(e.grad is None or not e.grad.any() for e in (embeds[0], embeds[2]))
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_slot_that_several_rows_share_is_read_once_and_gets_all_their_gradients(llms, questions, name, deep):
+    llm, generator = llms[name], torch.Generator().manual_seed(0)
+    head, ids, tails, answers = prompts_of(llm, questions[:5])
+    owner, read, found, said = [0, 1, 0, 0, 1], [], [], []
+    own = [llm.embed(ids[n]) for n in (0, 1)]
+    changes = [torch.randn(llm.kv_shape[0], 2, len(slot), llm.kv_shape[1], generator=generator) for slot in own]
+    hook = llm.model.get_decoder().layers[0].register_forward_hook(lambda *given: read.append(given[2].shape[-2]))
+    for copied in (False, True):
+        slots = [slot.clone().requires_grad_() for slot in own]
+        deltas = [change.clone().requires_grad_() for change in changes]
+        rows = [slots[n] + 0 if copied else slots[n] for n in owner]
+        added = [deltas[n] for n in owner] if deep else []
+        scored = llm.loss_with_prefix(head, rows, tails, answers, added)
+        scored.nll.sum().backward()
+        gradients = [x.grad for x in (*slots, *(deltas if deep else ()))]
+        found.append((scored.nll, *gradients, llm.prefill(head, rows, tails, added).logits))
+        said.append(llm.generate_with_prefix(head, rows, tails, 6, added))
+    hook.remove()
+    for shared, alone in zip(*found, strict=True):
+        torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-4)
+    assert said[0] == said[1]
+    copies = sum(len(own[n]) for n in owner) - sum(map(len, own))
+    training = [length for length in read if length > len(head)]  # the first of each three readings, one of training
+    assert training[3] - training[0] == copies > 0
+
+
 def test_logits_are_computed_only_where_they_are_needed_and_from_contiguous_states(llms, questions):
     llm = llms["qwen"]
     head, slots, tails, answers = prompts_of(llm, questions[:3])

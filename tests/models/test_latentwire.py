@@ -152,6 +152,14 @@ def test_all_llms_read_one_z_and_training_sees_what_is_evaluated(model_of, reade
             torch.testing.assert_close(slot, model.adapters[name](slots.encoded.z[row]), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_questions_on_a_text_share_its_slot_unless_the_encoder_reads_them(model_of, questions, source):
+    text, other = questions[0].context, next(q for q in questions if q.context != questions[0].context)
+    batch = [*[q for q in questions if q.context == text][:2], other]
+    for rows in model_of(source=source)(batch).embeds.values():
+        assert len(rows) == 3 and (rows[0] is rows[1]) == (source == "context") and rows[0] is not rows[2]
+
+
 def test_places_that_a_short_text_leaves_empty_are_not_in_the_slot(model_of, questions):
     model = model_of(source="context")
     model.m = 60
