@@ -64,18 +64,36 @@ def share_heads(model: "PreTrainedModel") -> bool:
     return True
 
 
+def alike(slots: Sequence[Tensor], deltas: Sequence[Tensor | None] = ()) -> list[int]:
+    """For each slot the first that is the same, its delta included: the same object, or, where neither learns, the same
+    numbers. What rows share is read once."""
+    found: list[int] = []
+    pairs = [*zip(slots, deltas or [None] * len(slots), strict=True)]
+    for number, pair in enumerate(pairs):
+        earlier = (n for n in dict.fromkeys(found) if all(map(_same, pairs[n], pair)))
+        found.append(next(earlier, number))
+    return found
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is other:
+        return True
+    if one is None or other is None or one.requires_grad or other.requires_grad:
+        return False
+    return torch.equal(one, other)
+
+
 def behind_each_other(
-    slots: Sequence[Tensor], rests: Sequence[Tensor]
+    slots: Sequence[Tensor], rests: Sequence[Tensor], first: Sequence[int]
 ) -> tuple[list[Tensor], list[Tensor], dict[int, int]]:
-    """Rows of a slot [P_i, d] and a rest, one behind the other; a slot of several rows (the same object) stands there
-    once. Gives the parts in their order, the positions of each row [L_i], and, by the first row that has it, where each
-    slot begins."""
-    parts, rows, begins, first, length = [], [], {}, {}, 0
+    """Rows of a slot [P_i, d] and a rest, one behind the other; first: see `alike`. Gives the parts in their order, the
+    positions of each row [L_i], and, by its row, where each slot begins that stands there."""
+    parts, rows, begins, length = [], [], {}, 0
     for number, (slot, rest) in enumerate(zip(slots, rests, strict=True)):
-        if first.setdefault(id(slot), number) == number:
+        if first[number] == number:
             begins[number], length = length, length + len(slot)
             parts.append(slot)
-        begin = begins[first[id(slot)]]
+        begin = begins[first[number]]
         rows.append(torch.cat([torch.arange(begin, begin + len(slot)), torch.arange(length, length + len(rest))]))
         parts.append(rest)
         length += len(rest)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from latentwire.llms.attention import Head, Packed, behind_each_other, sees_all, share_heads
+from latentwire.llms.attention import Head, Packed, alike, behind_each_other, sees_all, share_heads
 from latentwire.llms.deltas import adding, key_width
 from latentwire.llms.prompts import END_OF_TURN, IGNORE, ends_line
 from latentwire.utils.files import weights_sha256
@@ -140,9 +140,9 @@ class FrozenLLM:
     ) -> Prefill:
         """Read head + slot + tail for each row.
 
-        head: token ids, the same for all rows, computed once per distinct head; slots: B tensors [P_i, d], of which one
-        that several rows share (the same object) is read once; tails: B lists of token ids; deltas: what is added to
-        the slots' keys and values (see `_adding`).
+        head: token ids, the same for all rows, computed once per distinct head; slots: B tensors [P_i, d]; one that
+        several rows share is read once (see `alike`); tails: B lists of token ids; deltas: what is added to the slots'
+        keys and values (see `_adding`).
         """
         rests = [self.embed(tail) for tail in tails]
         logits, mask, cache = self._read(head, slots, rests, deltas, torch.ones(1, dtype=torch.long), kept=True)
@@ -260,7 +260,7 @@ class FrozenLLM:
     ) -> tuple[Tensor, Tensor, "DynamicCache"]:
         """The same where all rows share the head's keys and values: they stand behind each other, without padding, and
         a slot that several rows share stands there once."""
-        parts, rows, begins = behind_each_other(slots, rests)
+        parts, rows, begins = behind_each_other(slots, rests, alike(slots, deltas))
         embeds = torch.cat([part.to(self.device, self.dtype) for part in parts])[None]
         cache, packed = self._new_cache(), Packed.of(rows, self.device)
         cache.head = [(layer.keys, layer.values) for layer in self._head_cache(head).layers]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentwire.conditions.base import CONDITIONS, Reader, Shared
 from latentwire.data.question import Question
+from latentwire.llms.attention import alike
 from latentwire.models.adapters import SOFT_VECTORS
 from latentwire.models.components import Component
 from latentwire.models.latentwire import Slots
@@ -44,8 +45,10 @@ class SoftPrompts(nn.Module):
         rows = {}
         for name, reader in self.readers.items():
             soft = (self.vectors[name] * self.scale[name]).to(reader.llm.dtype)
-            slots = self.condition.slots(reader, questions, self.m, self.shared)
-            rows[name] = [torch.cat([soft, slot.embeds]) for slot in slots]
+            texts = [slot.embeds for slot in self.condition.slots(reader, questions, self.m, self.shared)]
+            first = alike(texts)
+            once = {number: torch.cat([soft, texts[number]]) for number in set(first)}
+            rows[name] = [once[number] for number in first]
         return Slots(rows)
 
     def components(self) -> list[Component]:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from latentwire.llms import attention
-from latentwire.llms.attention import Packed, attend, behind_each_other
+from latentwire.llms.attention import Packed, alike, attend, behind_each_other
 
 LENGTHS, HEAD, WIDTH = (3, 6, 1), 7, 8
 
@@ -85,7 +85,7 @@ def test_rows_go_into_a_padded_batch_and_back():
 @pytest.mark.usefixtures("block")
 def test_rows_that_begin_alike_read_what_they_share_once():
     begun, rests = [torch.zeros(3, 1), torch.zeros(2, 1)], [torch.zeros(length, 1) for length in (2, 4, 1, 3)]
-    parts, rows, begins = behind_each_other([begun[0], begun[1], begun[0], begun[0]], rests)
+    parts, rows, begins = behind_each_other([begun[0], begun[1], begun[0], begun[0]], rests, [0, 1, 0, 0])
     assert [len(part) for part in parts] == [3, 2, 2, 4, 1, 3] and begins == {0: 0, 1: 5}
     assert [row.tolist() for row in rows] == [
         [0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10], [0, 1, 2, 11], [0, 1, 2, 12, 13, 14],
@@ -96,3 +96,11 @@ def test_rows_that_begin_alike_read_what_they_share_once():
     each = [plainly(*(x[0][:, row] for x in own), head) for row in rows]
     expected = torch.cat([each[0], each[1], each[2][3:], each[3][3:]])
     same(found, expected[None], own)
+
+
+def test_only_what_learns_nothing_is_the_same_by_its_numbers():
+    one, other = torch.ones(2, 3), torch.zeros(2, 3)
+    learned = torch.ones(2, 3, requires_grad=True)
+    assert alike([one, other, one.clone(), torch.ones(3, 3), one]) == [0, 1, 0, 3, 0]
+    assert alike([learned, one, learned, learned.clone()]) == [0, 1, 0, 3]
+    assert alike([one, one, one.clone(), one], [other, None, other.clone(), other + 1]) == [0, 1, 0, 3]
