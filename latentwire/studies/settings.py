@@ -244,6 +244,10 @@ class DenseSettings(LLMSettings):
         0.0, "share of questions in whose place a step asks how the text goes on", least=0
     )
     llms: str = option(next(iter(DEFAULT_LLMS)), "names of the LLMs; the model of x is read from X_ID")
+    scores_samples: int = option(
+        100_000, "train questions that teach the anchors which tokens answers are made of, without an LLM; 0: none",
+        least=0,
+    )  # fmt: skip
     samples: int = option(16_000, "train questions of an arm", gpu=100_000, least=1)
     epochs: int = option(1, "passes of an arm", gpu=3, least=1)
     k: int = option(12, "first tokens of an answer to learn; its end is learned, too", least=1)

@@ -10,10 +10,10 @@ import torch
 
 from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared
 from latentwire.data.content import encoder_reads_question
-from latentwire.data.question import QuestionSet
+from latentwire.data.question import Question, QuestionSet
 from latentwire.evaluation.answering import answer, batches
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
-from latentwire.models.encoders.base import ENCODERS, Encoder, answer_edges
+from latentwire.models.encoders.base import ENCODERS, Encoded, Encoder, answer_edges
 from latentwire.models.latentwire import LatentWire
 from latentwire.models.weights import load_soft_prompts
 from latentwire.training import joining
@@ -139,16 +139,21 @@ def _answer_figures(
 
 
 def _selection_figures(encoder: Encoder, held: QuestionSet, config: TrainSettings) -> dict[str, float]:
-    """F1 of the encoder's own span, where it reads the question, and how often all tokens of the answer are among the M
-    sent."""
-    figures = {}
+    """How often all tokens of the answer are among the M sent, and how often some are; F1 of the encoder's own answer,
+    where it has one to this question. An encoder that has none is judged by "answer_touched"."""
+    encoded = [encoder.encoded([q], config.source, config.latent_len)[0] for q in held.questions]
+    kept = [_sent_of_answer(one, q) for one, q in zip(encoded, held.questions, strict=True)]
+    figures = {"answer_kept": float(np.mean([bool(sent.all()) for sent in kept]))}
+    figures["answer_touched"] = float(np.mean([bool(sent.any()) for sent in kept]))
+    if not encoder.reads_answers:
+        return figures | {"score": figures["answer_touched"]}
     if encoder_reads_question(config.source):
         f1 = [held.score(encoder.read(q), q.answers)["f1"] for q in held.questions]
         figures["encoder_f1"] = float(np.mean(f1))
-    kept = []
-    for question in held.questions:
-        (encoded,) = encoder.encoded([question], config.source, config.latent_len)
-        ((first, last),) = answer_edges(encoded.tokens, [question])
-        kept.append(bool((encoded.places[0].sum(dim=0)[first : last + 1] > 0.5).all()))
-    figures["answer_kept"] = float(np.mean(kept))
     return figures | {"score": figures["answer_kept"] + figures.get("encoder_f1", 0.0)}
+
+
+def _sent_of_answer(encoded: Encoded, question: Question) -> torch.Tensor:
+    """Which tokens of the first answer are sent: bool [their number]."""
+    ((first, last),) = answer_edges(encoded.tokens, [question])
+    return encoded.places[0].sum(dim=0)[first : last + 1] > 0.5

@@ -51,7 +51,26 @@ def distillation_sum(scored: PrefixLoss, teacher: Sequence[TeacherLine | None]) 
 
 
 def span_sum(encoded: Encoded, questions: Sequence[Question]) -> Tensor:
-    """Cross-entropy in nats of the answer's first and last wire token, halved: supervision by SQuAD's answer spans."""
-    edges = torch.tensor(answer_edges(encoded.tokens, questions), device=encoded.span.device)  # [B, 2]
+    """Supervision by answer spans, in nats: cross-entropy of the answer's first and last wire token, halved; or, where
+    each place chooses in a window of its own, of choosing one of the answer's tokens, the mean over the windows that
+    hold some. A question that does not say where its answer stands teaches nothing."""
+    there = [row for row, question in enumerate(questions) if question.starts]
+    if not there:
+        return encoded.z.sum() * 0
+    encoded, questions = encoded.of(there), [questions[row] for row in there]
+    edges = torch.tensor(answer_edges(encoded.tokens, questions), device=encoded.z.device)  # [B, 2]
+    if encoded.windows is not None:
+        return _window_sum(encoded, edges)
     logits = encoded.span.transpose(1, 2).flatten(0, 1)  # [2 B, T], -inf outside the context
     return cross_entropy(logits, edges.flatten(), reduction="sum") / 2
+
+
+def _window_sum(encoded: Encoded, edges: Tensor) -> Tensor:
+    least = torch.finfo(encoded.scores.dtype).min
+    place = torch.arange(encoded.scores.shape[1], device=edges.device)
+    answers = (place >= edges[:, :1]) & (place <= edges[:, 1:])  # [B, T]
+    held = encoded.windows & answers[:, None]  # [B, M, T]
+    chosen = encoded.scores[:, None].masked_fill(~encoded.windows, least).log_softmax(dim=2)
+    nll = -chosen.masked_fill(~held, least).logsumexp(dim=2)  # [B, M]
+    some = held.any(dim=2)
+    return (nll.masked_fill(~some, 0).sum(dim=1) / some.sum(dim=1).clamp(min=1)).sum()

@@ -185,10 +185,6 @@ def _require_fits(config: TrainSettings, questions: QuestionSet, accelerator: Ac
     """ValueError where stage, encoder, data and processes do not fit each other."""
     stage, kind = STAGES[config.stage], ENCODERS[config.encoder_type]
     _teachers_prompts(config)
-    require(
-        not (config.continuation_share and kind.reads_answers), "continuation_share", config.continuation_share,
-        f"encoder_type {config.encoder_type} learns from answer spans, and these are none; choose anchors or windows",
-    )  # fmt: skip
     lacking = [what for what in stage.needs if not getattr(kind, what)]
     require(
         not lacking, "stage", stage.name,

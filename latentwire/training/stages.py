@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from latentwire.utils.registry import Registry
 
-LOSSES = ("answers", "spans")  # through the frozen LLMs; of the encoder's answer spans
+LOSSES = ("answers", "spans")  # through the frozen LLMs; of where answers stand, in what the encoder says
 
 
 @dataclass
@@ -43,7 +43,8 @@ def stage(found: Stage) -> Stage:
 # The codebook and the adapters' linear maps in closed form; nothing is trained.
 stage(Stage("codebook", trains=(), losses=(), needs_checkpoint=False))
 # The encoder learns which tokens matter, from answer spans alone.
-stage(Stage("scores", ("backbone", "span"), losses=("spans",), needs_llms=False, needs=("reads_answers",)))
+_CHOOSE = ("backbone", "span", "salience")
+stage(Stage("scores", _CHOOSE, losses=("spans",), needs_llms=False, needs=("learns_spans",)))
 # The adapters and the codebook, with a selection that is fixed: free queries cannot be read before they are trained.
 _READ = ("codebook", "residual", "marker", "adapter", "preamble", "deep")
 stage(Stage("adapters", _READ, losses=("answers",), needs=("chooses_tokens",)))

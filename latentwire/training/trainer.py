@@ -265,8 +265,8 @@ class Trainer:
                 total = total + loss
                 parts |= {(reader.llm.name, key): value for key, value in found.items()}
         weight = 1.0 if self.stage.losses == ("spans",) else config.span_weight
-        read = slots.encoded is not None and slots.encoded.span is not None
-        if "spans" in self.stage.losses and read and self.job.spans and weight > 0:
+        learns = slots.encoded is not None and self.job.model.encoder.learns_spans
+        if "spans" in self.stage.losses and learns and self.job.spans and weight > 0:
             parts["", "span"] = span_sum(slots.encoded, mine) / len(whole)
             total = total + weight * parts["", "span"]
         return total * world, parts, [q.id for q in whole]

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Train latents of a text that nobody has asked about yet (SOURCE=context): one encoding for all its questions. Each window of
 # its tokens gives one latent, and each step draws its M among LATENT_LENS, so that one checkpoint serves all of them. ARMS:
-#   dense    led by the rarest token of its window, with a residual; the adapters also change keys and values of each layer
+#   dense    led by one token of its window, with a residual; the adapters also change keys and values of each layer
 #   codes    the same tokens' codes alone
 #   windows  the mean of its window, and the same adapters as dense
-# The teacher (KD_WEIGHT above 0) reads the whole text behind a soft prompt that is tuned first. On a GPU: all questions, three
-# passes; on a CPU 16,000 questions, one pass; it prints which before it starts. Judged on dev questions behind the first SKIP,
-# beside text of as many tokens. Killed and started again it continues.
+# Which token leads begins as the rarest. It is learned first, without an LLM, from the answer spans of all questions on a text
+# at once (SCORES_SAMPLES of them). The teacher (KD_WEIGHT above 0) reads the whole text behind a soft prompt that is tuned
+# first. On a GPU: all questions, three passes; on a CPU 16,000 questions, one pass; it prints which before it starts. Judged on
+# dev questions behind the first SKIP, beside text of as many tokens. Killed and started again it continues.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 export DTYPE=${DTYPE:-native}
 show dense
 export SOURCE=context LLMS K OUTPUT_DIR
-export -n LATENT_LENS FIRST_LATENT_LEN CONTINUATION_SHARE KD_WEIGHT TEACHER  # of the arms alone
+export -n LATENT_LENS FIRST_LATENT_LEN CONTINUATION_SHARE KD_WEIGHT TEACHER SCORES_SAMPLES  # of the arms alone
 
 # kind_of ARM: what its adapters and its encoder are.
 kind_of() {
@@ -42,11 +43,18 @@ fi
 
 # arm NAME SEED: its training and its evaluation.
 arm() {
-    local folder=$OUTPUT_DIR/seed$2/$1
     kind_of "$1"
-    train --stage codebook --adapter_type "$adapters" --kd_weight 0 --save_dir "$OUTPUT_DIR/codebook_$adapters"
-    train --stage joint "${kind[@]}" --init "$OUTPUT_DIR/codebook_$adapters/checkpoint_best" --seed "$2" --samples "$SAMPLES" \
-        --epochs "$EPOCHS" "${how[@]}" --save_dir "$folder"
+    local folder=$OUTPUT_DIR/seed$2/$1 codes=$OUTPUT_DIR/codebook_$adapters begun=()
+    if [ "$1" != windows ] && [ "$SCORES_SAMPLES" -gt 0 ]; then
+        train --stage codebook --kd_weight 0 --save_dir "$OUTPUT_DIR/codebook"
+        train --stage scores --encoder_type anchors --no-dense --init "$OUTPUT_DIR/codebook/checkpoint_best" --seed "$2" \
+            --samples "$SCORES_SAMPLES" --epochs 1 --latent_len "$middle" --latent_lens "$LATENT_LENS" --kd_weight 0 \
+            --save_dir "$OUTPUT_DIR/seed$2/scores"
+        codes=$folder/codebook begun=("${kind[@]}" --init "$OUTPUT_DIR/seed$2/scores/checkpoint_best")
+    fi
+    train --stage codebook "${begun[@]}" --adapter_type "$adapters" --kd_weight 0 --save_dir "$codes"
+    train --stage joint "${kind[@]}" --init "$codes/checkpoint_best" --seed "$2" --samples "$SAMPLES" --epochs "$EPOCHS" \
+        "${how[@]}" --save_dir "$folder"
     program eval --ckpt "$folder/checkpoint_best" --conditions "$(at latentwire),$(at shuffled_z)" "${judged[@]}" \
         --save_dir "$folder/eval"
 }

@@ -72,7 +72,7 @@ def norm(parameters):
         ("ids_marked", HF - {"residual"} | {"marker"}),
         ("queries", {"backbone", "resampler"}),
         ("byte", {"backbone", "resampler"}),
-        ("anchors", {"codebook", "backbone", "score", "residual"}),
+        ("anchors", {"codebook", "backbone", "salience", "residual"}),
         ("windows", {"backbone", "windows"}),
     ],
 )

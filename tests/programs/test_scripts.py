@@ -174,10 +174,17 @@ def test_dense_latents_are_taught_trained_alike_and_judged_at_every_m(recorded, 
         f"out/seed{seed}/{arm}" for seed in (0, 1) for arm in ("dense", "codes", "windows")
     ]
     assert [flag(call, "encoder_type") for call in trained[:3]] == ["anchors", "anchors", "windows"]
-    assert [("--no-dense" in call[0], flag(call, "init")) for call in trained[:3]] == [
-        (False, "out/codebook_deep/checkpoint_best"), (True, "out/codebook_preamble/checkpoint_best"),
+    assert [("--no-dense" in call[0], flag(call, "init")) for call in trained[3:]] == [
+        (False, "out/seed1/dense/codebook/checkpoint_best"), (True, "out/seed1/codes/codebook/checkpoint_best"),
         (False, "out/codebook_deep/checkpoint_best"),
     ]  # fmt: skip
+    begun = [call for call in others if "--stage codebook" in call[0] and "--init" in call[0]]
+    assert [flag(call, "adapter_type") for call in begun] == ["deep", "preamble"] * 2
+    assert [flag(call, "init") for call in begun] == [f"out/seed{seed}/scores/checkpoint_best" for seed in (0, 0, 1, 1)]
+    learned = [call for call in others if "--stage scores" in call[0]]
+    assert {(flag(call, "seed"), flag(call, "samples"), flag(call, "save_dir")) for call in learned} == {
+        (str(seed), "100000", f"out/seed{seed}/scores") for seed in (0, 1)
+    }
     same = ("samples", "epochs", "latent_lens", "kd_weight", "teacher")
     expected = ("5", "1", "4,8", "0.5", "out/teacher/checkpoint_best")
     assert {tuple(flag(call, name) for name in same) for call in trained} == {expected}
@@ -194,6 +201,11 @@ def test_dense_latents_are_trained_without_a_teacher_if_asked_and_an_unknown_arm
     script = copy / "scripts/experiments/train_dense.sh"
     _, calls = recorded(script, OUTPUT_DIR="out", KD_WEIGHT="0", SAMPLES="")
     assert not any("text_tuned" in call or "--teacher out" in call for call, _ in calls)
+    _, calls = recorded(script, OUTPUT_DIR="out", KD_WEIGHT="0", SAMPLES="", SCORES_SAMPLES="0")
+    assert not any("--stage scores" in call or variables.get("SCORES_SAMPLES") for call, variables in calls)
+    assert [flag(call, "init") for call in calls if "--stage joint" in call[0]] == [
+        "out/codebook_deep/checkpoint_best", "out/codebook_preamble/checkpoint_best",
+    ]  # fmt: skip
     assert {flag(call, "samples") for call in calls if "--stage joint" in call[0]} == {"16000"}
     done, calls = recorded(script, OUTPUT_DIR="out", ARMS="dense dance")
     assert done.returncode == 2 and "dance is not known" in done.stderr and not calls

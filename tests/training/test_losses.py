@@ -1,5 +1,7 @@
 """What training minimises, against computations by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -148,6 +150,31 @@ def test_the_spans_loss_is_least_where_the_logits_peak_at_the_answer(encoder, qu
     assert span_sum(encoded, some).item() < 1e-6
     encoded.span = gold.roll(1, dims=1).masked_fill(outside, -torch.inf)
     assert span_sum(encoded, some).item() > 20
+
+
+def test_in_windows_the_spans_loss_is_of_choosing_the_answers_tokens(encoder, questions):
+    """Windows of tokens 0-1, 2-3 and 4-5; the first answer is tokens 1-2, the second 4-5, the third nowhere."""
+    some, at = questions[:2], [(1, 2), (4, 5)]
+    encoded = encoder(some, "context", 3)
+    some = [
+        dataclasses.replace(q, starts=(int(spans[first, 0]) - text.context_at,), answers=(text.text[a:b],))
+        for q, text, spans, (first, last) in zip(some, encoded.tokens.contents, encoded.tokens.spans, at, strict=True)
+        for a, b in [(spans[first, 0], spans[last, 1])]
+    ]
+    member = torch.zeros(2, 3, encoded.scores.shape[1], dtype=torch.bool)
+    for window in range(3):
+        member[:, window, 2 * window : 2 * window + 2] = True
+    scores = encoded.scores.detach().requires_grad_()
+    encoded.scores, encoded.windows = scores, member
+    shares = [scores[row, a : a + 2].softmax(0) for row, a in ((0, 0), (0, 2), (1, 4))]
+    expected = -(shares[0][1].log() + shares[1][0].log()) / 2 - shares[2].sum().log()
+    torch.testing.assert_close(span_sum(encoded, some), expected)
+    unknown = dataclasses.replace(some[1], starts=())
+    torch.testing.assert_close(span_sum(encoded, [some[0], unknown]), -(shares[0][1].log() + shares[1][0].log()) / 2)
+    assert span_sum(encoded, [unknown, unknown]) == 0
+    span_sum(encoded, some).backward()
+    assert torch.isfinite(scores.grad).all()
+    assert scores.grad[0, :4].all() and not scores.grad[0, 4:].any() and not scores.grad[1, :4].any()
 
 
 @pytest.mark.parametrize(

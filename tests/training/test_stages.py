@@ -11,6 +11,7 @@ from training.run_tools import (
     changed,
     lines_of,
     read,
+    ready_trainer,
     same,
     steps_in,
     stop_in_step,
@@ -44,7 +45,32 @@ def test_stage_scores_trains_backbone_and_scores_alone(scores, codebook, encoder
     assert line["grad_norms"].keys() == {"backbone", "span"} and "span" in line
     assert line["llms"] == {}, "no LLM takes part"
     held = lines_of(scores)[0]["validation"]
-    assert held.keys() == {"answer_kept", "encoder_f1", "score"} and 0 <= held["answer_kept"] <= 1
+    assert held.keys() == {"answer_kept", "answer_touched", "encoder_f1", "score"} and 0 <= held["answer_kept"] <= 1
+
+
+def test_anchors_learn_where_answers_stand_and_both_arms_go_on_from_there(short, run_of, encoder_folder, tmp_path):
+    """Without a residual, which an arm adds at zero, and the other does without."""
+    settings = {dense: ENCODERS["anchors"].Settings(encoder_id=encoder_folder, dense=dense) for dense in (True, False)}
+    how = {"source": "context", "encoder_type": "anchors", "adapter_type": "deep", "latent_len": 8}
+    made = run_of(short(tmp_path / "codebook", stage="codebook", **how)) / "checkpoint_best"
+    how |= {"samples": 40, "lr": 1e-2, "latent_lens": "4,8"}
+    scores = run_of(short(tmp_path / "s", stage="scores", init=str(made), epochs=4, encoder=settings[False], **how))
+    before, after = read(made / "encoder.pt"), read(scores / "checkpoint_last" / "encoder.pt")
+    assert torch.equal(before["codebook.weight"], after["codebook.weight"]) and after["score.weight"].any()
+    spans = [line["span"] for line in steps_in(scores)]
+    assert sum(spans[-4:]) < 0.9 * sum(spans[:4])
+    assert steps_in(scores)[0]["grad_norms"].keys() == {"backbone", "salience"}
+    for line in (line["validation"] for line in lines_of(scores) if "validation" in line):
+        assert line["score"] == line["answer_touched"] >= line["answer_kept"] and "encoder_f1" not in line
+    for dense in (True, False):
+        joint = short(tmp_path / f"{dense}", init=str(scores / "checkpoint_last"), encoder=settings[dense], **how)
+        begun = ready_trainer(joint).job.model.encoder
+        found = begun.state_dict()
+        assert found.keys() - after.keys() == ({"residual.weight", "residual.bias"} if dense else set())
+        assert all(torch.equal(found[name], kept) for name, kept in after.items())
+        assert not dense or not begun.residual.weight.any()
+    with pytest.raises(ValueError, match="encoder_type windows has no such stage"):
+        train(short(tmp_path / "w", stage="scores", init=str(made), **how | {"encoder_type": "windows"}))
 
 
 def test_the_codebook_of_a_checkpoint_begins_anew_and_its_selection_stays(joint, short, codebook, tmp_path, capsys):
@@ -155,10 +181,9 @@ def test_of_all_stages_an_encoder_has_those_that_it_can_train():
 
     assert names("hf") == list(ALL) == ["codebook", "scores", "adapters", "joint"]
     assert names("hf", spans=False) == ["codebook", "adapters", "joint"]
-    assert names("ids") == names("ids_marked") == list(ALL)
-    assert names("codebook") == ["codebook", "adapters", "joint"], "it reads no answers"
+    assert names("ids") == names("ids_marked") == names("anchors") == list(ALL)
+    assert names("codebook") == ["codebook", "adapters", "joint"], "it learns no spans"
     assert names("queries") == names("byte") == names("windows") == ["codebook", "joint"]
-    assert names("anchors") == ["codebook", "adapters", "joint"], "it chooses tokens"
 
 
 def test_a_stage_minimises_losses_that_there_are_and_has_a_name_of_its_own():

@@ -46,7 +46,8 @@ class Tokens:
 class Encoded:
     """z: [B, M, d_z]; used: [B, M] bool, False on places that a short text leaves empty.
 
-    Where tokens are chosen: their scores [B, T], the span logits (start, end) [B, T, 2], and the places [B, M, T].
+    Where tokens are chosen: their scores [B, T], the span logits (start, end) [B, T, 2], and the places [B, M, T]; and
+    windows [B, M, T] bool, where each place has tokens of its own to choose from.
     """
 
     z: Tensor
@@ -55,6 +56,7 @@ class Encoded:
     scores: Tensor | None = None
     span: Tensor | None = None
     places: Tensor | None = None
+    windows: Tensor | None = None
 
     def of(self, rows: Sequence[int]) -> "Encoded":
         """Those of these rows, which may stand there several times."""
@@ -71,13 +73,14 @@ class Encoder(nn.Module):
     """Text to Z. A subclass has `forward` and whatever of the rest differs from what stands here.
 
     Settings: what the class is built from, as flags; chooses_tokens: whether its latents lead back to wire tokens
-    (`select`, `chosen_spans`, `perfect`); reads_answers: whether it has an answer of its own (`read`); begins_from: the
-    kinds of encoder that `begin` takes.
+    (`select`, `chosen_spans`, `perfect`); reads_answers: whether it has an answer of its own (`read`); learns_spans:
+    whether answer spans teach it which tokens matter; begins_from: the kinds of encoder that `begin` takes.
     """
 
     name: str
     chooses_tokens = False
     reads_answers = False
+    learns_spans = False
     begins_from: tuple[str, ...] = ("codebook",)
     Settings: type[Settings] = Settings
 

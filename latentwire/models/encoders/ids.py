@@ -45,9 +45,7 @@ class IdsEncoder(SelectingEncoder):
         if not isinstance(before, SelectingEncoder):
             return super().begin(before, settings, m)
         made = cls(before.tokenizer, before.d_z, before.codebook.num_embeddings, before.backbone, before.pooling)
-        own = made.state_dict()
-        made.load_state_dict(own | {name: kept for name, kept in before.state_dict().items() if name in own})
-        return made
+        return made.with_weights_of(before)
 
     @classmethod
     def _own(cls, settings: Settings) -> dict:

@@ -82,6 +82,7 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
     """
 
     reads_answers = True
+    learns_spans = True
 
     @dataclass(kw_only=True)
     class Settings(PoolingSettings):
@@ -122,6 +123,12 @@ class SelectingEncoder(OnPretrained, ClosedFormEncoder):
         with torch.no_grad():
             made.codebook.weight.copy_(codebook)
         return made
+
+    def with_weights_of(self, before: Encoder) -> "SelectingEncoder":
+        """This one with what both have, as `before` has it."""
+        own = self.state_dict()
+        self.load_state_dict(own | {name: kept for name, kept in before.state_dict().items() if name in own})
+        return self
 
     def with_codes_of(self, before: ClosedFormEncoder, settings: Settings) -> "SelectingEncoder":
         """A new one that chooses tokens as this one does, with the closed form's codebook."""

@@ -33,10 +33,13 @@ class AnchorEncoder(SelectingEncoder):
     token's own state and the window's mean (anchors as in SAC, arXiv:2510.08907; windows as in arXiv:2510.20797).
 
     How rare: by the token's id, since a byte-level BPE numbers its tokens from frequent to rare; a learned correction
-    starts at zero. The choice has the gradient of a softmax over the window (straight-through).
+    starts at zero. The choice has the gradient of a softmax over the window (straight-through), and answer spans teach
+    which token of a window is one of an answer's. Begins from the codebook, or as another did, with a residual of zero
+    where that one has none.
     """
 
     reads_answers = False
+    begins_from = ("codebook", "anchors")
 
     @dataclass(kw_only=True)
     class Settings(BackboneSettings):
@@ -62,6 +65,13 @@ class AnchorEncoder(SelectingEncoder):
         """The residual is made where it is known whether there is one."""
 
     @classmethod
+    def begin(cls, before: Encoder, settings: Settings, m: int) -> Encoder:
+        if not isinstance(before, cls):
+            return super().begin(before, settings, m)
+        made = cls(before.tokenizer, before.d_z, before.codebook.num_embeddings, before.backbone, settings.dense)
+        return made.with_weights_of(before)
+
+    @classmethod
     def _own(cls, settings: Settings) -> dict:
         return {"dense": settings.dense}
 
@@ -72,7 +82,7 @@ class AnchorEncoder(SelectingEncoder):
         return [
             component("codebook", self.codebook, rate="codebook_lr"),
             self.backbone_component(),
-            component("score", self.score, self.outside),
+            component("salience", self.score, self.outside),
             *([component("residual", self.residual)] if self.dense else []),
         ]
 
@@ -92,7 +102,7 @@ class AnchorEncoder(SelectingEncoder):
         if self.dense:
             leading = places.to(hidden.dtype) @ hidden  # [B, M, w]
             z = z + self.residual(torch.cat([leading, _means(member, hidden)], dim=2)).float()
-        return Encoded(z, used, tokens, salience, None, places)
+        return Encoded(z, used, tokens, salience, None, places, member)
 
 
 @encoder("windows")
