@@ -3,7 +3,9 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+T = TypeVar("T")
 SPLITS = ("dev", "train", "held_out")
 
 Scorer = Callable[[str, Sequence[str]], dict[str, float]]  # prediction, references -> "f1", "em", fractions of 1
@@ -34,16 +36,25 @@ class QuestionSet:
     spans: bool
 
 
-def subset(questions: list[Question], n: int | None, seed: int) -> list[Question]:
+def subset(questions: list[Question], n: int | None, seed: int, together: bool = False) -> list[Question]:
     """A seeded choice of n questions, or all if n is None or there are fewer; a smaller choice is a prefix of a larger.
 
-    Raises ValueError for n below 1.
+    together: all questions on a text before those on the next, so that few texts serve many questions. Raises
+    ValueError for n below 1.
     """
     if n is not None and n < 1:
         raise ValueError(f"samples must be at least 1, got {n}")
     chosen = sorted(questions, key=lambda q: q.id)
     random.Random(seed).shuffle(chosen)
-    return chosen[:n]
+    return (grouped(chosen, lambda q: q.context) if together else chosen)[:n]
+
+
+def grouped(items: Sequence[T], key: Callable[[T], str]) -> list[T]:
+    """Items of the same key behind each other, in the order of each key's first."""
+    first: dict[str, int] = {}
+    for place, item in enumerate(items):
+        first.setdefault(key(item), place)
+    return sorted(items, key=lambda item: first[key(item)])
 
 
 def split_by_article(questions: list[Question]) -> tuple[list[Question], list[Question]]:

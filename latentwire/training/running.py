@@ -13,6 +13,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from latentwire.conditions.base import CONDITIONS, Reader, begin_adapters, readers, require_heads, require_positions
+from latentwire.data.content import encoder_reads_question
 from latentwire.data.question import QuestionSet, split_by_article, subset
 from latentwire.data.squad import load
 from latentwire.llms.arithmetic import Prompt, training_flops
@@ -100,7 +101,8 @@ def _stage(config: TrainSettings, shared: bool = True) -> dict[str, float] | Non
     set_seed(config.seed)
     everything = load(config.dataset, "train")
     pool, held = split_by_article(everything.questions)
-    chosen = [] if config.samples == 0 else subset(pool, config.samples, config.seed)
+    together = not encoder_reads_question(config.source)  # a text is encoded once for all questions on it
+    chosen = [] if config.samples == 0 else subset(pool, config.samples, config.seed, together)
     questions = dataclasses.replace(everything, questions=chosen)
     held = dataclasses.replace(everything, questions=subset(held, config.val_samples, config.seed))
     _say(

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from latentwire.conditions.base import Reader
 from latentwire.data.content import encoder_reads_question
 from latentwire.data.continuing import continuation
-from latentwire.data.question import Question
+from latentwire.data.question import Question, grouped
 from latentwire.models.components import require_complete
 from latentwire.models.latentwire import LatentWire, Slots
 from latentwire.training.log import TrainingLog, flat
@@ -95,10 +95,7 @@ class Batches:
         rng = random.Random(f"{self.seed} {epoch}")
         order = rng.sample(range(len(self.questions)), len(self.questions))
         if self.together:
-            first: dict[str, int] = {}
-            for place, i in enumerate(order):
-                first.setdefault(self.questions[i].context, place)
-            order.sort(key=lambda i: first[self.questions[i].context])
+            order = grouped(order, lambda i: self.questions[i].context)
         order = order[: self.per_epoch * self.size]
         pools = [order[i : i + _POOL * self.size] for i in range(0, len(order), _POOL * self.size)]
         order = [i for pool in pools for i in sorted(pool, key=self._length)]

@@ -1,6 +1,7 @@
 """Choices among questions: repeatable, nested, and never the same article to train and to judge."""
 
 import dataclasses
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,16 @@ def test_a_smaller_subset_is_a_prefix_of_a_larger():
     questions = numbered(40)
     largest = subset(questions, 40, seed=3)
     assert all(subset(questions, n, seed=3) == largest[:n] for n in range(1, 40))
+
+
+def test_together_a_texts_questions_are_chosen_before_those_on_the_next():
+    questions = [Question(f"q{i}", "t", "p", f"text {i % 7}", "what?", ("x",)) for i in range(50)]
+    chosen = subset(questions, None, seed=3, together=True)
+    assert sorted(q.id for q in chosen) == sorted(q.id for q in questions)
+    texts = [q.context for q in chosen]
+    assert [text for text, _ in itertools.groupby(texts)] == list(dict.fromkeys(texts)), "each text once"
+    assert next(iter(dict.fromkeys(texts))) == subset(questions, 1, seed=3)[0].context
+    assert all(subset(questions, n, seed=3, together=True) == chosen[:n] for n in range(1, 50))
 
 
 def test_subset_draws_without_repetition_from_everywhere():

@@ -107,4 +107,6 @@ def files(folder):
 def trained_on(config):
     """Questions that are trained on, and those that are held out."""
     pool, held = split_by_article(load("sample", "train").questions)
-    return subset(pool, config.samples, config.seed), subset(held, config.val_samples, config.seed)
+    return subset(pool, config.samples, config.seed, config.source == "context"), subset(
+        held, config.val_samples, config.seed
+    )
