@@ -245,8 +245,8 @@ class DenseSettings(LLMSettings):
     )
     llms: str = option(next(iter(DEFAULT_LLMS)), "names of the LLMs; the model of x is read from X_ID")
     scores_samples: int = option(
-        100_000, "train questions that teach the anchors which tokens answers are made of, without an LLM; 0: none",
-        least=0,
+        32_000, "train questions that teach the anchors which tokens answers are made of, without an LLM; 0: none",
+        gpu=100_000, least=0,
     )  # fmt: skip
     samples: int = option(16_000, "train questions of an arm", gpu=100_000, least=1)
     epochs: int = option(1, "passes of an arm", gpu=3, least=1)

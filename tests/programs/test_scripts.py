@@ -183,7 +183,7 @@ def test_dense_latents_are_taught_trained_alike_and_judged_at_every_m(recorded, 
     assert [flag(call, "init") for call in begun] == [f"out/seed{seed}/scores/checkpoint_best" for seed in (0, 0, 1, 1)]
     learned = [call for call in others if "--stage scores" in call[0]]
     assert {(flag(call, "seed"), flag(call, "samples"), flag(call, "save_dir")) for call in learned} == {
-        (str(seed), "100000", f"out/seed{seed}/scores") for seed in (0, 1)
+        (str(seed), "32000", f"out/seed{seed}/scores") for seed in (0, 1)
     }
     same = ("samples", "epochs", "latent_lens", "kd_weight", "teacher")
     expected = ("5", "1", "4,8", "0.5", "out/teacher/checkpoint_best")
