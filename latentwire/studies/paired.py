@@ -134,16 +134,9 @@ def compare(runs: Sequence[Run], margin: float | None = None, selection: Path | 
         )
     questions, _, spans = _questions(first, base)
     systems = [system for run in runs for system in _systems(run, found, ids)]
-    parts = []
     if selection:
         require(spans, "selection", str(selection), f"answers of {base['dataset']} are no spans of their contexts")
-        inside = answer_is_sent(selection, base["source"], questions)
-        of = {"a whole answer is among the tokens sent": inside, "no whole answer is": ~inside}
-        parts = [
-            {"part": part, "n": int(which.sum()), "rows": _rows(systems, found, questions, margin, which)}
-            for part, which in of.items()
-            if which.any()
-        ]
+    parts = _parts(selection, base["source"], systems, found, questions, margin) if selection else []
     return (
         {"schema": SCHEMA, "condition": ", ".join(dict.fromkeys(run.condition for run in runs)), "margin": margin}
         | {name: base[name] for name in ("machine", *_SAME, "seed")}
@@ -151,12 +144,38 @@ def compare(runs: Sequence[Run], margin: float | None = None, selection: Path | 
     )
 
 
-def answer_is_sent(checkpoint: Path, source: str, questions: Sequence[Question]) -> np.ndarray:
-    """Whether the tokens that a checkpoint sends hold one of the reference answers, all its characters: bool [n].
+def _parts(
+    selection: Path,
+    source: str,
+    systems: Sequence[System],
+    found: Mapping[Path, Mapping],
+    questions: Sequence[Question],
+    margin: float | None,
+) -> list[dict]:
+    """The rows again, of questions of which `selection` sends a whole answer, and of the others. Where it was trained
+    with several M, what it sends at each of them tells the rows of this M apart."""
+    made = read_config(selection)
+    several = made.get("settings", {}).get("latent_lens")
+    parts = []
+    for m in map(int, several.split(",")) if several else (made["latent_len"],):
+        mine = [system for system in systems if not several or system.rows[0]["m"] in (m, None)]
+        inside = answer_is_sent(selection, source, questions, m)
+        at = f" at M={m}" if several else ""
+        of = {f"a whole answer is among the tokens sent{at}": inside, f"no whole answer is{at}": ~inside}
+        parts += [
+            {"part": part, "n": int(which.sum()), "rows": _rows(mine, found, questions, margin, which)}
+            for part, which in of.items()
+            if mine and which.any()
+        ]
+    return parts
+
+
+def answer_is_sent(checkpoint: Path, source: str, questions: Sequence[Question], m: int) -> np.ndarray:
+    """Whether the M tokens that a checkpoint sends hold one of the reference answers, all its characters: bool [n].
 
     Raises ValueError where its encoder chooses no tokens.
     """
-    encoder, m = load_encoder(checkpoint), read_config(checkpoint)["latent_len"]
+    encoder = load_encoder(checkpoint)
     remedy = f"its encoder {encoder.name!r} chooses no tokens; name a checkpoint that does"
     require(encoder.chooses_tokens, "selection", str(checkpoint), remedy)
     found = []

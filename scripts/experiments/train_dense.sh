@@ -67,4 +67,6 @@ for one in $ARMS; do
     folders=$(for seed in $SEEDS; do printf ",%s" "$OUTPUT_DIR/seed$seed/$one/eval"; done)
     runs+=("${folders:1}")
 done
-program compare "${runs[@]}" "$OUTPUT_DIR/rivals:token_budget" "$OUTPUT_DIR/rivals:text" --save_dir "$OUTPUT_DIR"
+apart=()  # questions whose answer the first seed's anchors hold, and the others
+[[ $SCORES_SAMPLES = 0 || $ARMS = windows ]] || apart=(--selection "$OUTPUT_DIR/seed${SEEDS%% *}/scores/checkpoint_best")
+program compare "${runs[@]}" "$OUTPUT_DIR/rivals:token_budget" "$OUTPUT_DIR/rivals:text" "${apart[@]}" --save_dir "$OUTPUT_DIR"

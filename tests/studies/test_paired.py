@@ -13,13 +13,12 @@ from latentwire.compare import main
 from latentwire.data.squad import load
 from latentwire.evaluation.results import compare as pairs_of
 from latentwire.evaluation.results import row_key, summarise
-from latentwire.models.weights import read_config
 from latentwire.reporting.charts import comparison
 from latentwire.reporting.tables import comparison_markdown
 from latentwire.studies import paired
 from latentwire.studies.paired import answer_is_sent, compare, recompute
 from latentwire.studies.settings import parse_run
-from latentwire.utils.files import read_lines, write_sealed
+from latentwire.utils.files import read_lines
 
 QUESTIONS = load("sample", "dev").questions[:6]
 MACHINE = {"gpus": [], "processor": "P", "threads": 2, "torch": "2", "transformers": "5"}
@@ -96,16 +95,15 @@ def test_seeds_are_averaged_by_question_and_their_spread_is_told(runs):
 
 
 def test_an_answer_is_sent_if_all_its_tokens_are(trained):
-    made = read_config(trained)
     for m, sent in ((1, False), (500, True)):
-        write_sealed(trained / "config.json", made | {"latent_len": m})
-        assert set(answer_is_sent(trained, "prompt", QUESTIONS)) == {sent}
+        assert set(answer_is_sent(trained, "prompt", QUESTIONS, m)) == {sent}
 
 
 def test_questions_whose_answer_is_not_among_the_tokens_sent_stand_apart(runs, monkeypatch):
     base, _, other = runs
     inside = np.array([True, False, True, False, False, True])
-    monkeypatch.setattr(paired, "answer_is_sent", lambda checkpoint, source, questions: inside)
+    monkeypatch.setattr(paired, "answer_is_sent", lambda checkpoint, source, questions, m: inside)
+    monkeypatch.setattr(paired, "read_config", lambda checkpoint: {"latent_len": 4})
     found = compare([parse_run(str(run), "latentwire") for run in (base, other)], selection=Path("checkpoint"))
     sent, others = found["parts"]
     assert (sent["n"], others["n"]) == (3, 3)
@@ -114,6 +112,22 @@ def test_questions_whose_answer_is_not_among_the_tokens_sent_stand_apart(runs, m
     assert first["f1"] == pytest.approx(1 / 3) and second["diff"] == pytest.approx(2 / 3)
     assert first["nll_per_token"] is None, "a mean of all questions"
     assert "Questions of which no whole answer is (n=3):" in comparison_markdown(found)
+
+
+def test_where_several_m_are_sent_each_tells_its_own_rows_apart(tmp_path, monkeypatch):
+    base, other = (
+        evaluation(tmp_path / name, [f1] * 6, others={"latentwire@8": [1] * 6, "latentwire@9": [1] * 6})
+        for name, f1 in (("base", 0), ("other", 1))
+    )
+    monkeypatch.setattr(paired, "read_config", lambda checkpoint: {"settings": {"latent_lens": "4,8,99"}})
+    monkeypatch.setattr(paired, "answer_is_sent", lambda checkpoint, source, questions, m: np.arange(6) < m - 4)
+    runs = [parse_run(str(run), "latentwire") for run in (base, other)]
+    found = compare(runs, selection=Path("checkpoint"))["parts"]
+    assert [(part["part"], part["n"], [(row["m"], row["diff"]) for row in part["rows"]]) for part in found] == [
+        ("no whole answer is at M=4", 6, [(4, 0), (4, 1)]),
+        ("a whole answer is among the tokens sent at M=8", 4, [(8, 0), (8, 0)]),
+        ("no whole answer is at M=8", 2, [(8, 0), (8, 0)]),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,11 @@ _KNOWN = 1e4  # salience of tokens that an oracle wants
 
 @encoder("anchors")
 class AnchorEncoder(SelectingEncoder):
-    """The rarest token of each window leads its latent: z = its code + a dense residual, which starts at zero, of the
+    """One token of each window leads its latent: z = its code + a dense residual, which starts at zero, of the
     token's own state and the window's mean (anchors as in SAC, arXiv:2510.08907; windows as in arXiv:2510.20797).
 
-    How rare: by the token's id, since a byte-level BPE numbers its tokens from frequent to rare; a learned correction
-    starts at zero. The choice has the gradient of a softmax over the window (straight-through), and answer spans teach
+    At the start the rarest leads: by its id, since a byte-level BPE numbers its tokens from frequent to rare; a learned
+    correction starts at zero. The choice has the gradient of a softmax over the window (straight-through), and answer spans teach
     which token of a window is one of an answer's. Begins from the codebook, or as another did, with a residual of zero
     where that one has none.
     """
