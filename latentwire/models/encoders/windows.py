@@ -33,9 +33,9 @@ class AnchorEncoder(SelectingEncoder):
     token's own state and the window's mean (anchors as in SAC, arXiv:2510.08907; windows as in arXiv:2510.20797).
 
     At the start the rarest leads: by its id, since a byte-level BPE numbers its tokens from frequent to rare; a learned
-    correction starts at zero. The choice has the gradient of a softmax over the window (straight-through), and answer spans teach
-    which token of a window is one of an answer's. Begins from the codebook, or as another did, with a residual of zero
-    where that one has none.
+    correction starts at zero. The choice has the gradient of a softmax over the window (straight-through), and answer
+    spans teach which token of a window is one of an answer's. Begins from the codebook, or as another did, with a
+    residual of zero where that one has none.
     """
 
     reads_answers = False
