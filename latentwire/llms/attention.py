@@ -1,4 +1,5 @@
-"""How a model attends; and attention behind a head that all rows share: its keys and values are copied to no row.
+"""How a model attends; and attention behind a head that all rows share: its keys and values are copied to no row. What
+only some rows share, a text of several questions, is read once, too.
 
 PyTorch's fused attention takes one set of keys per row. Behind the same head of H positions, all rows' queries can be
 multiplied with its keys in one matrix product, which is faster on a CPU, above all backwards: the head needs no

@@ -80,7 +80,7 @@ class FrozenLLM:
         known = inspect.signature(model.forward).parameters
         self._sees_all = sees_all(f"{self.name} ({self.id})", model) and "position_ids" in known
         self._cache_name = "cache" if "cache" in known else "past_key_values"  # renamed in transformers 5.24
-        self._shares = self._sees_all and share_heads(model)
+        self.shares = self._sees_all and share_heads(model)
         self._heads: dict[tuple[int, ...], DynamicCache] = {}
         self._rms: Tensor | None = None
 
@@ -141,8 +141,8 @@ class FrozenLLM:
         """Read head + slot + tail for each row.
 
         head: token ids, the same for all rows, computed once per distinct head; slots: B tensors [P_i, d]; one that
-        several rows share is read once (see `alike`); tails: B lists of token ids; deltas: what is added to the slots'
-        keys and values (see `_adding`).
+        several rows share (see `alike`) is read once where `shares`; tails: B lists of token ids; deltas: what is added
+        to the slots' keys and values (see `_adding`).
         """
         rests = [self.embed(tail) for tail in tails]
         logits, mask, cache = self._read(head, slots, rests, deltas, torch.ones(1, dtype=torch.long), kept=True)
@@ -237,7 +237,7 @@ class FrozenLLM:
         """Read rows of slot and rest, L_i positions, after the head: logits [B, A, V] at the places [A] that `from_end`
         counts from each row's end (1: the last), mask [B, H + L] and cache, which is of use only if it is kept. A row
         that is too short has others, of no meaning, there."""
-        if self._shares:
+        if self.shares:
             return self._read_packed(head, slots, rests, deltas, from_end, kept)
         rows = [torch.cat([s.to(self.device, self.dtype), rest]) for s, rest in zip(slots, rests, strict=True)]
         if self._sees_all:

@@ -27,12 +27,14 @@ _TOKEN = 4.3  # characters, mean of SQuAD's texts in the LLMs that were measured
 
 @dataclass(frozen=True)
 class Work:
-    """Work of one kind (TRAINING or ANSWERING), on a device, in a dtype; llms: ids of those that take part."""
+    """Work of one kind (TRAINING or ANSWERING), on a device, in a dtype; llms: ids of those that take part; together:
+    whether questions on a text share its reading."""
 
     kind: str
     device: str
     dtype: str
     llms: tuple[str, ...]
+    together: bool = False
 
     def stored(self, operations: float) -> float:
         """Seconds at the stored rate."""
@@ -57,7 +59,7 @@ class Work:
 
     @property
     def _name(self) -> str:
-        return " ".join([self.kind, self.device, self.dtype, *self.llms])
+        return " ".join([self.kind, self.device, self.dtype, *self.llms, *(["together"] if self.together else [])])
 
 
 def answer_operations(model: Model, cost: str, m: int, text: float, tokens: int) -> float:

@@ -153,11 +153,12 @@ def _parts(
     margin: float | None,
 ) -> list[dict]:
     """The rows again, of questions of which `selection` sends a whole answer, and of the others. Where it was trained
-    with several M, what it sends at each of them tells the rows of this M apart."""
+    with several M, it is asked for each M of the rows, and tells the rows of this M apart."""
     made = read_config(selection)
-    several = made.get("settings", {}).get("latent_lens")
+    several = bool(made.get("settings", {}).get("latent_lens"))
+    sizes = sorted({system.rows[0]["m"] for system in systems} - {None}) if several else [made["latent_len"]]
     parts = []
-    for m in map(int, several.split(",")) if several else (made["latent_len"],):
+    for m in sizes:
         mine = [system for system in systems if not several or system.rows[0]["m"] in (m, None)]
         inside = answer_is_sent(selection, source, questions, m)
         at = f" at M={m}" if several else ""
@@ -165,7 +166,7 @@ def _parts(
         parts += [
             {"part": part, "n": int(which.sum()), "rows": _rows(mine, found, questions, margin, which)}
             for part, which in of.items()
-            if mine and which.any()
+            if which.any()
         ]
     return parts
 

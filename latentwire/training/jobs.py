@@ -141,8 +141,7 @@ def _answer_figures(
 def _selection_figures(encoder: Encoder, held: QuestionSet, config: TrainSettings) -> dict[str, float]:
     """How often all tokens of the answer are among the M sent, and how often some are; F1 of the encoder's own answer,
     where it has one to this question. An encoder that has none is judged by "answer_touched"."""
-    encoded = [encoder.encoded([q], config.source, config.latent_len)[0] for q in held.questions]
-    kept = [_sent_of_answer(one, q) for one, q in zip(encoded, held.questions, strict=True)]
+    kept = [_sent_of_answer(encoder.encoded([q], config.source, config.latent_len)[0], q).cpu() for q in held.questions]
     figures = {"answer_kept": float(np.mean([bool(sent.all()) for sent in kept]))}
     figures["answer_touched"] = float(np.mean([bool(sent.any()) for sent in kept]))
     if not encoder.reads_answers:

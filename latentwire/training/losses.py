@@ -57,7 +57,8 @@ def span_sum(encoded: Encoded, questions: Sequence[Question]) -> Tensor:
     there = [row for row, question in enumerate(questions) if question.starts]
     if not there:
         return encoded.z.sum() * 0
-    encoded, questions = encoded.of(there), [questions[row] for row in there]
+    if len(there) < len(questions):
+        encoded, questions = encoded.of(there), [questions[row] for row in there]
     edges = torch.tensor(answer_edges(encoded.tokens, questions), device=encoded.z.device)  # [B, 2]
     if encoded.windows is not None:
         return _window_sum(encoded, edges)

@@ -101,7 +101,7 @@ def _stage(config: TrainSettings, shared: bool = True) -> dict[str, float] | Non
     set_seed(config.seed)
     everything = load(config.dataset, "train")
     pool, held = split_by_article(everything.questions)
-    together = not encoder_reads_question(config.source)  # a text is encoded once for all questions on it
+    together = not encoder_reads_question(config.source)  # a text is read once for all questions on it
     chosen = [] if config.samples == 0 else subset(pool, config.samples, config.seed, together)
     questions = dataclasses.replace(everything, questions=chosen)
     held = dataclasses.replace(everything, questions=subset(held, config.val_samples, config.seed))
@@ -272,7 +272,7 @@ def _estimate(
 def work_of(config: TrainSettings) -> Work:
     """What a stage computes on; config: with its device and dtype set."""
     llms = config.llm_ids.values() if STAGES[config.stage].needs_llms else ()
-    return Work(TRAINING, config.device, config.dtype, tuple(llms))
+    return Work(TRAINING, config.device, config.dtype, tuple(llms), not encoder_reads_question(config.source))
 
 
 def question_flops(config: TrainSettings, text: float) -> tuple[float, float]:

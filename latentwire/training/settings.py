@@ -30,7 +30,10 @@ class TrainSettings(LLMSettings, DataSettings):
         "whose selection is kept", there=bool,
     )  # fmt: skip
     samples: int | None = option(
-        None, "train questions; more than exist means all; default: all; 0: stage join in closed form alone", least=0
+        None,
+        "train questions, with source context all on a text before those on the next; more than exist means all; "
+        "default: all; 0: stage join in closed form alone",
+        least=0,
     )
     val_samples: int = option(100, "questions of train, from articles that are not trained on, for validation", least=1)
     epochs: int = option(2, "passes over the samples; of all stages: through the LLMs", gpu=3, least=1)

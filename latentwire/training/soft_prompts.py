@@ -46,7 +46,7 @@ class SoftPrompts(nn.Module):
         for name, reader in self.readers.items():
             soft = (self.vectors[name] * self.scale[name]).to(reader.llm.dtype)
             texts = [slot.embeds for slot in self.condition.slots(reader, questions, self.m, self.shared)]
-            first = alike(texts)
+            first = alike(texts) if reader.llm.shares else range(len(texts))
             once = {number: torch.cat([soft, texts[number]]) for number in set(first)}
             rows[name] = [once[number] for number in first]
         return Slots(rows)

@@ -6,8 +6,9 @@ import os
 from types import ModuleType
 
 _STORE_BYTES = 200_000_000  # of shared memory on this machine: what passes through is small
-# Without it a worker stays until this machine's first process has reaped the raylet, which not every container does.
-_ENDS = {"worker_process_setup_hook": "latentwire.utils.launcher.end_with_launchers"}
+# Workers end with the programs that started Ray. By itself a worker stays until this machine's first process has reaped
+# the raylet, which not every container does. What a cluster does with its workers is its own matter.
+_WORKERS = {"worker_process_setup_hook": "latentwire.utils.launcher.end_with_launchers"}
 
 
 def start_ray(library: str, remedy: str) -> ModuleType:
@@ -23,7 +24,7 @@ def start_ray(library: str, remedy: str) -> ModuleType:
         importlib.import_module(f"ray.{library}")
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed: {remedy}") from error
-    of_its_own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES, "runtime_env": _ENDS}
+    of_its_own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES, "runtime_env": _WORKERS}
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(address or "local", **quiet, **({} if address else of_its_own))
     logging.getLogger(f"ray.{library}").setLevel(logging.CRITICAL)  # failures are reported in our own words

@@ -5,7 +5,7 @@
 #   codes    the same tokens' codes alone
 #   windows  the mean of its window, and the same adapters as dense
 # Which token leads begins as the rarest. It is learned first, without an LLM, from the answer spans of all questions on a text
-# at once (SCORES_SAMPLES of them). The teacher (KD_WEIGHT above 0) reads the whole text behind a soft prompt that is tuned
+# at once (SCORES_SAMPLES of them), and, with SPAN_WEIGHT, while an arm is trained. The teacher (KD_WEIGHT above 0) reads the whole text behind a soft prompt that is tuned
 # first. On a GPU: all questions, three passes; on a CPU 16,000 questions, one pass; it prints which before it starts. Judged on
 # dev questions behind the first SKIP, beside text of as many tokens. Killed and started again it continues.
 set -euo pipefail
@@ -45,7 +45,7 @@ fi
 arm() {
     kind_of "$1"
     local folder=$OUTPUT_DIR/seed$2/$1 codes=$OUTPUT_DIR/codebook_$adapters begun=()
-    if [ "$1" != windows ] && [ "$SCORES_SAMPLES" -gt 0 ]; then
+    if [ "$1" != windows ] && [[ $SCORES_SAMPLES =~ [1-9] ]]; then
         train --stage codebook --kd_weight 0 --save_dir "$OUTPUT_DIR/codebook"
         train --stage scores --encoder_type anchors --no-dense --init "$OUTPUT_DIR/codebook/checkpoint_best" --seed "$2" \
             --samples "$SCORES_SAMPLES" --epochs 1 --latent_len "$middle" --latent_lens "$LATENT_LENS" --kd_weight 0 \
@@ -62,11 +62,10 @@ arm() {
 for seed in $SEEDS; do
     for one in $ARMS; do arm "$one" "$seed"; done
 done
-runs=()
+runs=() apart=()  # questions whose answer is among one arm's anchors (of one seed; others differ a little), and the others
 for one in $ARMS; do
+    [ "$one" = windows ] || apart=(--selection "$OUTPUT_DIR/seed${SEEDS%% *}/$one/checkpoint_best")
     folders=$(for seed in $SEEDS; do printf ",%s" "$OUTPUT_DIR/seed$seed/$one/eval"; done)
     runs+=("${folders:1}")
 done
-apart=()  # questions whose answer the first seed's anchors hold, and the others
-[[ $SCORES_SAMPLES = 0 || $ARMS = windows ]] || apart=(--selection "$OUTPUT_DIR/seed${SEEDS%% *}/scores/checkpoint_best")
 program compare "${runs[@]}" "$OUTPUT_DIR/rivals:token_budget" "$OUTPUT_DIR/rivals:text" "${apart[@]}" --save_dir "$OUTPUT_DIR"

@@ -1,5 +1,6 @@
 """Seconds from operations: at a stored rate, corrected by the last run of the same kind of work."""
 
+import dataclasses
 import json
 
 import pytest
@@ -30,6 +31,7 @@ def test_what_a_run_took_corrects_the_next_estimate_of_the_same_work_alone(cache
     TRAINED.note(2e12, took=6 * before)  # twice the work in six times the time
     assert TRAINED.seconds(1e12) == pytest.approx(3 * before)
     others = [Work(TRAINING, "cpu", "float32", ("a",)), Work(ANSWERING, "cpu", "float32", ("a", "b"))]
+    others.append(dataclasses.replace(TRAINED, together=True))
     assert all(other.seconds(1e12) == other.stored(1e12) for other in others)
     others[0].note(1e12, took=5.0)
     TRAINED.note(1e12, took=0.5 * before)

@@ -116,10 +116,10 @@ def test_questions_whose_answer_is_not_among_the_tokens_sent_stand_apart(runs, m
 
 def test_where_several_m_are_sent_each_tells_its_own_rows_apart(tmp_path, monkeypatch):
     base, other = (
-        evaluation(tmp_path / name, [f1] * 6, others={"latentwire@8": [1] * 6, "latentwire@9": [1] * 6})
+        evaluation(tmp_path / name, [f1] * 6, others={"latentwire@8": [1] * 6})
         for name, f1 in (("base", 0), ("other", 1))
     )
-    monkeypatch.setattr(paired, "read_config", lambda checkpoint: {"settings": {"latent_lens": "4,8,99"}})
+    monkeypatch.setattr(paired, "read_config", lambda checkpoint: {"settings": {"latent_lens": "4,99"}})
     monkeypatch.setattr(paired, "answer_is_sent", lambda checkpoint, source, questions, m: np.arange(6) < m - 4)
     runs = [parse_run(str(run), "latentwire") for run in (base, other)]
     found = compare(runs, selection=Path("checkpoint"))["parts"]

@@ -1,7 +1,7 @@
 """anchors, windows: a text is cut into M windows of wire tokens, and each window gives one latent.
 
-Nothing of it is trained on answer spans, so it serves the source where the question is not known. Any M can be asked
-for: the windows follow it. Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's states.
+What they send depends on no question, so they serve the source where it is not known. Any M can be asked for: the
+windows follow it. Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's states.
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,8 @@ class AnchorEncoder(SelectingEncoder):
     def begin(cls, before: Encoder, settings: Settings, m: int) -> Encoder:
         if not isinstance(before, cls):
             return super().begin(before, settings, m)
-        made = cls(before.tokenizer, before.d_z, before.codebook.num_embeddings, before.backbone, settings.dense)
+        dense = settings.dense or before.dense  # what is there is never dropped: such settings are refused
+        made = cls(before.tokenizer, before.d_z, before.codebook.num_embeddings, before.backbone, dense)
         return made.with_weights_of(before)
 
     @classmethod
