@@ -53,7 +53,7 @@ def test_anchors_learn_where_answers_stand_and_both_arms_go_on_from_there(short,
     settings = {dense: ENCODERS["anchors"].Settings(encoder_id=encoder_folder, dense=dense) for dense in (True, False)}
     how = {"source": "context", "encoder_type": "anchors", "adapter_type": "deep", "latent_len": 8}
     made = run_of(short(tmp_path / "codebook", stage="codebook", **how)) / "checkpoint_best"
-    how |= {"samples": 40, "lr": 1e-2}
+    how |= {"samples": 40, "lr": 0.1, "encoder_lr": 0.01}
     scores = run_of(short(tmp_path / "s", stage="scores", init=str(made), epochs=4, encoder=settings[False], **how))
     before, after = read(made / "encoder.pt"), read(scores / "checkpoint_last" / "encoder.pt")
     assert torch.equal(before["codebook.weight"], after["codebook.weight"]) and after["score.weight"].any()
