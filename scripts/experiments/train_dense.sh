@@ -4,10 +4,12 @@
 #   dense    led by one token of its window, with a residual; the adapters also change keys and values of each layer
 #   codes    the same tokens' codes alone
 #   windows  the mean of its window, and the same adapters as dense
+#   budget   text cut to M tokens, behind a soft prompt of its own at each M
 # Which token leads begins as the rarest. It is learned first, without an LLM, from the answer spans of all questions on a text
-# at once (SCORES_SAMPLES of them), and, with SPAN_WEIGHT, while an arm is trained. The teacher (KD_WEIGHT above 0) reads the whole text behind a soft prompt that is tuned
-# first. On a GPU: all questions, three passes; on a CPU 16,000 questions, one pass; it prints which before it starts. Judged on
-# dev questions behind the first SKIP, beside text of as many tokens. Killed and started again it continues.
+# at once (SCORES_SAMPLES of them), and, with SPAN_WEIGHT, while an arm is trained. The teacher (KD_WEIGHT above 0) reads the
+# whole text behind a soft prompt that is tuned first. On a GPU: all questions, three passes; on a CPU 16,000 questions, one
+# pass; it prints which before it starts. Judged on dev questions behind the first SKIP, beside plain text, whole and of as many
+# tokens. Killed and started again it continues.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 export DTYPE=${DTYPE:-native}
@@ -22,7 +24,8 @@ kind_of() {
         dense) ;;
         codes) adapters=preamble kind+=(--no-dense) ;;
         windows) kind=(--encoder_type windows) ;;
-        *) echo "error: ARMS: $1 is not known; choose among dense, codes, windows" >&2 && exit 2 ;;
+        budget) ;;
+        *) echo "error: ARMS: $1 is not known; choose among dense, codes, windows, budget" >&2 && exit 2 ;;
     esac
 }
 for one in $ARMS; do kind_of "$one"; done
@@ -34,8 +37,10 @@ IFS=, read -ra each <<<"$LATENT_LENS"
 middle=${each[${#each[@]} / 2]}  # M of the validations
 judged=(--samples "$EVAL_SAMPLES" --skip "$SKIP")
 program eval --conditions "text,$(at token_budget)" "${judged[@]}" --save_dir "$OUTPUT_DIR/rivals"
-how=(--latent_len "$middle" --latent_lens "$LATENT_LENS" --kd_weight "$KD_WEIGHT" --continuation_share "$CONTINUATION_SHARE")
-[ -z "$FIRST_LATENT_LEN" ] || how+=(--first_latent_len "$FIRST_LATENT_LEN")
+how=(--samples "$SAMPLES" --epochs "$EPOCHS" --kd_weight "$KD_WEIGHT")
+lens=(--latent_len "$middle" --latent_lens "$LATENT_LENS")
+more=(--continuation_share "$CONTINUATION_SHARE")
+[ -z "$FIRST_LATENT_LEN" ] || more+=(--first_latent_len "$FIRST_LATENT_LEN")
 if [[ $KD_WEIGHT =~ [1-9] ]]; then
     train --stage text_tuned --samples "$TEACHER_SAMPLES" --epochs 1 --kd_weight 0 --save_dir "$OUTPUT_DIR/teacher"
     how+=(--teacher "$OUTPUT_DIR/teacher/checkpoint_best")
@@ -44,19 +49,32 @@ fi
 # arm NAME SEED: its training and its evaluation.
 arm() {
     kind_of "$1"
-    local folder=$OUTPUT_DIR/seed$2/$1 codes=$OUTPUT_DIR/codebook_$adapters begun=()
+    local folder=$OUTPUT_DIR/seed$2/$1 codes=$OUTPUT_DIR/codebook_$adapters begun=() m
+    if [ "$1" = budget ]; then
+        for m in "${each[@]}"; do
+            train --stage token_budget_tuned --latent_len "$m" --seed "$2" "${how[@]}" --save_dir "$folder/M$m/token_budget_tuned"
+            program eval --tuned "$folder/M$m" --conditions "token_budget_tuned@$m" "${judged[@]}" --save_dir "$folder/M$m/eval"
+        done
+        return
+    fi
     if [ "$1" != windows ] && [[ $SCORES_SAMPLES =~ [1-9] ]]; then
         train --stage codebook --kd_weight 0 --save_dir "$OUTPUT_DIR/codebook"
         train --stage scores --encoder_type anchors --no-dense --init "$OUTPUT_DIR/codebook/checkpoint_best" --seed "$2" \
-            --samples "$SCORES_SAMPLES" --epochs 1 --latent_len "$middle" --latent_lens "$LATENT_LENS" --kd_weight 0 \
-            --save_dir "$OUTPUT_DIR/seed$2/scores"
+            --samples "$SCORES_SAMPLES" --epochs 1 "${lens[@]}" --kd_weight 0 --save_dir "$OUTPUT_DIR/seed$2/scores"
         codes=$folder/codebook begun=("${kind[@]}" --init "$OUTPUT_DIR/seed$2/scores/checkpoint_best")
     fi
     train --stage codebook "${begun[@]}" --adapter_type "$adapters" --kd_weight 0 --save_dir "$codes"
-    train --stage joint "${kind[@]}" --init "$codes/checkpoint_best" --seed "$2" --samples "$SAMPLES" --epochs "$EPOCHS" \
-        "${how[@]}" --save_dir "$folder"
+    train --stage joint "${kind[@]}" --init "$codes/checkpoint_best" --seed "$2" "${how[@]}" "${lens[@]}" "${more[@]}" \
+        --save_dir "$folder"
     program eval --ckpt "$folder/checkpoint_best" --conditions "$(at latentwire),$(at shuffled_z)" "${judged[@]}" \
         --save_dir "$folder/eval"
+}
+
+# of PATH: the evaluations in it, of all seeds, as compare.py takes them.
+of() {
+    local folders
+    folders=$(for seed in $SEEDS; do printf ",%s" "$OUTPUT_DIR/seed$seed/$1/eval"; done)
+    echo "${folders:1}"
 }
 
 for seed in $SEEDS; do
@@ -64,8 +82,12 @@ for seed in $SEEDS; do
 done
 runs=() apart=()  # questions whose answer is among one arm's anchors (of one seed; others differ a little), and the others
 for one in $ARMS; do
-    [ "$one" = windows ] || apart=(--selection "$OUTPUT_DIR/seed${SEEDS%% *}/$one/checkpoint_best")
-    folders=$(for seed in $SEEDS; do printf ",%s" "$OUTPUT_DIR/seed$seed/$one/eval"; done)
-    runs+=("${folders:1}")
+    case "$one" in
+        budget) for m in "${each[@]}"; do runs+=("$(of "budget/M$m"):token_budget_tuned"); done ;;
+        *) runs+=("$(of "$one")") ;;
+    esac
+    case "$one" in
+        dense | codes) apart=(--selection "$OUTPUT_DIR/seed${SEEDS%% *}/$one/checkpoint_best") ;;
+    esac
 done
 program compare "${runs[@]}" "$OUTPUT_DIR/rivals:token_budget" "$OUTPUT_DIR/rivals:text" "${apart[@]}" --save_dir "$OUTPUT_DIR"

@@ -198,6 +198,27 @@ def test_dense_latents_are_taught_trained_alike_and_judged_at_every_m(recorded, 
     assert calls[-1][0].endswith(f"compare.py {' '.join(seeds)} out/rivals:token_budget out/rivals:text {apart}")
 
 
+def test_a_text_budget_learns_by_the_same_means_at_each_m(recorded, copy):
+    script = copy / "scripts/experiments/train_dense.sh"
+    how = {"OUTPUT_DIR": "out", "ARMS": "codes budget", "LATENT_LENS": "4,8", "SEEDS": "3 5", "SAMPLES": "7"}
+    done, calls = recorded(script, **how)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tuned = [call for call in calls if "--stage token_budget_tuned" in call[0]]
+    same = ("seed", "latent_len", "samples", "kd_weight", "teacher")
+    assert [tuple(flag(call, name) for name in same) for call in tuned] == [
+        (seed, m, "7", "0.5", "out/teacher/checkpoint_best") for seed in ("3", "5") for m in ("4", "8")
+    ]
+    assert not any("--latent_lens" in call or "--continuation_share" in call for call, _ in tuned)
+    judged = [call for call in calls if "eval.py" in call[0] and "--tuned" in call[0]]
+    assert [(flag(call, "tuned"), flag(call, "conditions"), flag(call, "save_dir")) for call in judged] == [
+        (f"out/seed{seed}/budget/M{m}", f"token_budget_tuned@{m}", f"out/seed{seed}/budget/M{m}/eval")
+        for seed in (3, 5)
+        for m in (4, 8)
+    ]
+    pairs = [f"out/seed3/budget/M{m}/eval,out/seed5/budget/M{m}/eval:token_budget_tuned" for m in (4, 8)]
+    assert f"out/seed3/codes/eval,out/seed5/codes/eval {' '.join(pairs)} out/rivals" in calls[-1][0]
+
+
 def test_dense_latents_are_trained_without_a_teacher_if_asked_and_an_unknown_arm_is_refused(recorded, copy):
     script = copy / "scripts/experiments/train_dense.sh"
     _, calls = recorded(script, OUTPUT_DIR="out", KD_WEIGHT="0", SAMPLES="")
