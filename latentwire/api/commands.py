@@ -72,7 +72,7 @@ def inspect(config: InspectSettings) -> None:
         wire = Wire.unpack(file.read(), lw.folder)
     mine = wire.encoder == lw.wire_id.hex()
     found = {
-        "version": wire.packed[len(MAGIC)], "codec": wire.codec, "source": wire.source, "encoder": wire.encoder,
+        "version": wire.version, "codec": wire.codec, "source": wire.source, "encoder": wire.encoder,
         "latents": wire.m, "d_z": wire.d_z, "blocks": list(wire.blocks), "bytes": len(wire.packed),
         "text_bytes": wire.text_bytes, "text_tokens": wire.text_tokens,
         "words": lw.wire(wire.packed).words() if mine else None, "break_even": break_even(lw, wire) if mine else None,

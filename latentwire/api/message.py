@@ -6,7 +6,7 @@ Version 2, little-endian:
     text tokens u32 | latents of each block u16 | payload | CRC-32 u32
 
 Payloads are those of `models.wire`. `encoder` names the encoder by its weights: only its readers can read the
-latents. Version 1 (`models.wire`) is latents alone; it is still read, but it cannot say whose it is.
+latents. Versions 1 and 3 (`models.wire`) are latents alone; they are read, too, but cannot say whose they are.
 """
 
 import struct
@@ -78,16 +78,16 @@ class Wire:
         foreign or newer bytes: a wrong latent is never returned, and what a header claims takes no memory before it is
         compared with the bytes that are there."""
         data = bytes(data)
-        body = wire.opened(data, (wire.VERSION, VERSION))
-        codec = wire.codec_of(body[len(wire.MAGIC) + 1])
+        version, codec = wire.header(data, (wire.VERSION, wire.SHORT_VERSION, VERSION))
         if codec in wire.COMPACT and compact is None and checkpoint is not None:
             from latentwire.models.wire.compact import tables_of  # imports torch
 
             compact = tables_of(checkpoint)
-        if body[len(wire.MAGIC)] == wire.VERSION:
+        if version != VERSION:
             z = wire.unpack(data, compact)
             blocks = (z.shape[1],) * len(z) if z.size else ()  # a header can claim billions of empty ones
             return cls(z.reshape(-1, z.shape[2]), blocks, codec, "", "", 0, 0, data, checkpoint)
+        body = wire.opened(data, (VERSION,))
         if len(body) < _HEADER.size:
             raise ValueError(f"wire too short: {len(data)} bytes, the header of version {VERSION} does not fit")
         _, _, _, source, count, d_z, encoder, text_bytes, text_tokens = _HEADER.unpack_from(body)
@@ -97,6 +97,11 @@ class Wire:
         blocks = struct.unpack_from(f"<{count}H", body, _HEADER.size)
         z = wire.unpack_values(memoryview(body)[lengths_end:], (1, sum(blocks), d_z), codec, compact)[0]
         return cls(z, blocks, codec, SOURCES[source], encoder.hex(), text_bytes, text_tokens, data, checkpoint)
+
+    @property
+    def version(self) -> int:
+        """Of the layout of its bytes."""
+        return wire.header(self.packed, (wire.VERSION, wire.SHORT_VERSION, VERSION))[0]
 
     @property
     def m(self) -> int:
@@ -114,7 +119,7 @@ class Wire:
     def __str__(self) -> str:
         blocks = f" in {len(self.blocks)} blocks" if len(self.blocks) > 1 else ""
         of = f" for {self.text_bytes:,} bytes of text" if self.text_bytes else ""
-        who = f"source {self.source}, encoder {self.encoder}" if self.encoder else "version 1, it does not say whose"
+        who = f"source {self.source}, encoder {self.encoder}" if self.encoder else "it does not say whose"
         return f"wire: {self.m} latents x {self.d_z}{blocks}, {self.codec}, {who}, {len(self.packed):,} bytes{of}"
 
     def words(self) -> list[str]:

@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+from models.test_compact import made
 
 from latentwire.api.message import VERSION, Wire
 from latentwire.models import wire as version_1
@@ -46,6 +47,17 @@ def test_a_wire_of_version_1_is_still_read_and_says_nothing_of_its_encoder():
     assert "does not say whose" in str(found)
 
 
+def test_a_short_wire_is_read_with_its_tables_alone():
+    compact, found, _ = made()
+    data = version_1.pack(found.numpy()[None], "coarse4", compact)
+    wire = Wire.unpack(data, compact=compact)
+    assert (wire.version, wire.blocks, wire.codec, wire.encoder) == (3, (len(found),), "coarse4", "")
+    assert np.array_equal(wire.z, version_1.unpack(data, compact)[0])
+    with pytest.raises(ValueError, match="name the checkpoint"):
+        Wire.unpack(data)
+    assert [Wire.unpack(kind).version for kind in (packed(), version_1.pack(latents(6)[None], "fp16"))] == [2, 1]
+
+
 def test_a_wire_shows_what_it_is():
     shown = str(Wire.unpack(packed()))
     assert all(part in shown for part in ("8 latents x 40", "2 blocks", "fp16", "source context", ID.hex(), "321"))
@@ -68,7 +80,7 @@ def test_every_cut_and_every_altered_byte_is_refused():
     [
         (0, b"PNG\r", "not a LatentWire wire"),
         (4, bytes([VERSION + 1]), f"wire version {VERSION + 1} is unknown"),
-        (5, bytes([9]), "codec number 9"),
+        (5, bytes([99]), "codec number 99"),
         (6, bytes([7]), "source number 7"),
         (7, b"\xff\xff", "that is no wire"),
         (9, b"\xff\xff", "does not fit its header"),

@@ -1,11 +1,16 @@
 """The wire: latents as bytes, and back. `api.message` puts them into what one program sends to another.
 
-Layout, little-endian:
+Version 1, little-endian:
 
     magic "LWIR" | version u8 | codec u8 | M u16 | d_z u16 | count u32 | payload | CRC-32 u32
 
-What a payload holds is said in `scalar` (fp16, int8, int4) and `compact` (compact0 to compact8: so many directions).
-The checksum covers everything before it. Anything unexpected raises ValueError: a wrong Z is never returned.
+Codecs with tables, whose reader knows what a latent is, take less around it (version 3; version 1 of them is still
+read):
+
+    magic "LZ" | codec u8 | M varint | count varint | payload | CRC-32 u32 of the tables' hash and everything before
+
+What a payload holds is said in `scalar` (fp16, int8, int4) and `compact` (the others). The checksum covers everything
+before it. Anything unexpected raises ValueError: a wrong Z is never returned.
 """
 
 import struct
@@ -20,13 +25,19 @@ from latentwire.models.wire.scalar import pack_scalars, unpack_scalars
 if TYPE_CHECKING:
     from latentwire.models.wire.compact import Compact
 
-MAGIC = b"LWIR"
-VERSION = 1
+MAGIC, SHORT = b"LWIR", b"LZ"
+VERSION, SHORT_VERSION = 1, 3
 SCALAR = ("fp16", "int8", "int4")
-COMPACT = {"compact0": 0, "compact1": 1, "compact2": 2, "compact4": 4, "compact8": 8}  # residual directions of each
+# Of each: directions of the residual, and how many of the tables' steps one of its steps is.
+COMPACT = {
+    **{f"compact{directions}": (directions, 1) for directions in (0, 1, 2, 4, 8)},
+    **{f"coarse{steps}": (8, steps) for steps in (2, 4, 8)},
+}
 CODECS = {codec: number for number, codec in enumerate((*SCALAR, *COMPACT))}
+_MOST = 0xFFFF
 _HEADER = struct.Struct("<4sBBHHI")
 _CRC = struct.Struct("<I")
+_LEAST = len(SHORT) + 3 + _CRC.size  # bytes of a short wire
 
 
 def pack(z: np.ndarray, codec: str, compact: "Compact | None" = None) -> bytes:
@@ -39,17 +50,70 @@ def pack(z: np.ndarray, codec: str, compact: "Compact | None" = None) -> bytes:
     if z.ndim != 3:
         raise ValueError(f"the wire takes latents of shape [count, M, d_z], got {list(z.shape)}")
     count, m, d_z = z.shape
-    if m > 0xFFFF or d_z > 0xFFFF:
-        raise ValueError(f"M={m}, d_z={d_z}: the wire holds at most 65535 of each")
+    if m > _MOST or d_z > _MOST:
+        raise ValueError(f"M={m}, d_z={d_z}: the wire holds at most {_MOST} of each")
     values = pack_values(z, codec, compact)
+    if codec in COMPACT:
+        body = SHORT + bytes([CODECS[codec]]) + _varint(m) + _varint(count) + values[len(compact.id) :]
+        return body + _CRC.pack(zlib.crc32(body, zlib.crc32(compact.digest)))
     return sealed(_HEADER.pack(MAGIC, VERSION, CODECS[codec], m, d_z, count) + values)
 
 
 def unpack(data: bytes, compact: "Compact | None" = None) -> np.ndarray:
     """Decode what `pack` made: float32 [count, M, d_z]. Raises ValueError on short, altered or foreign bytes."""
+    if data.startswith(SHORT):
+        return _unpack_short(data, compact)
     body = opened(data, (VERSION,))
     _, _, code, m, d_z, count = _HEADER.unpack_from(body)
     return unpack_values(memoryview(body)[_HEADER.size :], (count, m, d_z), codec_of(code), compact)
+
+
+def header(data: bytes, versions: Collection[int]) -> tuple[int, str]:
+    """Version and codec of a wire of one of these versions. Raises ValueError on short, altered or foreign bytes; a
+    checksum with tables (version 3) is left to `unpack`."""
+    if data.startswith(SHORT) and SHORT_VERSION in versions:
+        if len(data) < _LEAST:
+            raise ValueError(f"wire too short: {len(data)} bytes")
+        return SHORT_VERSION, codec_of(data[len(SHORT)])
+    body = opened(data, versions)
+    return body[len(MAGIC)], codec_of(body[len(MAGIC) + 1])
+
+
+def _unpack_short(data: bytes, compact: "Compact | None") -> np.ndarray:
+    (_, codec), body = header(data, (SHORT_VERSION,)), data[: -_CRC.size]
+    if codec not in COMPACT:
+        raise ValueError(f"wire header: codec {codec} has no such layout: that is no wire of this program")
+    tables = _tables(compact, codec)
+    if data[-_CRC.size :] != _CRC.pack(zlib.crc32(body, zlib.crc32(tables.digest))):
+        raise ValueError(
+            "wire checksum mismatch: the bytes were cut or altered, or packed with the tables of another checkpoint; "
+            "send it again, or read it with that one"
+        )
+    m, at = _from_varint(body, len(SHORT) + 1)
+    count, at = _from_varint(body, at)
+    shape = (count, m, tables.codes.shape[1])
+    return unpack_values(memoryview(tables.id + body[at:]), shape, codec, tables)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits per byte, the lowest first; the eighth says that more follow."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def _from_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number that begins at a place, and where it ends. ValueError for one that no sender writes."""
+    number = 0
+    for place, byte in enumerate(data[at : at + 5]):
+        number |= (byte & 0x7F) << (7 * place)
+        if byte <= 0x7F:
+            if place and not byte:
+                break
+            return number, at + place + 1
+    raise ValueError("wire header: a number in it does not end: that is no wire of this program")
 
 
 def sealed(body: bytes) -> bytes:
@@ -90,7 +154,8 @@ def pack_values(z: np.ndarray, codec: str, compact: "Compact | None" = None) -> 
         raise ValueError("the latents hold nan or inf, so there is nothing to send; look at the encoder's output")
     if codec in SCALAR:
         return pack_scalars(z, codec)
-    return _tables(compact, codec).pack(z.reshape(-1, z.shape[2]), COMPACT[codec])
+    tables = _tables(compact, codec)
+    return tables.id + tables.pack(z.reshape(-1, z.shape[2]), *COMPACT[codec])
 
 
 def unpack_values(
@@ -105,7 +170,10 @@ def unpack_values(
     tables, (count, m, d_z) = _tables(compact, codec), shape
     if d_z != tables.codes.shape[1]:
         raise ValueError(f"the wire says that latents are {d_z} wide; this checkpoint's are {tables.codes.shape[1]}")
-    return tables.unpack(bytes(payload), count * m, COMPACT[codec]).reshape(shape)
+    size = len(tables.id)
+    if payload[:size] != tables.id:
+        raise ValueError("the wire was packed with the tables of another checkpoint; read it with that one")
+    return tables.unpack(bytes(payload[size:]), count * m, *COMPACT[codec]).reshape(shape)
 
 
 def _tables(compact: "Compact | None", codec: str) -> "Compact":

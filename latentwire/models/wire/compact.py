@@ -1,16 +1,18 @@
-"""Codec `compact`: a latent as the token whose code lies nearest, and the residual on a few directions.
+"""Codecs `compact` and `coarse`: a latent as the token whose code lies nearest, and the residual on a few directions.
 
     z ~ code(token) + mean + step * sum over j < r of value_j direction_j
 
 One step serves all directions: that loses least for the bits (reverse water-filling, Cover and Thomas, section 10.3).
+`compact` codecs differ in r, `coarse` ones in the step, which is a multiple of the tables' own.
 
 Tokens and values are coded by what is likely in wires of train questions (a range coder: Martin 1979; library
 constriction), so sender and reader need the same tables. They are fitted once and lie beside the checkpoint:
 
     FOLDER/codec/tables.safetensors
 
-Payload: tables' id u16 | words u32 of the coder. The id refuses a wire that was made with other tables.
-Shapes: V wire vocabulary, P latents, R directions kept, r of them used.
+Payload: tables' id u16 | words u32 of the coder. The id refuses a wire that was made with other tables; in the short
+layout the checksum does.
+Shapes: V wire vocabulary, P latents, R directions kept, r of them used; a step is `coarse` steps of the tables.
 """
 
 import hashlib
@@ -103,53 +105,65 @@ class Compact:
             raise ValueError(f"{path} is damaged, or of another checkpoint; {_REMEDY} {folder}")
         return cls(codes, *(tables[name] for name in _NAMES))
 
-    def pack(self, z: np.ndarray, r: int) -> bytes:
-        """Payload of latents [P, d_z] with r directions."""
-        latents = torch.from_numpy(np.ascontiguousarray(z, np.float32))
+    def pack(self, z: np.ndarray, r: int, coarse: int = 1) -> bytes:
+        """Words of the coder, for latents [P, d_z]."""
+        latents, most = torch.from_numpy(np.ascontiguousarray(z, np.float32)), _most(coarse)
         ids = nearest(latents, self.codes)
-        values = (latents - self.codes[ids] - self.mean) @ self.directions[:r].T / self.step  # [P, r]
-        sent = values.round().clamp(-LEVELS, LEVELS).int() + LEVELS
-        return self._coded(ids.int().numpy(), [column.contiguous().numpy() for column in sent.T])
+        values = (latents - self.codes[ids] - self.mean) @ self.directions[:r].T / (self.step * coarse)  # [P, r]
+        sent = values.round().clamp(-most, most).int() + most
+        return self._coded(ids.int().numpy(), [column.contiguous().numpy() for column in sent.T], coarse)
 
-    def unpack(self, payload: bytes, count: int, r: int) -> np.ndarray:
-        """The reverse: float32 [count, d_z]. Raises ValueError for another checkpoint's tables, or for bytes that no
-        sender packs."""
-        if payload[:_ID] != self.id:
-            raise ValueError("the wire was packed with the tables of another checkpoint; read it with that one")
-        words, rest = divmod(len(payload) - _ID, 4)
+    def unpack(self, payload: bytes, count: int, r: int, coarse: int = 1) -> np.ndarray:
+        """The reverse: float32 [count, d_z]. Raises ValueError for bytes that no sender packs."""
+        words, rest = divmod(len(payload), 4)
         if rest or count > 32 * words:
             raise ValueError(f"wire length does not fit its header: {len(payload)} bytes cannot hold {count} latents")
-        decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4", offset=_ID).astype(np.uint32))
+        decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
         try:
             ids = decoder.decode(self._of_tokens, count)
-            values = [decoder.decode(model, count) for model in self._of_values[:r]]
+            values = [decoder.decode(model, count) for model in self._of_values(coarse)[:r]]
         except AssertionError as error:  # so constriction tells of bytes that code nothing
             raise ValueError("the wire holds bytes that no sender packs; it was forged") from error
-        if self._coded(ids, values) != payload:
+        if self._coded(ids, values, coarse) != payload:
             raise ValueError("the wire holds other than its latents, which no sender packs; it was forged")
-        sent = torch.from_numpy(np.stack(values, axis=1)).float() - LEVELS if values else torch.zeros(count, 0)
-        return (self.codes[torch.from_numpy(ids).long()] + self.mean + self.step * sent @ self.directions[:r]).numpy()
+        sent = torch.from_numpy(np.stack(values, axis=1)).float() - _most(coarse) if values else torch.zeros(count, 0)
+        residual = self.step * coarse * sent @ self.directions[:r]
+        return (self.codes[torch.from_numpy(ids).long()] + self.mean + residual).numpy()
 
-    def _coded(self, ids: np.ndarray, values: Sequence[np.ndarray]) -> bytes:
-        """Payload of tokens int32 [P] and, for each direction used, its values int32 [P] from 0 on."""
+    def _coded(self, ids: np.ndarray, values: Sequence[np.ndarray], coarse: int) -> bytes:
+        """Words of tokens int32 [P] and, for each direction used, its values int32 [P] from 0 on."""
         coder = constriction.stream.queue.RangeEncoder()
         coder.encode(ids, self._of_tokens)
-        for column, model in zip(values, self._of_values, strict=False):
+        for column, model in zip(values, self._of_values(coarse), strict=False):
             coder.encode(column, model)
-        return self.id + coder.get_compressed().astype("<u4").tobytes()
+        return coder.get_compressed().astype("<u4").tobytes()
 
     @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of these tables and codes."""
+        return bytes.fromhex(_sha256(self._tables() | {"codes": self.codes.half()}))  # exports are half precision
+
+    @property
     def id(self) -> bytes:
-        """What names these tables and codes in a payload."""
-        return bytes.fromhex(_sha256(self._tables() | {"codes": self.codes.half()}))[:_ID]  # exports are half precision
+        """What names them in a payload."""
+        return self.digest[:_ID]
 
     @cached_property
     def _of_tokens(self) -> _Category:
         return _Category(self.shares.numpy(), perfect=False)
 
+    def _of_values(self, coarse: int) -> list[_Category]:
+        if coarse not in self._models:
+            steps, most = torch.arange(-LEVELS, LEVELS + 1), _most(coarse)
+            level = (steps / coarse).round().long().clamp(-most, most) + most  # [31]
+            shares = torch.zeros(len(self.levels), 2 * most + 1).index_add_(1, level, self.levels)
+            self._models[coarse] = [_Category(row.numpy(), perfect=False) for row in shares]
+        return self._models[coarse]
+
     @cached_property
-    def _of_values(self) -> list[_Category]:
-        return [_Category(row.numpy(), perfect=False) for row in self.levels]
+    def _models(self) -> dict[int, list[_Category]]:
+        """By coarseness."""
+        return {}
 
     def _tables(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).contiguous() for name in _NAMES}
@@ -168,6 +182,11 @@ def codebook_of(folder: Path) -> Tensor:
         kind = read_config(folder)["encoder"]["type"]
         raise ValueError(f"the encoder {kind!r} of {folder} has free queries, which stand for no words")
     return weights["codebook.weight"].float()
+
+
+def _most(coarse: int) -> int:
+    """The largest value of a coarse step."""
+    return round(LEVELS / coarse)
 
 
 def nearest(latents: Tensor, codes: Tensor) -> Tensor:
