@@ -6,39 +6,52 @@
 #   ids                  the tokens alone
 #   ids_marked           the tokens, and a mark on those of the encoder's own answer
 #   latentwire           the tokens, and a residual on each; evaluated with codec compact8, too
+#   narrow               the same with a residual of 8 directions; evaluated with the codecs that send all of them, too
 #   more_ids             the tokens alone, but MORE of them, with codec compact0: as many bytes as latentwire with compact8
 #   selected_text_tuned  their text; selected_words_tuned: in whole words; text_tuned: the whole text
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 show arms
 export SOURCE LLMS EPOCHS K OUTPUT_DIR
-train --stage codebook --init "$CKPT" --adapter_type preamble --save_dir "$OUTPUT_DIR/base"
+CODECS="coarse8 coarse4 compact8"  # of arm narrow, the fewest bytes first
+
+# begin FOLDER [FLAG...]: what arms start from: the selection of CKPT, codes and adapters in closed form.
+begin() { train --stage codebook --init "$CKPT" --adapter_type preamble --save_dir "$@"; }
+
+begin "$OUTPUT_DIR/base"
 base=$OUTPUT_DIR/base/checkpoint_best
 
 # arm NAME SEED: its training and its evaluation.
 arm() {
-    local folder=$OUTPUT_DIR/seed$2/$1 with=(--init "$base" --seed "$2" --samples "$SAMPLES") encoder=$1
-    local judged=(--skip "$SKIP" --samples "$EVAL_SAMPLES")
+    local folder=$OUTPUT_DIR/seed$2/$1 with=(--seed "$2" --samples "$SAMPLES") from=$base encoder=$1
+    local judged=(--skip "$SKIP" --samples "$EVAL_SAMPLES") codecs codec
     case "$1" in
         *_tuned)
-            train --stage "$1" "${with[@]}" --save_dir "$folder/$1"
+            train --stage "$1" --init "$base" "${with[@]}" --save_dir "$folder/$1"
             program eval --ckpt "$base" --tuned "$folder" --conditions "$1" "${judged[@]}" --save_dir "$folder/eval"
             return
             ;;
         latentwire) encoder=hf ;;
+        narrow)
+            begin "$OUTPUT_DIR/base8" --residual_rank 8
+            encoder=hf from=$OUTPUT_DIR/base8/checkpoint_best with+=(--residual_rank 8)
+            ;;
         more_ids) encoder=ids with+=(--latent_len "$MORE") ;;
     esac
-    train --stage adapters --encoder_type "$encoder" "${with[@]}" --save_dir "$folder"
+    train --stage adapters --encoder_type "$encoder" --init "$from" "${with[@]}" --save_dir "$folder"
     local made=$folder/checkpoint_best
     judged+=(--conditions latentwire)
     [ "$1" = more_ids ] || program eval --ckpt "$made" "${judged[@]}" --save_dir "$folder/eval"
     case "$1" in
-        latentwire) codec=compact8 ;;
-        more_ids) codec=compact0 ;;
+        latentwire) codecs=compact8 ;;
+        narrow) codecs=$CODECS ;;
+        more_ids) codecs=compact0 ;;
         *) return ;;
     esac
     [ -f "$made/codec/tables.safetensors" ] || program fit_codec --ckpt "$made"
-    program eval --ckpt "$made" "${judged[@]}" --codec "$codec" --save_dir "$folder/eval_$codec"
+    for codec in $codecs; do
+        program eval --ckpt "$made" "${judged[@]}" --codec "$codec" --save_dir "$folder/eval_$codec"
+    done
 }
 
 # of EVAL ARM: the evaluations of an arm's seeds, as compare.py takes them.
@@ -63,3 +76,7 @@ done
 pair() { program compare "${@:2}" --margin 0.02 --selection "$base" --save_dir "$1"; }
 [ ${#same_places[@]} -eq 0 ] || pair "$OUTPUT_DIR" "${same_places[@]}"
 [ ${#same_bytes[@]} -eq 0 ] || pair "$OUTPUT_DIR/same_bytes" "${same_bytes[@]}"
+if [[ " $ARMS " == *" narrow "* ]]; then # the same weights, in fewer bytes
+    mapfile -t coded < <(for codec in $CODECS; do of "eval_$codec" narrow; done)
+    program compare "$(of eval narrow)" "${coded[@]}" --margin 0.01 --save_dir "$OUTPUT_DIR/codecs"
+fi

@@ -282,6 +282,31 @@ def test_ablations_end_with_the_first_failure_and_refuse_an_unknown_row(recorded
     assert done.returncode == 2 and "bytes is not known" in done.stderr and not calls
 
 
+def test_a_narrow_residual_is_sent_whole_by_each_of_its_codecs(recorded, copy):
+    script = copy / "scripts/experiments/train_arms.sh"
+    done, calls = recorded(script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS="latentwire narrow")
+    assert done.returncode == 0, done.stdout + done.stderr
+    trained = [call for call in calls if "--residual_rank 8" in call[0]]
+    assert [
+        (flag(call, "stage"), flag(call, "init"), flag(call, "save_dir")) for call in trained if "--seed" in call[0]
+    ] == [("adapters", "out/base8/checkpoint_best", f"out/seed{seed}/narrow") for seed in (0, 1)]
+    assert {flag(call, "init") for call in trained if "--seed" not in call[0]} == {"checkpoints/latentwire_m32"}
+    coded = [call for call in calls if "eval.py" in call[0] and "out/seed1/narrow" in call[0]]
+    assert [flag(call, "codec") if "--codec" in call[0] else "" for call in coded] == [
+        "",
+        "compact8",
+        "coarse4",
+        "coarse8",
+    ]
+    pairs = " ".join(
+        f"out/seed0/narrow/{name},out/seed1/narrow/{name}"
+        for name in ("eval", *(f"eval_{flag(c, 'codec')}" for c in coded[1:]))
+    )
+    assert calls[-1][0].endswith(f"compare.py {pairs} --margin 0.01 --save_dir out/codecs")
+    places = "out/seed0/latentwire/eval,out/seed1/latentwire/eval out/seed0/narrow/eval,out/seed1/narrow/eval"
+    assert any(places in call for call, _ in calls)
+
+
 def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
     script, arms = copy / "scripts/experiments/train_arms.sh", "latentwire ids more_ids text_tuned"
     done, calls = recorded(script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS=arms, SAMPLES="5")
