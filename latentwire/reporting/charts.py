@@ -78,6 +78,34 @@ def comparison(compared: Mapping) -> Figure:
     return figure
 
 
+def rates(compared: Mapping) -> Figure:
+    """F1 with its 95% interval against the bytes sent, of each run and LLM of comparison.json; codecs of the same
+    weights are joined by a line."""
+    figure = Figure(figsize=(1.3 * _WIDTH, _WIDTH), layout="constrained")
+    panel = figure.subplots()
+    for number, llm in enumerate(llms_of(compared["rows"])):
+        rows = sorted((row for row in compared["rows"] if row["llm"] == llm), key=lambda row: row["wire_bytes"])
+        colour = f"C{number}"
+        for row in rows:
+            low, high = row["f1_ci95"]
+            spread = [[row["f1"] - low], [high - row["f1"]]]
+            panel.errorbar(row["wire_bytes"], row["f1"], spread, fmt="o", ms=4, color=colour, lw=1)
+            panel.annotate(
+                row["codec"] if row["weights"] else row["name"], (row["wire_bytes"], row["f1"]), (4, 4),
+                textcoords="offset points", fontsize=7,
+            )  # fmt: skip
+        for weights in {tuple(row["weights"]) for row in rows if row["weights"]}:
+            line = [(row["wire_bytes"], row["f1"]) for row in rows if tuple(row["weights"]) == weights]
+            panel.plot(*zip(*line, strict=True), color=colour, lw=1, label=llm)
+    panel.set_xscale("symlog", linthresh=10)  # no_context sends 0 bytes
+    panel.set_xlabel("bytes sent")
+    panel.set_ylabel("F1")
+    panel.spines[["top", "right"]].set_visible(False)
+    found = dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
+    panel.legend(found.values(), found, frameon=False)
+    return figure
+
+
 def compression(series: Mapping[str, Sequence[Mapping]], title: str) -> Figure:
     """F1 of one LLM's rows against M, positions and bytes; a name's rows are joined by a line. The text is a line
     across where it has no M."""

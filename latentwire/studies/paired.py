@@ -27,7 +27,7 @@ from latentwire.evaluation.scores import (
 )
 from latentwire.models.checkpoint import load_encoder
 from latentwire.models.weights import read_config
-from latentwire.reporting.charts import comparison
+from latentwire.reporting.charts import comparison, rates
 from latentwire.reporting.tables import comparison_markdown
 from latentwire.studies.settings import Run
 from latentwire.utils.cli import SCHEMA, require
@@ -105,13 +105,16 @@ def _equal(a: object, b: object) -> bool:
 
 
 def write(compared: Mapping, folder: Path | None) -> None:
-    """comparison.json, comparison.md and comparison.png, if there is a folder for them."""
+    """comparison.json, comparison.md and comparison.png, if there is a folder for them; and bytes.png, where runs send
+    several sizes."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "comparison.json", compared)
     write_text(folder / "comparison.md", comparison_markdown(compared))
     comparison(compared).savefig(folder / "comparison.png", dpi=130)
+    if len({row["wire_bytes"] for row in compared["rows"]}) > 2:
+        rates(compared).savefig(folder / "bytes.png", dpi=130)
     print(f"wrote {folder / 'comparison.md'}, comparison.json and comparison.png")
 
 

@@ -13,7 +13,7 @@ from latentwire.compare import main
 from latentwire.data.squad import load
 from latentwire.evaluation.results import compare as pairs_of
 from latentwire.evaluation.results import row_key, summarise
-from latentwire.reporting.charts import comparison
+from latentwire.reporting.charts import comparison, rates
 from latentwire.reporting.tables import comparison_markdown
 from latentwire.studies import paired
 from latentwire.studies.paired import answer_is_sent, compare, recompute
@@ -270,6 +270,23 @@ def test_zeros_alone_are_shown_by_the_rule_of_three(tmp_path):
     assert comparison_markdown(found).count("| 0.000 [0.000, 0.500] |") == 2
     (panel,) = comparison(found).axes
     assert max(bar.get_segments()[0][1][0] for bar in panel.collections) == pytest.approx(0.5)
+
+
+def test_the_bytes_of_the_same_weights_are_joined_and_drawn_where_there_are_several(tmp_path):
+    scores = {"fp16": [1] * 6, "compact8": [0, 1, 1, 1, 1, 1], "coarse8": [0, 0, 1, 1, 1, 1]}
+    runs = [evaluation(tmp_path / codec, f1, "weights", codec=codec) for codec, f1 in scores.items()]
+    found = compared(*runs, f"{evaluation(tmp_path / 'text', [0] * 6, others={'text': [0, 0, 0, 1, 1, 1]})}:text")
+    paired.write(found, tmp_path / "one size")
+    assert not (tmp_path / "one size" / "bytes.png").exists()
+    for row, size in zip(found["rows"], (16402, 110, 58, 870), strict=True):
+        row["wire_bytes"] = size
+    (panel,) = rates(found).axes
+    joined = [line.get_xydata().tolist() for line in panel.lines if line.get_label() == "llama"]
+    assert joined == [[[58, pytest.approx(4 / 6)], [110, pytest.approx(5 / 6)], [16402, 1]]], "the text stands alone"
+    assert {text.get_text() for text in panel.texts} == {"fp16", "compact8", "coarse8", "text: text"}
+    assert [text.get_text() for text in panel.get_legend().texts] == ["llama"]
+    paired.write(found, tmp_path / "sizes")
+    assert (tmp_path / "sizes" / "bytes.png").read_bytes().startswith(b"\x89PNG")
 
 
 COMPARISONS = sorted((Path(__file__).parents[2] / "results").glob("**/comparison.json"))
