@@ -91,8 +91,8 @@ def _unpack_short(data: bytes, compact: "Compact | None") -> np.ndarray:
         )
     m, at = _from_varint(body, len(SHORT) + 1)
     count, at = _from_varint(body, at)
-    shape = (count, m, tables.codes.shape[1])
-    return unpack_values(memoryview(tables.id + body[at:]), shape, codec, tables)
+    found = tables.unpack(body[at:], count * m, *COMPACT[codec])
+    return found.reshape(count, m, tables.codes.shape[1])
 
 
 def _varint(number: int) -> bytes:
