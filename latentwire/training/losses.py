@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from latentwire.data.question import Question
 from latentwire.llms.frozen import PrefixLoss
-from latentwire.models.encoders.base import Encoded, answer_edges
+from latentwire.models.encoders.base import Encoded, answer_edges, between
 from latentwire.training.teacher import TeacherLine
 
 
@@ -68,8 +68,7 @@ def span_sum(encoded: Encoded, questions: Sequence[Question]) -> Tensor:
 
 def _window_sum(encoded: Encoded, edges: Tensor) -> Tensor:
     least = torch.finfo(encoded.scores.dtype).min
-    place = torch.arange(encoded.scores.shape[1], device=edges.device)
-    answers = (place >= edges[:, :1]) & (place <= edges[:, 1:])  # [B, T]
+    answers = between(*edges.T, encoded.scores.shape[1])  # [B, T]
     held = encoded.windows & answers[:, None]  # [B, M, T]
     chosen = encoded.scores[:, None].masked_fill(~encoded.windows, least).log_softmax(dim=2)
     nll = -chosen.masked_fill(~held, least).logsumexp(dim=2)  # [B, M]

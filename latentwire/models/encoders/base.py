@@ -177,6 +177,12 @@ def answer_edges(tokens: Tokens, questions: Sequence[Question]) -> list[tuple[in
     return edges
 
 
+def between(first: Tensor, last: Tensor, length: int) -> Tensor:
+    """Which of `length` tokens stand between two of them, these included: bool [B, length]; first, last: [B]."""
+    place = torch.arange(length, device=first.device)
+    return (place >= first[:, None]) & (place <= last[:, None])
+
+
 def overlapping(spans: np.ndarray, begin: int, end: int) -> tuple[int, int]:
     """First and last token (spans [T, 2]) that share a character with [begin, end)."""
     inside = np.flatnonzero((spans[:, 0] < end) & (spans[:, 1] > begin))

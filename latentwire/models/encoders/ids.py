@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latentwire.models.backbones import PretrainedBackbone
 from latentwire.models.components import Component, component
-from latentwire.models.encoders.base import Encoder, Tokens, encoder
+from latentwire.models.encoders.base import Encoder, Tokens, between, encoder
 from latentwire.models.encoders.codebook import ClosedFormEncoder
 from latentwire.models.encoders.selecting import PoolingSettings, SelectingEncoder, best_spans
 
@@ -85,6 +85,5 @@ class MarkedIdsEncoder(IdsEncoder):
 
     def _each(self, tokens: Tokens, hidden: Tensor, span: Tensor) -> Tensor:
         first, last, logit = best_spans(span)
-        place = torch.arange(span.shape[1], device=span.device)
-        inside = (place >= first[:, None]) & (place <= last[:, None]) & logit.isfinite()[:, None]  # [B, T]
+        inside = between(first, last, span.shape[1]) & logit.isfinite()[:, None]  # [B, T]
         return super()._each(tokens, hidden, span) + inside[..., None] * (MARKER_UNIT * self.marker)
