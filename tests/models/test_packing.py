@@ -1,5 +1,6 @@
 """Packed texts have the bits that they have alone; a model that cannot be packed is read one by one."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import AutoModel
 
 from latentwire.data.squad import load
 from latentwire.models.backbones import load_backbone
-from latentwire.models.packing import can_pack, packed_states
+from latentwire.models.packing import packed_states, packing_error
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def test_states_of_many_texts_are_those_of_each_alone_bit_by_bit(backbone, sourc
     questions = load("sample", "dev").questions[:40]  # more than are packed at once
     questions[::2] = [replace(q, context=q.context[:100]) for q in questions[::2]]  # the others take several windows
     together = backbone.each(questions, source)
-    assert backbone._packs
+    assert backbone._errors == {False: 0}, "packing was tried, and this encoder can be packed"
     lengths = set()
     for question, states in zip(questions, together, strict=True):
         (alone,), padded = backbone.each([question], source), backbone([question], source)
@@ -46,10 +47,24 @@ def test_each_text_attends_to_itself_only(backbone):
 @torch.no_grad()
 def test_where_packing_would_change_states_texts_are_read_one_by_one(backbone, encoder_folder, monkeypatch):
     model = AutoModel.from_pretrained(encoder_folder).eval()
-    assert can_pack(model, 96, 0)
+    assert packing_error(model, 96, 0) == 0
     model._supports_attention_backend = False
-    assert not can_pack(model, 96, 0)
+    assert packing_error(model, 96, 0) == math.inf
     questions = load("sample", "dev").questions[:3]
-    monkeypatch.setattr("latentwire.models.packing.can_pack", lambda *args: False)
+    monkeypatch.setattr("latentwire.models.packing.packing_error", lambda *args: 1e-6)
     states = backbone.each(questions, "prompt")
     assert torch.equal(states[2].hidden, backbone([questions[2]], "prompt").hidden)
+
+
+@pytest.mark.parametrize("error, packs", [(1e-6, True), (1.0, False), (math.inf, False)])
+def test_training_packs_where_full_precision_shows_that_it_is_right_up_to_rounding(backbone, monkeypatch, error, packs):
+    rounds = lambda *args: 0.04 if torch.is_autocast_enabled("cpu") else error  # noqa: E731
+    monkeypatch.setattr("latentwire.models.packing.packing_error", rounds)
+    attends = []
+    forward = backbone.model.forward
+    backbone.model.forward = lambda **given: (attends.append("packed" in given), forward(**given))[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        backbone.train()(load("sample", "dev").questions[:2], "context")
+        assert attends == [packs]
+        backbone.eval().each(load("sample", "dev").questions[:2], "context")
+        assert attends == [packs, False, False], "each alone: bfloat16 would change its bits"
