@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "latentwire_shared_head"
 _BLOCK = 128  # queries at a time: their scores take memory, and see no later keys
+_BRANCHES = 128  # positions behind a shared slot that are read in one row, or as many as the slot has
 Head = Sequence[tuple[Tensor, Tensor]]  # of each layer: keys and values [1, G, H, D]
 
 
@@ -101,6 +102,28 @@ def behind_each_other(
     return parts, rows, begins
 
 
+def branching(
+    rows: Sequence[Tensor], slots: Sequence[Tensor], first: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Rows that begin with the same slot as one, up to a length: positions of each such tree [L_i], and the branch that
+    each belongs to [L_i], 0 for the slot. Attention reads the slot once for all branches (as in tree attention of
+    SpecInfer, arXiv:2305.09781).
+
+    rows, slots, first: as `behind_each_other` gives and takes them.
+    """
+    trees: list[list[Tensor]] = []
+    open_at: dict[int, int] = {}  # by slot: its tree that still takes branches
+    for row, slot, leader in zip(rows, slots, first, strict=True):
+        stem, branch = row.split([len(slot), len(row) - len(slot)])
+        tree = trees[open_at[leader]] if leader in open_at else None
+        if tree is None or sum(map(len, tree[1:])) + len(branch) > max(len(slot), _BRANCHES):
+            open_at[leader] = len(trees)
+            trees.append(tree := [stem])
+        tree.append(branch)
+    numbers = [torch.arange(len(tree)).repeat_interleave(torch.tensor([*map(len, tree)])) for tree in trees]
+    return [torch.cat(tree) for tree in trees], numbers
+
+
 @dataclass
 class Packed:
     """Rows of positions behind each other in one row, without padding; attention pads them for itself. Rows may begin
@@ -139,6 +162,13 @@ class Packed:
     def packed(self, states: Tensor) -> Tensor:
         """[B, L, N, D] to [1, positions, N, D]."""
         return _Moved.apply(states.flatten(0, 1), self.inside, self.places, self.own[:, None, None], None)[None]
+
+    def seen(self, branches: Sequence[Tensor]) -> Tensor:
+        """Which keys a query may see, [B, 1, L, L] bool: those before it, of its own branch or of none; branches: see
+        `branching`."""
+        branch = pad_sequence(branches, batch_first=True, padding_side="left").to(self.real.device)  # [B, L]
+        apart = (branch[:, None] != branch[:, :, None]) & (branch[:, None] > 0)
+        return (self.real[:, None] & ~apart).tril()[:, None]
 
 
 class _Moved(torch.autograd.Function):
@@ -180,8 +210,8 @@ def attend(
     """The attention of one layer (module), as transformers asks for it: [B, Q, N, D], and no weights.
 
     query: [B, N, Q, D], which are the last of the K positions; key, value: [B, G, K, D]; attention_mask: [B, 1, 1, K]
-    bool, False on padding; or transformers' where there is no head. packed: how rows stand behind each other, if B is 1
-    for that reason; the mask is of the padded batch.
+    bool, False on padding, or [B, 1, K, K] bool, what a query may see; or transformers' where there is no head. packed:
+    how rows stand behind each other, if B is 1 for that reason; the mask is of the padded batch.
     """
     if head is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -195,19 +225,21 @@ def attend(
     for start in range(0, query.shape[2], _BLOCK):
         some = query[:, :, start : start + _BLOCK]
         seen = before + start + some.shape[2]
-        mask = _own_mask(attention_mask[..., :seen], some.shape[2], query.dtype)
+        mask = _own_mask(attention_mask, before + start, seen, query.dtype)
         found.append(_joint(some, key[:, :, :seen], value[:, :, :seen], mask, *head[module.layer_idx]))
     out = torch.cat(found, dim=2).transpose(1, 2)
     return (packed.packed(out) if packed else out.contiguous()), None
 
 
-def _own_mask(real: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores of a row's own keys, [B, 1, Q, K]: 0 where a query may look, else the least number.
-    real: [B, 1, 1, K]; the queries are the last of the K positions."""
-    keys = real.shape[-1]
-    if queries > 1:
-        real = real & torch.ones(queries, keys, dtype=torch.bool, device=real.device).tril(keys - queries)
-    return torch.zeros_like(real, dtype=dtype).masked_fill_(~real, torch.finfo(dtype).min)
+def _own_mask(may: Tensor, first: int, end: int, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of a row's own keys up to `end`, [B, 1, Q, end]: 0 where a query may look, else the
+    least number. may: see `attend`; the queries are those of the positions from `first`."""
+    if may.shape[2] > 1:
+        may = may[:, :, first:end, :end]
+    else:
+        may = may[..., :end]
+        may = may & torch.ones(end - first, end, dtype=torch.bool, device=may.device).tril(first)
+    return torch.zeros_like(may, dtype=dtype).masked_fill_(~may, torch.finfo(dtype).min)
 
 
 def _joint(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, head_key: Tensor, head_value: Tensor) -> Tensor:

@@ -39,12 +39,16 @@ def adding(
 
     begins: where in embeds [rows, length, d] each row begins. Keys are changed before their rotary angles.
     """
-    whole = torch.zeros(len(layers), 2, *embeds.shape[:2], width, device=embeds.device, dtype=embeds.dtype)
+    rows, length, _ = embeds.shape
+    found: list[list[tuple[int, Tensor]]] = [[] for _ in range(rows)]
     for (number, begin), delta in zip(begins, deltas, strict=True):
         if delta is not None:
-            whole[:, :, number, begin : begin + delta.shape[2]] = delta.to(embeds.device, embeds.dtype)
+            found[number].append((begin, delta.to(embeds.device, embeds.dtype)))
+    nothing = torch.zeros(len(layers), 2, length, width, device=embeds.device, dtype=embeds.dtype)
+    whole = torch.stack([_line(row, nothing) for row in found], dim=2)
+    each = whole.flatten(0, 1).unbind()  # one gradient for all layers, not one of this size per layer
     hooks = [
-        getattr(layer.self_attn, name).register_forward_hook(partial(_plus, whole[n, which]))
+        getattr(layer.self_attn, name).register_forward_hook(partial(_plus, each[2 * n + which]))
         for n, layer in enumerate(layers)
         for which, name in enumerate(("k_proj", "v_proj"))
     ]
@@ -53,6 +57,15 @@ def adding(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _line(found: Sequence[tuple[int, Tensor]], nothing: Tensor) -> Tensor:
+    """Deltas where they begin in a row, and nothing between: [layers, 2, length, k]."""
+    parts, at = [], 0
+    for begin, delta in sorted(found, key=lambda pair: pair[0]):
+        parts += [nothing[:, :, at:begin], delta]
+        at = begin + delta.shape[2]
+    return torch.cat([*parts, nothing[:, :, at:]], dim=2)
 
 
 def _plus(delta: Tensor, _module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:

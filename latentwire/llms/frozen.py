@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from latentwire.llms.attention import Head, Packed, alike, behind_each_other, sees_all, share_heads
+from latentwire.llms.attention import Head, Packed, alike, behind_each_other, branching, sees_all, share_heads
 from latentwire.llms.deltas import adding, key_width
 from latentwire.llms.prompts import END_OF_TURN, IGNORE, ends_line
 from latentwire.utils.files import weights_sha256
@@ -260,11 +260,14 @@ class FrozenLLM:
     ) -> tuple[Tensor, Tensor, "DynamicCache"]:
         """The same where all rows share the head's keys and values: they stand behind each other, without padding, and
         a slot that several rows share stands there once."""
-        parts, rows, begins = behind_each_other(slots, rests, alike(slots, deltas))
+        first = alike(slots, deltas)
+        parts, rows, begins = behind_each_other(slots, rests, first)
         embeds = torch.cat([part.to(self.device, self.dtype) for part in parts])[None]
-        cache, packed = self._new_cache(), Packed.of(rows, self.device)
+        cache, by_row = self._new_cache(), Packed.of(rows, self.device)
+        trees, branches = branching(rows, slots, first)
+        packed = Packed.of(trees, self.device)
         cache.head = [(layer.keys, layer.values) for layer in self._head_cache(head).layers]
-        mask = torch.cat([packed.real.new_ones(len(rows), len(head)), packed.real], dim=1).long()
+        mask = torch.cat([by_row.real.new_ones(len(rows), len(head)), by_row.real], dim=1).long()
         keep = torch.stack([row[(len(row) - from_end).clamp(min=0)] for row in rows])
         positions = torch.empty(embeds.shape[1], dtype=torch.long)
         for row in rows:
@@ -273,12 +276,12 @@ class FrozenLLM:
         once = [deltas[row] for row in begins] if deltas else ()
         with self._adding(once, [(0, begin) for begin in begins.values()], embeds):
             logits = self.model(
-                inputs_embeds=embeds, attention_mask=packed.real[:, None, None], position_ids=positions[None],
+                inputs_embeds=embeds, attention_mask=packed.seen(branches), position_ids=positions[None],
                 use_cache=True, logits_to_keep=keep.flatten(), head=cache.head, packed=packed,
                 **{self._cache_name: cache},
             ).logits  # fmt: skip
         for layer in cache.layers if kept else ():
-            layer.keys, layer.values = packed.padded(layer.keys), packed.padded(layer.values)
+            layer.keys, layer.values = by_row.padded(layer.keys), by_row.padded(layer.values)
         return logits.view(*keep.shape, -1), mask, cache
 
     def _adding(

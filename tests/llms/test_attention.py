@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from latentwire.llms import attention
-from latentwire.llms.attention import Packed, alike, attend, behind_each_other
+from latentwire.llms.attention import Packed, alike, attend, behind_each_other, branching
 
 LENGTHS, HEAD, WIDTH = (3, 6, 1), 7, 8
 
@@ -83,16 +83,27 @@ def test_rows_go_into_a_padded_batch_and_back():
 
 
 @pytest.mark.usefixtures("block")
-def test_rows_that_begin_alike_read_what_they_share_once():
+@pytest.mark.parametrize(
+    "most, trees",
+    [
+        (128, [[0, 1, 2, 3, 4, 11, 12, 13, 14], [5, 6, 7, 8, 9, 10]]),
+        (1, [[0, 1, 2, 3, 4, 11], [5, 6, 7, 8, 9, 10], [0, 1, 2, 12, 13, 14]]),  # as many as the slot has: three
+    ],
+)
+def test_rows_that_begin_alike_read_what_they_share_once(monkeypatch, most, trees):
+    monkeypatch.setattr("latentwire.llms.attention._BRANCHES", most)
     begun, rests = [torch.zeros(3, 1), torch.zeros(2, 1)], [torch.zeros(length, 1) for length in (2, 4, 1, 3)]
-    parts, rows, begins = behind_each_other([begun[0], begun[1], begun[0], begun[0]], rests, [0, 1, 0, 0])
+    slots = [begun[0], begun[1], begun[0], begun[0]]
+    parts, rows, begins = behind_each_other(slots, rests, [0, 1, 0, 0])
     assert [len(part) for part in parts] == [3, 2, 2, 4, 1, 3] and begins == {0: 0, 1: 5}
     assert [row.tolist() for row in rows] == [
         [0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10], [0, 1, 2, 11], [0, 1, 2, 12, 13, 14],
     ]  # fmt: skip
     own, head = states(6, 2, 15, 1)
-    packed = Packed.of(rows, torch.device("cpu"))
-    found = attended(own, head, packed.real[:, None, None], packed=packed)
+    found_trees, branches = branching(rows, slots, [0, 1, 0, 0])
+    assert [tree.tolist() for tree in found_trees] == trees
+    packed = Packed.of(found_trees, torch.device("cpu"))
+    found = attended(own, head, packed.seen(branches), packed=packed)
     each = [plainly(*(x[0][:, row] for x in own), head) for row in rows]
     expected = torch.cat([each[0], each[1], each[2][3:], each[3][3:]])
     same(found, expected[None], own)
