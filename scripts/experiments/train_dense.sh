@@ -66,7 +66,7 @@ arm() {
     train --stage codebook "${begun[@]}" --adapter_type "$adapters" --kd_weight 0 --save_dir "$codes"
     train --stage joint "${kind[@]}" --init "$codes/checkpoint_best" --seed "$2" "${how[@]}" "${lens[@]}" "${more[@]}" \
         --save_dir "$folder"
-    program eval --ckpt "$folder/checkpoint_best" --conditions "$(at latentwire),$(at shuffled_z)" "${judged[@]}" \
+    program eval --ckpt "$folder/checkpoint_best" --conditions "$(at latentwire),shuffled_z@$middle" "${judged[@]}" \
         --save_dir "$folder/eval"
 }
 
