@@ -344,8 +344,8 @@ def test_longer_lists_extend_a_sweep_and_other_settings_are_refused(complete, st
         sweep(config(complete))
 
 
-def ended(pid, seconds=60):
-    """Whether a process ends within some seconds; one that still imports libraries begins to watch after that."""
+def ended(pid, seconds=20):
+    """Whether a process ends within some seconds."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
