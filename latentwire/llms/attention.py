@@ -238,7 +238,8 @@ def _own_mask(may: Tensor, first: int, end: int, dtype: torch.dtype) -> Tensor:
         may = may[:, :, first:end, :end]
     else:
         may = may[..., :end]
-        may = may & torch.ones(end - first, end, dtype=torch.bool, device=may.device).tril(first)
+        if end - first > 1:  # a single query, as in generating, sees all
+            may = may & torch.ones(end - first, end, dtype=torch.bool, device=may.device).tril(first)
     return torch.zeros_like(may, dtype=dtype).masked_fill_(~may, torch.finfo(dtype).min)
 
 
