@@ -235,7 +235,9 @@ class DenseSettings(LLMSettings):
     arms: str = option(
         "dense codes",
         "which arms, separated by spaces: dense: anchors, their residual, and deep adapters; codes: the same anchors' "
-        "codes alone; windows: a window's mean, and deep adapters; budget: text cut to M tokens behind a soft prompt",
+        "codes alone; lead: the first M tokens instead of anchors, and the residual tells of the rest; first: those "
+        "tokens' codes alone; windows: a window's mean, and deep adapters; budget: text cut to M tokens behind a soft "
+        "prompt",
     )
     seeds: str = option("0", "training seeds of each arm, separated by spaces; three or more can be compared")
     latent_lens: str = option("16,32,64", "each step draws its M among them, and each arm is judged at all of them")

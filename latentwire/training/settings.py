@@ -59,7 +59,7 @@ class TrainSettings(LLMSettings, DataSettings):
     encoder_type: str = option(
         "hf",
         "hf: pretrained, chooses tokens; ids, ids_marked: the same, but codes alone, or with a mark; anchors, "
-        "windows: a latent per window; queries, byte: free queries",
+        "lead, windows: a latent per window; queries, byte: free queries",
     )
     encoder: Settings | None = part(_encoders, chosen_by="encoder_type")  # noqa: RUF009 - a field, as option() is
     adapter_type: str = option("residual_mlp", "kind of the adapters, chosen at stage codebook")

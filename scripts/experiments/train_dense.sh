@@ -3,6 +3,8 @@
 # its tokens gives one latent, and each step draws its M among LATENT_LENS, so that one checkpoint serves all of them. ARMS:
 #   dense    led by one token of its window, with a residual; the adapters also change keys and values of each layer
 #   codes    the same tokens' codes alone
+#   lead     led by the first M tokens instead, which stand for themselves; the residual tells of what follows them
+#   first    the same M tokens' codes alone
 #   windows  the mean of its window, and the same adapters as dense
 #   budget   text cut to M tokens, behind a soft prompt of its own at each M
 # Which token leads begins as the rarest. It is learned first, without an LLM, from the answer spans of all questions on a text
@@ -23,9 +25,10 @@ kind_of() {
     case "$1" in
         dense) ;;
         codes) adapters=preamble kind+=(--no-dense) ;;
-        windows) kind=(--encoder_type windows) ;;
+        lead | windows) kind=(--encoder_type "$1") ;;
+        first) adapters=preamble kind=(--encoder_type codebook) ;;
         budget) ;;
-        *) echo "error: ARMS: $1 is not known; choose among dense, codes, windows, budget" >&2 && exit 2 ;;
+        *) echo "error: ARMS: $1 is not known; choose among dense, codes, lead, first, windows, budget" >&2 && exit 2 ;;
     esac
 }
 for one in $ARMS; do kind_of "$one"; done
@@ -57,7 +60,7 @@ arm() {
         done
         return
     fi
-    if [ "$1" != windows ] && [[ $SCORES_SAMPLES =~ [1-9] ]]; then
+    if [[ "$1" =~ ^(dense|codes)$ && $SCORES_SAMPLES =~ [1-9] ]]; then
         train --stage codebook --kd_weight 0 --save_dir "$OUTPUT_DIR/codebook"
         train --stage scores --encoder_type anchors --no-dense --init "$OUTPUT_DIR/codebook/checkpoint_best" --seed "$2" \
             --samples "$SCORES_SAMPLES" --epochs 1 "${lens[@]}" --kd_weight 0 --save_dir "$OUTPUT_DIR/seed$2/scores"

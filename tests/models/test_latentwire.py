@@ -73,6 +73,7 @@ def norm(parameters):
         ("queries", {"backbone", "resampler"}),
         ("byte", {"backbone", "resampler"}),
         ("anchors", {"codebook", "backbone", "salience", "residual"}),
+        ("lead", {"codebook", "backbone", "residual"}),
         ("windows", {"backbone", "windows"}),
     ],
 )
@@ -97,12 +98,13 @@ def test_every_parameter_belongs_to_one_component(model_of, kind, expected):
         ("queries", ""),
         ("byte", ""),
         ("anchors", ""),
+        ("lead", ""),
         ("windows", ""),
     ],
 )
 def test_the_answers_loss_reaches_every_component_and_no_llm(model_of, readers, questions, kind, pooling):
     model, batch = model_of(kind, pooling=pooling), questions[:1]
-    if kind == "anchors":  # its residual is zero at the start, and lets nothing through to the backbone
+    if kind in ("anchors", "lead"):  # the residual is zero at the start, and lets nothing through to the backbone
         torch.nn.init.normal_(model.encoder.residual.weight, std=0.01)
     for reader in readers:
         model.zero_grad()

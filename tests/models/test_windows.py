@@ -13,7 +13,7 @@ from latentwire.models.closed_form import closed_form
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.encoders.windows import windows
 
-KINDS = ("anchors", "windows")
+KINDS = ("anchors", "lead", "windows")
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,28 @@ def test_at_the_start_an_anchors_latent_is_the_code_of_its_windows_rarest_token(
     assert chosen == [max(ids[a:b]) for a, b in pairwise(at)]
 
 
-def test_an_oracle_anchors_the_answer(made, short_questions):
+def test_lead_begins_as_the_first_tokens_and_what_follows_reaches_its_residual_alone(made, short_questions):
+    encoder, q = made["lead"], short_questions[0]
+    ids = encoder.tokenizer(content("context", q.context, q.question).text, add_special_tokens=False)["input_ids"]
+    (z,), chosen = encoder.encode([q], "context", 6), encoder.select(q, "context", 6)
+    assert chosen == ids[:6] and len(ids) > 7
+    torch.testing.assert_close(z, encoder.codebook.weight[chosen])
+    with pytest.MonkeyPatch.context() as patch:
+        seen = []
+        patch.setattr(encoder.residual, "forward", lambda x: seen.append(x) or torch.zeros(*x.shape[:2], 24))
+        (whole,) = encoder.encoded([q], "context", 6)
+        encoder.encoded([q], "context", len(ids))
+    width = encoder.backbone.width
+    hidden = encoder._align(encoder.backbone([q], "context"), whole.tokens)[0]
+    torch.testing.assert_close(seen[0][0, :, :width], hidden[:6])
+    torch.testing.assert_close(seen[0][0, -1, width:], hidden[-((len(ids) - 6) // 6) :].mean(dim=0))
+    assert not seen[1][..., width:].any(), "nothing follows where all is sent"
+
+
+@pytest.mark.parametrize("kind", ["anchors", "lead"])
+def test_an_oracle_anchors_the_answer(made, kind, short_questions):
     q = next(q for q in short_questions if q.answers[0] in q.context and q.context.find(q.answers[0]) == q.starts[0])
-    encoder = made["anchors"]
+    encoder = made[kind]
     z, text = encoder.perfect(q, "context", 4)
     answer = encoder.tokenizer(q.answers[0], add_special_tokens=False)["input_ids"]
     assert len(z) == 4 and any(encoder.tokenizer.decode([i]).strip() in text for i in answer)

@@ -1,4 +1,4 @@
-"""anchors, windows: a text is cut into M windows of wire tokens, and each window gives one latent.
+"""anchors, lead, windows: a text is cut into M windows of wire tokens, and each window gives one latent.
 
 What they send depends on no question, so they serve the source where it is not known. Any M can be asked for: the
 windows follow it. Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's states.
@@ -99,11 +99,62 @@ class AnchorEncoder(SelectingEncoder):
                 row[first : last + 1] += _KNOWN
         member, used = windows(_sent(tokens, source), m)
         places = _anchors(salience, member)
+        return Encoded(self._latents(tokens, hidden, places, member), used, tokens, salience, None, places, member)
+
+    def _latents(self, tokens: Tokens, hidden: Tensor, places: Tensor, member: Tensor) -> Tensor:
+        """Z [B, M, d_z] from states [B, T, w], and from who leads and who is in each window, [B, M, T]."""
         z = places @ self.codebook(tokens.ids)
         if self.dense:
             leading = places.to(hidden.dtype) @ hidden  # [B, M, w]
             z = z + self.residual(torch.cat([leading, _means(member, hidden)], dim=2)).float()
-        return Encoded(z, used, tokens, salience, None, places, member)
+        return z
+
+
+@encoder("lead")
+class LeadEncoder(AnchorEncoder):
+    """The first M tokens lead the latents, which an LLM reads as the text that they are; what follows them is cut into
+    the windows, which only the residual tells of. Nothing is chosen, so no answer span teaches anything."""
+
+    learns_spans = False
+    begins_from = ("codebook",)
+    Settings = BackboneSettings
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", d_z: int, vocabulary: int, backbone: PretrainedBackbone):
+        super().__init__(tokenizer, d_z, vocabulary, backbone)
+        del self.score
+
+    @classmethod
+    def _own(cls, settings: BackboneSettings) -> dict:
+        return {}
+
+    def shape(self) -> dict:
+        return {"vocabulary": self.codebook.num_embeddings}
+
+    def components(self) -> list[Component]:
+        return [
+            component("codebook", self.codebook, rate="codebook_lr"),
+            self.backbone_component(),
+            component("residual", self.residual, self.outside),
+        ]
+
+    def forward(
+        self, questions: Sequence[Question], source: str, m: int, states: States | None = None, known: bool = False
+    ) -> Encoded:
+        """states: as in `SelectingEncoder.forward`; known: the M tokens that lead are those around the answer."""
+        tokens = self.tokenize(questions, source)
+        hidden = self._align(states or self.backbone(questions, source), tokens)  # [B, T, w]
+        sent = _sent(tokens, source)
+        order = sent.cumsum(dim=1) - 1  # [B, T]
+        begin = torch.zeros(len(questions), 1, device=order.device)
+        if known:
+            edges = torch.tensor(answer_edges(tokens, questions), device=order.device)
+            middle = order.gather(1, edges).float().mean(dim=1, keepdim=True)
+            begin = (middle - m // 2).minimum(sent.sum(dim=1, keepdim=True) - m).clamp(min=0).ceil()
+        first = sent & (order >= begin) & (order < begin + m)
+        places = one_hot((order - begin).long().clamp(0, m - 1), m).transpose(1, 2) * first[:, None]  # [B, M, T]
+        member, _ = windows(sent & ~first, m)
+        z = self._latents(tokens, hidden, places.float(), member)
+        return Encoded(z, places.any(dim=2), tokens, None, None, places)
 
 
 @encoder("windows")
