@@ -1,11 +1,12 @@
 """The package's programs, started by others: their commands, and how they run. It imports nothing that is slow.
 
-Run as a program it is the keeper, which starts a program for a worker of Ray and ends it with that worker:
+Run as a program it is the keeper, which starts a program for a worker of Ray, and ends it with that worker and with
+whoever started the worker:
 
     python latentwire/studies/programs.py LOG PROGRAM [ARGUMENT ...]
 
-What the program prints is added to LOG; its exit status is printed at the end. Standard input ends with the worker.
-torchrun starts its workers in sessions of their own, so no signal to a process group would reach everything.
+What the program prints is added to LOG; its exit status is printed at the end. torchrun starts its workers in sessions
+of their own, so no signal to a process group would reach everything.
 """
 
 import contextlib
@@ -13,11 +14,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+
+from latentwire.utils.launcher import VARIABLE, end_with_launchers, with_this_process
 
 ROOT = Path(__file__).parents[2]
 ERROR = "error.txt"  # in the folder of a trial that failed
@@ -80,8 +83,8 @@ def run_kept(wanted: Program, log: Path) -> str | None:
     before = log.stat().st_size if log.is_file() else 0
     with subprocess.Popen(
         [sys.executable, __file__, str(log), *wanted.command],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
-        env=wanted.everything,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+        env=wanted.everything | {VARIABLE: with_this_process()},
     ) as keeper:  # fmt: skip
         status = keeper.stdout.read().strip() or "unknown"
     if status == "0":
@@ -116,14 +119,13 @@ def _keep() -> None:
 
     if os.fork():
         return
-    threading.Thread(target=_end_with_worker, args=(psutil,), daemon=True).start()
+    end_with_launchers(partial(_end_everything, psutil))
     log, *command = sys.argv[1:]
     with open(log, "ab") as output:
-        print(subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode)
+        print(subprocess.run(command, stdout=output, stderr=output).returncode)
 
 
-def _end_with_worker(psutil: ModuleType) -> None:
-    os.read(0, 1)  # nothing is ever written there: it returns when the worker is gone
+def _end_everything(psutil: ModuleType) -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -17,25 +17,38 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 VARIABLE = "LATENTWIRE_LAUNCHER"  # process ids of the launchers, the outermost first
 _LOOK_S = 0.5  # between two looks, where the system cannot tell of an end
 _GRACE_S = 0.5  # for a training to save its checkpoint
 
 
-def end_with_launchers() -> None:
-    """Watch the launchers of this process from now on, and become one for what it starts."""
-    pids = [int(pid) for pid in os.environ.get(VARIABLE, "").split() if pid.isdigit()]
+def end_with_launchers(end: Callable[[], None] | None = None) -> None:
+    """Watch the launchers of this process from now on, and become one for what it starts. end: how it ends itself."""
     torchrun = [os.getppid()] if "TORCHELASTIC_RUN_ID" in os.environ else []
-    for pid in {*pids, *torchrun} - {os.getpid()}:  # bash scripts/run_all.sh becomes its program
-        threading.Thread(target=_end_with, args=(pid,), daemon=True).start()
-    if os.getpid() not in pids:
-        os.environ[VARIABLE] = " ".join(map(str, [*pids, os.getpid()]))
+    for pid in {*_launchers(), *torchrun} - {os.getpid()}:  # bash scripts/run_all.sh becomes its program
+        threading.Thread(target=_end_with, args=(pid, end or _end), daemon=True).start()
+    os.environ[VARIABLE] = with_this_process()
 
 
-def _end_with(pid: int) -> None:
-    """Wait for the end of a process, then end this one: with SIGTERM, and where that takes too long with SIGKILL."""
+def with_this_process() -> str:
+    """VARIABLE for what this process starts."""
+    pids = _launchers()
+    return " ".join(map(str, pids if os.getpid() in pids else [*pids, os.getpid()]))
+
+
+def _launchers() -> list[int]:
+    return [int(pid) for pid in os.environ.get(VARIABLE, "").split() if pid.isdigit()]
+
+
+def _end_with(pid: int, end: Callable[[], None]) -> None:
     _wait(pid)
+    end()
+
+
+def _end() -> None:
+    """End this process: with SIGTERM, and where that takes too long with SIGKILL."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE_S)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -424,6 +424,31 @@ def test_a_programs_error_is_its_own_last_word(tmp_path):
     assert log.read_text().splitlines() == ["error: of an earlier attempt", "12%", "bad value"]
 
 
+def test_a_kept_program_ends_with_who_started_its_worker_though_the_worker_hangs(tmp_path):
+    noted, log = tmp_path / "pid", tmp_path / "log"
+    program = Program("sleeper", ["bash", "-c", f"echo $$ > {noted}; exec sleep 600"])
+    code = "from pathlib import Path; from latentwire.studies.programs import *; "
+    code += f"run_kept({program!r}, Path({str(log)!r}))"
+    starter = subprocess.Popen(["sleep", "600"])
+    around = os.environ | {"PYTHONPATH": str(ROOT), "LATENTWIRE_LAUNCHER": str(starter.pid)}
+    worker = subprocess.Popen([sys.executable, "-c", code], env=around)
+    try:
+        until = time.monotonic() + 60
+        while not (noted.is_file() and noted.read_text()):
+            assert worker.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        pid = int(noted.read_text())
+        worker.send_signal(signal.SIGSTOP)
+        assert not ended(pid, 0.5), "it ends with nobody but them"
+        starter.kill()
+        starter.wait()
+        assert ended(pid)
+    finally:
+        for process in (starter, worker):
+            process.kill()
+            process.wait()
+
+
 def test_a_trial_gets_its_gpus_and_their_share_of_the_processors():
     machines = [{"CPU": 32.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 8.0}]
     assert _resources(machines, 1, 0) == {"cpu": 4, "gpu": 1}
