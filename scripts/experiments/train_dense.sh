@@ -83,14 +83,14 @@ of() {
 for seed in $SEEDS; do
     for one in $ARMS; do arm "$one" "$seed"; done
 done
-runs=() apart=()  # questions whose answer is among one arm's anchors (of one seed; others differ a little), and the others
+runs=() apart=()  # questions whose answer is among one arm's tokens (of one seed; others differ a little), and the others
 for one in $ARMS; do
     case "$one" in
         budget) for m in "${each[@]}"; do runs+=("$(of "budget/M$m"):token_budget_tuned"); done ;;
         *) runs+=("$(of "$one")") ;;
     esac
     case "$one" in
-        dense | codes) apart=(--selection "$OUTPUT_DIR/seed${SEEDS%% *}/$one/checkpoint_best") ;;
+        dense | codes | lead) apart=(--selection "$OUTPUT_DIR/seed${SEEDS%% *}/$one/checkpoint_best") ;;
     esac
 done
 program compare "${runs[@]}" "$OUTPUT_DIR/rivals:token_budget" "$OUTPUT_DIR/rivals:text" "${apart[@]}" --save_dir "$OUTPUT_DIR"

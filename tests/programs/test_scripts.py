@@ -156,26 +156,25 @@ def test_a_training_is_one_torchrun_of_all_stages(recorded, copy):
 
 
 def test_dense_latents_are_taught_trained_alike_and_judged_at_every_m(recorded, copy):
+    arms = {"dense": "anchors", "codes": "anchors", "first": "codebook", "lead": "lead", "windows": "windows"}
     script = copy / "scripts/experiments/train_dense.sh"
     done, calls = recorded(
-        script, OUTPUT_DIR="out", SAMPLES="5", SEEDS="0 1", ARMS="dense codes windows", LATENT_LENS="4,8",
+        script, OUTPUT_DIR="out", SAMPLES="5", SEEDS="0 1", ARMS=" ".join(arms), LATENT_LENS="4,8",
         FIRST_LATENT_LEN="9",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for call, variables in calls:  # what only an arm understands reaches no other stage
         arm = "--stage joint" in call
         assert not {"FIRST_LATENT_LEN", "SAMPLES"} & set(variables) and ("--first_latent_len 9" in call) == arm
-    assert done.returncode == 0, done.stdout + done.stderr
     assert {variables["SOURCE"] for call, variables in calls if "train.py" in call} == {"context"}
     teacher, *others = [call for call in calls if "train.py" in call[0]]
     assert "--stage text_tuned" in teacher[0] and flag(teacher, "samples") == "3200"
     trained = [call for call in others if "--stage joint" in call[0]]
-    assert [flag(call, "save_dir") for call in trained] == [
-        f"out/seed{seed}/{arm}" for seed in (0, 1) for arm in ("dense", "codes", "windows")
-    ]
-    assert [flag(call, "encoder_type") for call in trained[:3]] == ["anchors", "anchors", "windows"]
-    assert [("--no-dense" in call[0], flag(call, "init")) for call in trained[3:]] == [
+    assert [flag(call, "save_dir") for call in trained] == [f"out/seed{seed}/{arm}" for seed in (0, 1) for arm in arms]
+    assert [flag(call, "encoder_type") for call in trained] == 2 * list(arms.values())
+    assert [("--no-dense" in call[0], flag(call, "init")) for call in trained[5:]] == [
         (False, "out/seed1/dense/codebook/checkpoint_best"), (True, "out/seed1/codes/codebook/checkpoint_best"),
+        (False, "out/codebook_preamble/checkpoint_best"), (False, "out/codebook_deep/checkpoint_best"),
         (False, "out/codebook_deep/checkpoint_best"),
     ]  # fmt: skip
     begun = [call for call in others if "--stage codebook" in call[0] and "--init" in call[0]]
@@ -193,8 +192,8 @@ def test_dense_latents_are_taught_trained_alike_and_judged_at_every_m(recorded, 
     assert flag(rivals, "conditions") == "text,token_budget@4,token_budget@8" and "--ckpt" not in rivals[0]
     assert {flag(call, "conditions") for call in judged} == {"latentwire@4,latentwire@8,shuffled_z@8"}
     assert {(flag(call, "samples"), flag(call, "skip")) for call in [rivals, *judged]} == {("1000", "1000")}
-    seeds = [",".join(f"out/seed{seed}/{arm}/eval" for seed in (0, 1)) for arm in ("dense", "codes", "windows")]
-    apart = "--selection out/seed0/codes/checkpoint_best --save_dir out"
+    seeds = [",".join(f"out/seed{seed}/{arm}/eval" for seed in (0, 1)) for arm in arms]
+    apart = "--selection out/seed0/lead/checkpoint_best --save_dir out"
     assert calls[-1][0].endswith(f"compare.py {' '.join(seeds)} out/rivals:token_budget out/rivals:text {apart}")
 
 
