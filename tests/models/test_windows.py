@@ -11,19 +11,18 @@ from latentwire.models.adapters import ADAPTERS
 from latentwire.models.checkpoint import load_encoder, save_checkpoint
 from latentwire.models.closed_form import closed_form
 from latentwire.models.encoders.base import ENCODERS
-from latentwire.models.encoders.windows import runs, windows
+from latentwire.models.encoders.windows import windows
 
-KINDS = {"anchors": {}, "near": {"reach": 1.5}, "lead": {}, "windows": {}}
+KINDS = ("anchors", "lead", "windows")
 
 
 @pytest.fixture(scope="module")
 def made(llms, texts, encoder_folder):
     torch.manual_seed(0)
     before, *_ = closed_form(llms, texts, 24)
-    classes = {kind: ENCODERS["anchors" if kind == "near" else kind] for kind in KINDS}
     return {
-        kind: classes[kind].begin(before, classes[kind].Settings(encoder_id=encoder_folder, **how), 8).eval()
-        for kind, how in KINDS.items()
+        kind: ENCODERS[kind].begin(before, ENCODERS[kind].Settings(encoder_id=encoder_folder), 8).eval()
+        for kind in KINDS
     }
 
 
@@ -33,15 +32,6 @@ def test_windows_cut_a_text_into_runs_of_nearly_equal_length():
     assert used.tolist() == [[True] * 3, [True, True, False], [False] * 3]
     assert member.sum(dim=2).tolist() == [[3, 2, 2], [1, 1, 0], [0, 0, 0]]
     assert member[0].int().argmax(dim=1).tolist() == [0, 3, 5] and torch.equal(member.any(dim=1), mask)
-
-
-def test_runs_end_with_the_most_salient_tokens_and_hold_what_stands_before_them():
-    salience = torch.tensor([[5.0, 1.0, 9.0, 2.0, 7.0, 0.0, 8.0], [1.0, 2.0, 3.0, 4.0, 9.0, 9.0, 9.0], [0.0] * 7])
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0], [0] * 7], dtype=torch.bool)
-    member, used = runs(salience, mask, 3)
-    assert used.tolist() == [[True] * 3, [True, True, False], [False] * 3]
-    held = [[row.nonzero().flatten().tolist() for row in text] for text in member]
-    assert held == [[[0], [1, 2], [3, 4, 5]], [[1], [2], []], [[], [], []]]
 
 
 @pytest.mark.parametrize("m", [1, 7, 16, 1000])
@@ -72,16 +62,6 @@ def test_at_the_start_an_anchors_latent_is_the_code_of_its_windows_rarest_token(
     assert chosen == [max(ids[a:b]) for a, b in pairwise(at)]
 
 
-def test_near_anchors_are_the_rarest_of_the_first_tokens_at_the_start(made, short_questions):
-    encoder, q = made["near"], short_questions[0]
-    ids = encoder.tokenizer(content("context", q.context, q.question).text, add_special_tokens=False)["input_ids"]
-    (z,), chosen = encoder.encode([q], "context", 6), encoder.select(q, "context", 6)
-    assert sorted(chosen) == sorted(ids[:9])[3:] and chosen == [i for i in ids[:9] if i in chosen]
-    torch.testing.assert_close(z, encoder.codebook.weight[chosen])
-    settings = ENCODERS["anchors"].Settings(encoder_id="", reach=1.0)
-    assert ENCODERS["anchors"].begin(encoder, settings, 8).select(q, "context", 6) == ids[:6]
-
-
 def test_lead_begins_as_the_first_tokens_and_what_follows_reaches_its_residual_alone(made, short_questions):
     encoder, q = made["lead"], short_questions[0]
     ids = encoder.tokenizer(content("context", q.context, q.question).text, add_special_tokens=False)["input_ids"]
@@ -100,7 +80,7 @@ def test_lead_begins_as_the_first_tokens_and_what_follows_reaches_its_residual_a
     assert not seen[1][..., width:].any(), "nothing follows where all is sent"
 
 
-@pytest.mark.parametrize("kind", ["anchors", "near", "lead"])
+@pytest.mark.parametrize("kind", ["anchors", "lead"])
 def test_an_oracle_anchors_the_answer(made, kind, short_questions):
     q = next(q for q in short_questions if q.answers[0] in q.context and q.context.find(q.answers[0]) == q.starts[0])
     encoder = made[kind]
