@@ -241,10 +241,6 @@ class DenseSettings(LLMSettings):
     )
     seeds: str = option("0", "training seeds of each arm, separated by spaces; three or more can be compared")
     latent_lens: str = option("16,32,64", "each step draws its M among them, and each arm is judged at all of them")
-    reach: float = option(
-        0.0, "which tokens lead in dense and codes: the most salient of the first REACH x M; 0: one of each window, over "
-        "the whole text", least=0.0,
-    )  # fmt: skip
     first_latent_len: int | None = option(None, "M of an arm's first step, which then falls; default: no fall", least=1)
     continuation_share: float = option(
         0.0, "share of questions in whose place a step asks how the text goes on", least=0

@@ -17,14 +17,14 @@ source "$(dirname "$0")/../common.sh"
 export DTYPE=${DTYPE:-native}
 show dense
 export SOURCE=context LLMS K OUTPUT_DIR
-export -n SAMPLES LATENT_LENS FIRST_LATENT_LEN CONTINUATION_SHARE KD_WEIGHT TEACHER SCORES_SAMPLES REACH  # of the arms alone
+export -n SAMPLES LATENT_LENS FIRST_LATENT_LEN CONTINUATION_SHARE KD_WEIGHT TEACHER SCORES_SAMPLES  # of the arms alone
 
 # kind_of ARM: what its adapters and its encoder are.
 kind_of() {
     adapters=deep kind=(--encoder_type anchors)
     case "$1" in
-        dense) kind+=(--reach "$REACH") ;;
-        codes) adapters=preamble kind+=(--reach "$REACH" --no-dense) ;;
+        dense) ;;
+        codes) adapters=preamble kind+=(--no-dense) ;;
         lead | windows) kind=(--encoder_type "$1") ;;
         first) adapters=preamble kind=(--encoder_type codebook) ;;
         budget) ;;

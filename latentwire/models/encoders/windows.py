@@ -17,7 +17,7 @@ from latentwire.data.content import content, question_in_tail
 from latentwire.data.question import Question
 from latentwire.models.backbones import BackboneSettings, OnPretrained, PretrainedBackbone, States, load_backbone
 from latentwire.models.components import Component, component
-from latentwire.models.encoders.base import Encoded, Encoder, Tokens, answer_edges, between, encoder
+from latentwire.models.encoders.base import Encoded, Encoder, Tokens, answer_edges, encoder
 from latentwire.models.encoders.selecting import SelectingEncoder, zeroed
 from latentwire.utils.cli import option
 
@@ -46,10 +46,6 @@ class AnchorEncoder(SelectingEncoder):
         """Of the encoder that cuts a text into windows."""
 
         dense: bool = option(True, "add the dense residual; 0: send the anchors' codes alone (a rival)")
-        reach: float = option(
-            0.0, "the M anchors are the most salient of the first REACH x M tokens, each behind the tokens that it "
-            "stands for; 1: the first M tokens; 0: one of each window, over the whole text", least=0.0,
-        )  # fmt: skip
 
     def __init__(
         self,
@@ -58,11 +54,10 @@ class AnchorEncoder(SelectingEncoder):
         vocabulary: int,
         backbone: PretrainedBackbone,
         dense: bool = True,
-        reach: float = 0.0,
     ):
         super().__init__(tokenizer, d_z, vocabulary, backbone, "select")
         del self.span
-        self.dense, self.reach = dense, reach
+        self.dense = dense
         if dense:
             self.residual = zeroed(nn.Linear(2 * backbone.width, d_z))
 
@@ -74,16 +69,15 @@ class AnchorEncoder(SelectingEncoder):
         if not isinstance(before, cls):
             return super().begin(before, settings, m)
         dense = settings.dense or before.dense  # what is there is never dropped: such settings are refused
-        size = before.codebook.num_embeddings
-        made = cls(before.tokenizer, before.d_z, size, before.backbone, dense, settings.reach)
+        made = cls(before.tokenizer, before.d_z, before.codebook.num_embeddings, before.backbone, dense)
         return made.with_weights_of(before)
 
     @classmethod
     def _own(cls, settings: Settings) -> dict:
-        return {"dense": settings.dense, "reach": settings.reach}
+        return {"dense": settings.dense}
 
     def shape(self) -> dict:
-        return {"vocabulary": self.codebook.num_embeddings, "dense": self.dense, "reach": self.reach}
+        return {"vocabulary": self.codebook.num_embeddings, "dense": self.dense}
 
     def components(self) -> list[Component]:
         return [
@@ -100,13 +94,10 @@ class AnchorEncoder(SelectingEncoder):
         tokens = self.tokenize(questions, source)
         hidden = self._align(states or self.backbone(questions, source), tokens)  # [B, T, w]
         salience = torch.log1p(tokens.ids.float()) + self.score(hidden).float()[..., 0]  # [B, T]
-        sent = _sent(tokens, source)
-        near = sent & (sent.cumsum(dim=1) <= self.reach * m)
         if known:
-            edges = torch.tensor(answer_edges(tokens, questions), device=salience.device)
-            answers = between(*edges.T, salience.shape[1])
-            salience, near = salience + _KNOWN * answers, near | answers
-        member, used = runs(salience, near, m) if self.reach else windows(sent, m)
+            for row, (first, last) in zip(salience, answer_edges(tokens, questions), strict=True):
+                row[first : last + 1] += _KNOWN
+        member, used = windows(_sent(tokens, source), m)
         places = _anchors(salience, member)
         return Encoded(self._latents(tokens, hidden, places, member), used, tokens, salience, None, places, member)
 
@@ -215,19 +206,6 @@ def windows(mask: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """
     count = mask.sum(dim=1, keepdim=True)  # [B, 1]
     number = (mask.cumsum(dim=1) - 1) * count.clamp(max=m) // count.clamp(min=1)
-    member = one_hot(number.clamp(min=0), m).bool() & mask[..., None]  # [B, T, M]
-    return member.transpose(1, 2), torch.arange(m, device=mask.device) < count
-
-
-def runs(salience: Tensor, mask: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """As `windows`, but each ends with one of the M most salient tokens, and the last with the text.
-
-    salience: [B, T]; mask: [B, T] bool.
-    """
-    best = salience.masked_fill(~mask, -torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :m]
-    chosen = torch.zeros_like(mask).scatter_(1, best, True) & mask
-    count = chosen.sum(dim=1, keepdim=True)  # [B, 1]
-    number = (chosen.cumsum(dim=1) - chosen.long()).minimum(count - 1)
     member = one_hot(number.clamp(min=0), m).bool() & mask[..., None]  # [B, T, M]
     return member.transpose(1, 2), torch.arange(m, device=mask.device) < count
 
