@@ -73,10 +73,11 @@ def test_lead_begins_as_the_first_tokens_and_what_follows_reaches_its_residual_a
         patch.setattr(encoder.residual, "forward", lambda x: seen.append(x) or torch.zeros(*x.shape[:2], 24))
         (whole,) = encoder.encoded([q], "context", 6)
         encoder.encoded([q], "context", len(ids))
-    width = encoder.backbone.width
+    width, last = encoder.backbone.width, (len(ids) - 6) // 6
     hidden = encoder._align(encoder.backbone([q], "context"), whole.tokens)[0]
     torch.testing.assert_close(seen[0][0, :, :width], hidden[:6])
-    torch.testing.assert_close(seen[0][0, -1, width:], hidden[-((len(ids) - 6) // 6) :].mean(dim=0))
+    torch.testing.assert_close(seen[0][0, -1, width : 2 * width], hidden[-last:].mean(dim=0))
+    torch.testing.assert_close(seen[0][0, -1, 2 * width :], encoder.codebook.weight[max(ids[-last:])])
     assert not seen[1][..., width:].any(), "nothing follows where all is sent"
 
 

@@ -101,19 +101,21 @@ class AnchorEncoder(SelectingEncoder):
         places = _anchors(salience, member)
         return Encoded(self._latents(tokens, hidden, places, member), used, tokens, salience, None, places, member)
 
-    def _latents(self, tokens: Tokens, hidden: Tensor, places: Tensor, member: Tensor) -> Tensor:
-        """Z [B, M, d_z] from states [B, T, w], and from who leads and who is in each window, [B, M, T]."""
+    def _latents(self, tokens: Tokens, hidden: Tensor, places: Tensor, member: Tensor, *more: Tensor) -> Tensor:
+        """Z [B, M, d_z] from states [B, T, w], from who leads and who is in each window, [B, M, T], and from what the
+        residual reads beside them."""
         z = places @ self.codebook(tokens.ids)
         if self.dense:
-            leading = places.to(hidden.dtype) @ hidden  # [B, M, w]
-            z = z + self.residual(torch.cat([leading, _means(member, hidden)], dim=2)).float()
+            read = [places.to(hidden.dtype) @ hidden, _means(member, hidden), *(one.to(hidden.dtype) for one in more)]
+            z = z + self.residual(torch.cat(read, dim=2)).float()
         return z
 
 
 @encoder("lead")
 class LeadEncoder(AnchorEncoder):
     """The first M tokens lead the latents, which an LLM reads as the text that they are; what follows them is cut into
-    the windows, which only the residual tells of. Nothing is chosen, so no answer span teaches anything."""
+    the windows, which only the residual tells of: it reads the leading token's state, the window's mean, and the code
+    of its rarest token. Nothing is chosen, so no answer span teaches anything."""
 
     learns_spans = False
     begins_from = ("codebook",)
@@ -122,6 +124,7 @@ class LeadEncoder(AnchorEncoder):
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", d_z: int, vocabulary: int, backbone: PretrainedBackbone):
         super().__init__(tokenizer, d_z, vocabulary, backbone)
         del self.score
+        self.residual = zeroed(nn.Linear(2 * backbone.width + d_z, d_z))
 
     @classmethod
     def _own(cls, settings: BackboneSettings) -> dict:
@@ -153,7 +156,9 @@ class LeadEncoder(AnchorEncoder):
         first = sent & (order >= begin) & (order < begin + m)
         places = one_hot((order - begin).long().clamp(0, m - 1), m).transpose(1, 2) * first[:, None]  # [B, M, T]
         member, _ = windows(sent & ~first, m)
-        z = self._latents(tokens, hidden, places.float(), member)
+        rarest = tokens.ids[:, None].masked_fill(~member, -1).amax(dim=2)  # [B, M], by its id, as anchors begin
+        told = self.codebook(rarest.clamp(min=0)) * (rarest >= 0)[..., None]
+        z = self._latents(tokens, hidden, places.float(), member, told)
         return Encoded(z, places.any(dim=2), tokens, None, None, places)
 
 
