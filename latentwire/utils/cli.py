@@ -101,10 +101,15 @@ def default_of(field: dataclasses.Field, device: str = "") -> object:
     return found() if callable(found) else found
 
 
+def has_driver() -> bool:
+    """Whether a GPU's driver is there, whatever PyTorch makes of it."""
+    return any(os.path.exists(driver) for driver in _DRIVERS)
+
+
 @cache
 def has_gpu() -> bool:
     """Whether PyTorch sees a GPU; torch, which is slow to import, is asked only where there is a driver."""
-    if not any(os.path.exists(driver) for driver in _DRIVERS):
+    if not has_driver():
         return False
     import torch
 

@@ -5,7 +5,8 @@ A program watches all of them: where one is gone, kill -9 included, nobody waits
 started again, needs its folder. torchrun's workers watch torchrun, too. A program that was started by hand, with nohup
 or without, has no launcher and watches nobody.
 
-What is not ours, as torchrun, is watched from its first moment where it is run through this file:
+What is not ours, as torchrun, is watched from its first moment where it is run through this file, which also gives what
+it starts another allocator:
 
     python -m latentwire.utils.launcher torch.distributed.run [ARGUMENT ...]
 """
@@ -18,6 +19,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 
 VARIABLE = "LATENTWIRE_LAUNCHER"  # process ids of the launchers, the outermost first
 _LOOK_S = 0.5  # between two looks, where the system cannot tell of an end
@@ -79,7 +82,18 @@ def _lives(pid: int) -> bool:
     return True
 
 
+def allocator() -> str:
+    """jemalloc, which Ray brings; "" where Ray is not installed. With the C library's own, a training on a CPU becomes
+    slower as it goes on, and takes more memory (LOG.md, entry 36)."""
+    ray = find_spec("ray")
+    return "".join(map(str, Path(ray.origin).parent.glob("core/libjemalloc.so"))) if ray else ""
+
+
 if __name__ == "__main__":
+    from latentwire.utils.cli import has_driver  # which imports this file
+
     end_with_launchers()
+    if not has_driver():
+        os.environ.setdefault("LD_PRELOAD", allocator())
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from latentwire.utils import launcher
+from latentwire.utils.cli import has_driver
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 2.0
@@ -205,3 +206,14 @@ def test_a_program_is_a_launcher_of_what_it_starts_once(monkeypatch):
     for _ in range(2):
         launcher.end_with_launchers()
         assert os.environ[launcher.VARIABLE] == str(os.getpid())
+
+
+@pytest.mark.parametrize("chosen", [None, ""])
+def test_what_it_starts_has_jemalloc_unless_another_allocator_was_chosen(tmp_path, chosen):
+    (tmp_path / "starts.py").write_text("import subprocess; subprocess.run(['cat', '/proc/self/maps'])")
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"} | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    environment |= {} if chosen is None else {"LD_PRELOAD": chosen}
+    command = [sys.executable, "-m", "latentwire.utils.launcher", "starts"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, "a library that cannot be loaded is told there"
+    assert ("libjemalloc.so" in done.stdout) == (chosen is None and not has_driver())
