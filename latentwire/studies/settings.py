@@ -233,10 +233,10 @@ class DenseSettings(LLMSettings):
     (scripts/experiments/train_dense.sh). Other settings of a training are read from the environment."""
 
     arms: str = option(
-        "dense codes",
-        "which arms, separated by spaces: dense: anchors, their residual, and deep adapters; codes: the same anchors' "
-        "codes alone; lead: the first M tokens instead of anchors, and the residual tells of the rest; first: those "
-        "tokens' codes alone; windows: a window's mean, and deep adapters; budget: text cut to M tokens behind a soft "
+        "lead first",
+        "which arms, separated by spaces: lead: the first M tokens, a residual that tells of the rest, and deep "
+        "adapters; first: those tokens' codes alone; dense: anchors, their residual, and deep adapters; codes: the same "
+        "anchors' codes alone; windows: a window's mean, and deep adapters; budget: text cut to M tokens behind a soft "
         "prompt",
     )
     seeds: str = option("0", "training seeds of each arm, separated by spaces; three or more can be compared")

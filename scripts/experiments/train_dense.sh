@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Train latents of a text that nobody has asked about yet (SOURCE=context): one encoding for all its questions. Each window of
-# its tokens gives one latent, and each step draws its M among LATENT_LENS, so that one checkpoint serves all of them. ARMS:
-#   dense    led by one token of its window, with a residual; the adapters also change keys and values of each layer
-#   codes    the same tokens' codes alone
-#   lead     led by the first M tokens instead, which stand for themselves; the residual tells of what follows them
+# Train latents of a text that nobody has asked about yet (SOURCE=context): one encoding for all its questions. Each step draws
+# its M among LATENT_LENS, so that one checkpoint serves all of them. ARMS:
+#   lead     led by the first M tokens, with a residual that tells of what follows them; the adapters also change keys and values
+#            of each layer
 #   first    the same M tokens' codes alone
-#   windows  the mean of its window, and the same adapters as dense
+#   dense    led by one token of each window of the text, with a residual of the window, and the same adapters as lead
+#   codes    the same tokens' codes alone
+#   windows  the mean of each window, and the same adapters as lead
 #   budget   text cut to M tokens, behind a soft prompt of its own at each M
-# Which token leads begins as the rarest. It is learned first, without an LLM, from the answer spans of all questions on a text
-# at once (SCORES_SAMPLES of them), and, with SPAN_WEIGHT, while an arm is trained. The teacher (KD_WEIGHT above 0) reads the
-# whole text behind a soft prompt that is tuned first. On a GPU: all questions, three passes; on a CPU 16,000 questions, one
-# pass; it prints which before it starts. Judged on dev questions behind the first SKIP, beside plain text, whole and of as many
-# tokens. Killed and started again it continues.
+# Which token leads a window begins as the rarest. It is learned first, without an LLM, from the answer spans of all questions
+# on a text at once (SCORES_SAMPLES of them), and, with SPAN_WEIGHT, while an arm is trained. The teacher (KD_WEIGHT above 0)
+# reads the whole text behind a soft prompt that is tuned first. On a GPU: all questions, three passes; on a CPU 16,000
+# questions, one pass; it prints which before it starts. Judged on dev questions behind the first SKIP, beside plain text, whole
+# and of as many tokens. Killed and started again it continues.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 export DTYPE=${DTYPE:-native}
@@ -23,12 +24,12 @@ export -n SAMPLES LATENT_LENS FIRST_LATENT_LEN CONTINUATION_SHARE KD_WEIGHT TEAC
 kind_of() {
     adapters=deep kind=(--encoder_type anchors)
     case "$1" in
-        dense) ;;
-        codes) adapters=preamble kind+=(--no-dense) ;;
         lead | windows) kind=(--encoder_type "$1") ;;
         first) adapters=preamble kind=(--encoder_type codebook) ;;
+        dense) ;;
+        codes) adapters=preamble kind+=(--no-dense) ;;
         budget) ;;
-        *) echo "error: ARMS: $1 is not known; choose among dense, codes, lead, first, windows, budget" >&2 && exit 2 ;;
+        *) echo "error: ARMS: $1 is not known; choose among lead, first, dense, codes, windows, budget" >&2 && exit 2 ;;
     esac
 }
 for one in $ARMS; do kind_of "$one"; done
