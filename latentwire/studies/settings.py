@@ -235,9 +235,9 @@ class DenseSettings(LLMSettings):
     arms: str = option(
         "lead first",
         "which arms, separated by spaces: lead: the first M tokens, a residual that tells of the rest, and deep "
-        "adapters; first: those tokens' codes alone; dense: anchors, their residual, and deep adapters; codes: the same "
-        "anchors' codes alone; windows: a window's mean, and deep adapters; budget: text cut to M tokens behind a soft "
-        "prompt",
+        "adapters; first: those tokens' codes alone; dense: anchors, their residual, and deep adapters; codes: the "
+        "same anchors' codes alone; windows: a window's mean, and deep adapters; budget: text cut to M tokens behind a "
+        "soft prompt",
     )
     seeds: str = option("0", "training seeds of each arm, separated by spaces; three or more can be compared")
     latent_lens: str = option("16,32,64", "each step draws its M among them, and each arm is judged at all of them")
