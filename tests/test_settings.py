@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "settings.md"
 # Other programs' variables, and the pattern of LLAMA_ID, QWEN_ID and so on.
 NOT_OURS = {
     "FILE",
+    "LD_PRELOAD",
     "NAME_ID",
     "VLLM",
     "ATTENTION",

@@ -56,19 +56,24 @@ def hierarchy(results: Mapping, llms: Sequence[str | None]) -> Figure:
 
 def comparison(compared: Mapping) -> Figure:
     """Bars of F1 with 95% intervals of each run (compared: comparison.json), in their order, and each seed's F1 as a
-    point; the first run, which all others are paired with, as a line. One panel per LLM."""
+    point; the first run, which all others are paired with, in another colour and, at one M, as a line. One panel per
+    LLM."""
     llms = llms_of(compared["rows"])
+    several = len({row["m"] for row in compared["rows"] if row["m"]}) > 1
     shown = {llm: [row for row in compared["rows"] if row["llm"] == llm][::-1] for llm in llms}
     first, others = colour_of(compared["condition"]), colour_of("others")
     size = (6 * len(llms), 1.6 + 0.36 * max(map(len, shown.values())))
     figure = Figure(figsize=size, layout="constrained")
     for panel, llm in zip(figure.subplots(1, len(llms), squeeze=False)[0], llms, strict=True):
+        base = shown[llm][-1]
         for y, row in enumerate(shown[llm]):
-            _bar(panel, y, row, compared["n"], first if row is shown[llm][-1] else others, 0.7)
+            _bar(panel, y, row, compared["n"], first if row["name"] == base["name"] else others, 0.7)
             if len(row["seed_f1"]) > 1:
                 panel.plot(row["seed_f1"], [y] * len(row["seed_f1"]), "k|", ms=9)
-        panel.axvline(shown[llm][-1]["f1"], color=first, lw=1, ls=":")
-        panel.set_yticks(range(len(shown[llm])), [row["name"] for row in shown[llm]])
+        if not several:
+            panel.axvline(base["f1"], color=first, lw=1, ls=":")
+        names = [f"{row['name']}, M={row['m']}" if several and row["m"] else row["name"] for row in shown[llm]]
+        panel.set_yticks(range(len(names)), names)
         _f1_axis(panel)
         panel.set_title(llm, fontsize=10)
     figure.suptitle(

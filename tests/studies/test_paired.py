@@ -173,6 +173,19 @@ def test_a_run_is_called_by_what_tells_it_from_the_others(tmp_path):
     assert compared(runs[0])["rows"][0]["name"] == str(runs[0])
 
 
+def test_the_chart_tells_several_m_apart(tmp_path):
+    found = compared(*(evaluation(tmp_path / name, [0, 1, 1, 0, 0, 1]) for name in ("one", "two")))
+
+    def dotted(panel):
+        return [line for line in panel.lines if line.get_linestyle() == ":"]
+
+    assert len(dotted(comparison(found).axes[0])) == 1, "the first as a line"
+    found["rows"] += [row | {"m": 64} for row in found["rows"]]
+    (panel,) = comparison(found).axes
+    assert [label.get_text().split(", ")[1] for label in panel.get_yticklabels()] == ["M=64"] * 2 + ["M=4"] * 2
+    assert not dotted(panel), "each row is paired with the first run's of its M"
+
+
 @pytest.fixture
 def seeds(tmp_path, monkeypatch):
     """Two systems of three seeds each, on questions that are paragraphs of their own; the first also read as text."""
