@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +26,7 @@ from latentwire.utils.launcher import VARIABLE, end_with_launchers, with_this_pr
 ROOT = Path(__file__).parents[2]
 ERROR = "error.txt"  # in the folder of a trial that failed
 _LOG_LINES = 20  # of a failed program's log, in error.txt
+_ENDING = threading.Lock()  # held by whoever ends the keeper
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,13 @@ def _keep() -> None:
     end_with_launchers(partial(_end_everything, psutil))
     log, *command = sys.argv[1:]
     with open(log, "ab") as output:
-        print(subprocess.run(command, stdout=output, stderr=output).returncode)
+        status = subprocess.run(command, stdout=output, stderr=output).returncode
+    with _ENDING:
+        print(status)
 
 
 def _end_everything(psutil: ModuleType) -> None:
+    _ENDING.acquire()  # for good: this process must not end, because its program did, before all others are killed
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -426,7 +426,8 @@ def test_a_programs_error_is_its_own_last_word(tmp_path):
 
 def test_a_kept_program_ends_with_who_started_its_worker_though_the_worker_hangs(tmp_path):
     noted, log = tmp_path / "pid", tmp_path / "log"
-    program = Program("sleeper", ["bash", "-c", f"echo $$ > {noted}; exec sleep 600"])
+    many = f"for _ in {{1..60}}; do sleep 600 & echo $!; done > {noted}.new; mv {noted}.new {noted}; wait"
+    program = Program("sleepers", ["bash", "-c", many])  # the program ends first, and they must be killed all the same
     code = "from pathlib import Path; from latentwire.studies.programs import *; "
     code += f"run_kept({program!r}, Path({str(log)!r}))"
     starter = subprocess.Popen(["sleep", "600"])
@@ -437,12 +438,12 @@ def test_a_kept_program_ends_with_who_started_its_worker_though_the_worker_hangs
         while not (noted.is_file() and noted.read_text()):
             assert worker.poll() is None and time.monotonic() < until
             time.sleep(0.05)
-        pid = int(noted.read_text())
+        pids = [*map(int, noted.read_text().split())]
         worker.send_signal(signal.SIGSTOP)
-        assert not ended(pid, 0.5), "it ends with nobody but them"
+        assert len(pids) == 60 and not ended(pids[0], 0.5), "it ends with nobody but them"
         starter.kill()
         starter.wait()
-        assert ended(pid)
+        assert all(ended(pid) for pid in pids)
     finally:
         for process in (starter, worker):
             process.kill()
