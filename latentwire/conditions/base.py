@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentwire.data.content import SOURCES
+from latentwire.data.content import SOURCES, reading
 from latentwire.data.question import Question
 from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.known import LLMSettings
@@ -64,7 +64,8 @@ class Reader:
 
 
 class Sender:
-    """Encodes each question once and keeps the packed bytes, so that all LLMs decode the same ones."""
+    """Encodes each text once and keeps the packed bytes, so that all LLMs decode the same ones. Questions share a text
+    where the encoder does not read them."""
 
     def __init__(self, encoder: Encoder, source: str, codec: str, compact: Compact | None = None):
         """compact: tables, for a codec that needs them."""
@@ -73,10 +74,11 @@ class Sender:
 
     def send(self, questions: Sequence[Question], m: int) -> list[bytes]:
         """The packed Z of each question."""
-        missing = [q for q in questions if (q.id, m) not in self._packed]
-        for question, z in zip(missing, self.encoder.encode(missing, self.source, m), strict=True):
-            self._packed[question.id, m] = self.pack(z)
-        return [self._packed[q.id, m] for q in questions]
+        texts = [reading(self.source, q.context, q.question).text for q in questions]
+        missing = {text: q for text, q in zip(texts, questions, strict=True) if (text, m) not in self._packed}
+        for text, z in zip(missing, self.encoder.encode(list(missing.values()), self.source, m), strict=True):
+            self._packed[text, m] = self.pack(z)
+        return [self._packed[text, m] for text in texts]
 
     def pack(self, z: Tensor) -> bytes:
         """The bytes of latents [P, d_z]."""

@@ -37,7 +37,7 @@ def shuffled_z(reader: Reader, questions: Sequence[Question], m: int, shared: Sh
 def shuffled_context_z(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """Z of another article's context with this question: what is answered without the context that was asked about."""
     pairs = [(q, _partner(q, shared)) for q in questions]
-    moved = [replace(q, id=f"{q.id} on {other.id}", context=other.context) for q, other in pairs]
+    moved = [replace(q, context=other.context) for q, other in pairs]
     return latents(reader, moved, m, shared)
 
 

@@ -1,9 +1,12 @@
 """What all readers of one evaluation share is computed once."""
 
+from dataclasses import replace
+
 import pytest
 
 from latentwire.conditions import pca
 from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared
+from latentwire.data.content import SOURCES, encoder_reads_question
 from latentwire.llms.prompts import PromptBuilder
 from latentwire.models.closed_form import closed_form
 
@@ -66,3 +69,20 @@ def test_a_question_is_encoded_once_for_all_llms_and_conditions(readers, shared,
                 CONDITIONS[name].slots(reader, questions[:4], m, shared)
     assert len(encoded) == len(set(encoded))
     assert {(q.id, m) for q in questions[:4] for m in (M, 5)} <= set(encoded)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_questions_on_a_text_share_its_wire_where_the_encoder_does_not_read_them(
+    shared, questions, source, monkeypatch
+):
+    first = questions[0]
+    other = replace(first, id="other", question="How many?")
+    assert other.question != first.question
+    sender, encoded = Sender(shared.sender.encoder, source, "fp16"), []
+    encode = sender.encoder.encode
+    monkeypatch.setattr(
+        sender.encoder, "encode", lambda asked, *how: (encoded.append(len(asked)), encode(asked, *how))[1]
+    )
+    together = sender.send([first, other], M)
+    assert together == sender.send([first], M) + sender.send([other], M), "nothing is computed again"
+    assert sum(encoded) == 1 + encoder_reads_question(source)

@@ -59,7 +59,11 @@ class AnchorEncoder(SelectingEncoder):
         del self.span
         self.dense = dense
         if dense:
-            self.residual = zeroed(nn.Linear(2 * backbone.width, d_z))
+            self.residual = zeroed(nn.Linear(self._read_width(), d_z))
+
+    def _read_width(self) -> int:
+        """How many numbers the residual reads per latent: the leading token's state and the window's mean."""
+        return 2 * self.backbone.width
 
     def _begin_adding(self) -> None:
         """The residual is made where it is known whether there is one."""
@@ -124,7 +128,10 @@ class LeadEncoder(AnchorEncoder):
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", d_z: int, vocabulary: int, backbone: PretrainedBackbone):
         super().__init__(tokenizer, d_z, vocabulary, backbone)
         del self.score
-        self.residual = zeroed(nn.Linear(2 * backbone.width + d_z, d_z))
+
+    def _read_width(self) -> int:
+        """And a code."""
+        return super()._read_width() + self.d_z
 
     @classmethod
     def _own(cls, settings: BackboneSettings) -> dict:
