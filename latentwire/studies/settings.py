@@ -119,6 +119,9 @@ class BenchmarkSettings(LLMSettings):
     d_z: int = option(256, "width of a latent", least=1)
     k: int = option(4, "answer tokens to learn, the end of the answer among them", least=1)
     encoder_id: str = option("", "pretrained encoder: offline:..., a folder, or a hub id; default: that of training")
+    ckpt: str = option(
+        "", "checkpoint whose encoder and adapters are measured; default: those that training begins with", there=bool
+    )
     save_dir: str = option("runs/benchmark", "output folder", env="OUTPUT_DIR")
 
     def check(self) -> None:
@@ -126,6 +129,12 @@ class BenchmarkSettings(LLMSettings):
         for part in self.part_names:
             require(part in PARTS, "parts", part, f"choose among {', '.join(PARTS)}")
         require(self.dtype != "float16", "dtype", self.dtype, "training takes float32 or bfloat16")
+        require(
+            not (self.ckpt and self.random_weights),
+            "ckpt",
+            self.ckpt,
+            "it fits no LLM of random weights: leave one out",
+        )
 
     @property
     def part_names(self) -> list[str]:

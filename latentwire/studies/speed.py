@@ -25,6 +25,7 @@ from latentwire.data.squad import load
 from latentwire.evaluation.answering import answer
 from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.loading import load_llm, random_llm
+from latentwire.models.checkpoint import load_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.latentwire import LatentWire
@@ -60,7 +61,9 @@ def benchmark(config: BenchmarkSettings) -> dict:
     set_seed(0)
     with RunFolder(config.save_dir, identity(config, _NO_PART, llm_ids=config.llm_ids)) as run:
         path = run.path / "results.json"
-        results = read_json(path) if path.is_file() else {"schema": SCHEMA, "hardware": machine(), "raw": []}
+        results = read_json(path) if path.is_file() else {
+            "schema": SCHEMA, "hardware": machine(), "checkpoint": config.ckpt, "raw": [],
+        }  # fmt: skip
         bench = Bench(config)
         for part in config.part_names:
             if any(line["part"] == part for line in results["raw"]):
@@ -87,10 +90,14 @@ class Bench:
         self.questions = subset(train.questions, config.steps * config.batch_size, 0)
         loaded = random_llm if config.random_weights else load_llm
         llms = {name: loaded(name, llm_id, config.device, config.dtype) for name, llm_id in config.llm_ids.items()}
-        before, self.adapters, _ = closed_form(llms, fit_texts(config.dataset), config.d_z)
-        kind = ENCODERS[_ENCODER]
-        settings = kind.Settings(encoder_id=config.encoder_id) if config.encoder_id else kind.Settings()
-        self.encoder = kind.begin(before, settings, config.latent_len).to(config.device)
+        if config.ckpt:
+            self.encoder, self.adapters, _ = load_checkpoint(Path(config.ckpt), config.llm_ids)
+        else:
+            before, self.adapters, _ = closed_form(llms, fit_texts(config.dataset), config.d_z)
+            kind = ENCODERS[_ENCODER]
+            settings = kind.Settings(encoder_id=config.encoder_id) if config.encoder_id else kind.Settings()
+            self.encoder = kind.begin(before, settings, config.latent_len)
+        self.encoder.to(config.device)
         self.readers = [reader_of(llm, config, "prompt") for llm in llms.values()]
 
     def trainer(self, readers: Sequence[Reader], teacher: Mapping | None, **changes: object) -> Trainer:
@@ -194,13 +201,13 @@ def serving_part(bench: Bench) -> list[dict]:
         asked = dataclasses.replace(bench.questions[0], context=context, id=f"long {length}")
         text = llm.embed(prompts.plain(prompts.content_text(context, asked.question)))
         (z,) = bench.encoder.encode([asked], "context", config.latent_len)
+        adapter, tail = bench.adapters[llm.name].to(config.device), [prompts.tail(asked.question)]
         with torch.no_grad():
-            prefix = bench.adapters[llm.name].to(config.device)(z)
-        tail = [prompts.tail(asked.question)]
-        read_z, read_text = (llm.prefill(prompts.head, [slot], tail) for slot in (prefix, text))
+            prefix, deltas = adapter(z), [adapter.deltas(z)]
+        read_z, read_text = llm.prefill(prompts.head, [prefix], tail, deltas), llm.prefill(prompts.head, [text], tail)
         ways = {
             "encode": lambda asked=asked: bench.encoder.encode([asked], "context", config.latent_len),
-            "prefill_z": lambda llm=llm, p=prompts, x=prefix, t=tail: llm.prefill(p.head, [x], t),
+            "prefill_z": lambda llm=llm, p=prompts, x=prefix, t=tail, d=deltas: llm.prefill(p.head, [x], t, d),
             "prefill_text": lambda llm=llm, p=prompts, x=text, t=tail: llm.prefill(p.head, [x], t),
             # of two tokens to score one is read: a step of decoding
             "decode_z": lambda llm=llm, read=read_z: llm.answer_nll(read, [[0, 0]]),
@@ -210,7 +217,7 @@ def serving_part(bench: Bench) -> list[dict]:
             lines.append(
                 {"name": f"prefill_text_vs_z_{length}", "llm": llm.name, "unit": "s", "ours": found["prefill_z"],
                  "other": found["prefill_text"], "seconds": found, "text_positions": len(text),
-                 "kv_bytes_z": llm.kv_bytes * len(prefix), "kv_bytes_text": llm.kv_bytes * len(text)}
+                 "kv_bytes_z": llm.kv_bytes * len(z), "kv_bytes_text": llm.kv_bytes * len(text)}
             )  # fmt: skip
     return lines
 
@@ -277,10 +284,9 @@ def growth_part(bench: Bench) -> list[dict]:
     for words in _GROWN_WORDS:
         context = " ".join(itertools.islice(itertools.cycle(_words_of(bench.questions)), words))
         long = dataclasses.replace(bench.questions[0], context=context, id=f"{words} words")
-        ways = {
-            "words_encoded": lambda long=long: bench.encoder.encode([long], "prompt", config.latent_len),
-            "words_read": lambda long=long: bench.encoder.read(long),
-        }
+        ways = {"words_encoded": lambda long=long: bench.encoder.encode([long], "prompt", config.latent_len)}
+        if bench.encoder.reads_answers:
+            ways["words_read"] = lambda long=long: bench.encoder.read(long)
         lines += [_grown(bench, kind, words, work) for kind, work in ways.items()]
     return lines
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from latentwire.conditions.base import Reader
+from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.prompts import PromptBuilder
+from latentwire.models.adapters import SOFT_VECTORS
 from latentwire.reporting.charts import growth
 from latentwire.reporting.tables import speed_markdown
 from latentwire.studies import speed as room
@@ -15,6 +17,8 @@ from latentwire.studies.plain import PlainLLM, answer_batched, answer_one_by_one
 from latentwire.studies.settings import PARTS, BenchmarkSettings
 from latentwire.studies.speed import benchmark, ratios
 from latentwire.training.losses import answer_sums, distillation_sum
+from latentwire.training.running import train
+from latentwire.training.settings import TrainSettings
 from latentwire.training.teacher import teach
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +116,21 @@ def test_everything_is_measured_once(tmp_path, encoder_folder, monkeypatch, caps
     assert (tmp_path / "b" / "growth.png").stat().st_size > 1000
     table = (tmp_path / "b" / "table.md").read_text()
     assert "| train_step_vs_plain |" in table and "| words read | 200 |" in table and table in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small")
+def test_a_checkpoint_is_measured_with_what_it_adds_to_keys_and_values(tmp_path, monkeypatch):
+    begin = {"stage": "codebook", "adapter_type": "deep", "source": "context", "kd_weight": 0.0, "d_z": 24}
+    train(TrainSettings(**begin, dataset="sample", latent_len=8, device="cpu", save_dir=str(tmp_path / "begun")))
+    ckpt, added, prefill = str(tmp_path / "begun" / "checkpoint_best"), [], FrozenLLM.prefill
+    monkeypatch.setattr(FrozenLLM, "prefill", lambda self, *read: (added.extend(read[3:]), prefill(self, *read))[1])
+    results = benchmark(config(tmp_path / "b", "", ckpt=ckpt, parts="serving,encode"))
+    assert added and {delta.shape[2] for (delta,) in added} == {SOFT_VECTORS + 8}
+    for line in (line for line in results["raw"] if line["part"] == "serving"):
+        assert line["kv_bytes_text"] / line["kv_bytes_z"] == line["text_positions"] / 8, "constant places cost nothing"
+    assert f"Checkpoint: {ckpt}." in (tmp_path / "b" / "table.md").read_text()
+    with pytest.raises(ValueError, match="ckpt"):
+        config(tmp_path / "b", "", ckpt=ckpt, random_weights=True).check()
 
 
 def test_ratios_add_the_llms_up_repeat_by_repeat():
