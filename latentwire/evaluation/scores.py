@@ -33,11 +33,17 @@ def ratio_ci(a: Sequence[float], b: Sequence[float], groups: Sequence[str], seed
 
 
 def difference_draws(
-    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], groups: Sequence[str], same_seeds: bool, seed: int = 0
+    a: Sequence[Sequence[float]],
+    b: Sequence[Sequence[float]],
+    groups: Sequence[str],
+    same_seeds: bool,
+    seed: int = 0,
+    counts: Sequence[float] | None = None,
 ) -> np.ndarray | None:
     """[DRAWS] differences mean(a) - mean(b), drawn over training seeds and over groups; None with only one group.
 
-    a [S_a, n], b [S_b, n]: scores of the same n questions, a row per training seed. Each draw takes groups with
+    a [S_a, n], b [S_b, n]: scores of the same n questions, a row per training seed. counts: [n], how much each score is
+    of, such as an answer's tokens, so that the means are per token; default: 1. Each draw takes groups with
     replacement, the same ones for all rows, and seeds with replacement, for a and b independently; same_seeds: the
     rows of a and b belong together (the same weights read in two ways), so both take the same ones. One row is not
     drawn.
@@ -50,7 +56,7 @@ def difference_draws(
     questions vary as much as a seed does (simulated with normal seeds).
     """
     sums = [np.stack(_per_group(groups, *rows)) for rows in (a, b)]
-    (counts,) = _per_group(groups, np.ones(len(groups)))
+    (counts,) = _per_group(groups, np.ones(len(groups)) if counts is None else counts)
     if len(counts) < 2:
         return None
     by_group, by_seed = np.random.default_rng(seed), np.random.default_rng([seed, 1])

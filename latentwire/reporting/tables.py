@@ -122,7 +122,7 @@ def comparison_markdown(compared: Mapping) -> str:
     lines = [about, "", *_compared(compared["rows"], compared["n"])]
     for part in compared.get("parts", ()):
         lines += ["", f"Questions of which {part['part']} (n={part['n']}):", "", *_compared(part["rows"], part["n"])]
-    few = [_FEW] if any("seed" in _paired(row)[-2] for row in compared["rows"]) else []
+    few = [_FEW] if any("seed" in _paired(row)[3] for row in compared["rows"]) else []
     return "\n".join([*lines, *few]) + "\n"
 
 
@@ -131,7 +131,7 @@ def _compared(compared: Sequence[Mapping], n: int) -> list[str]:
     head = (
         "run", "LLM", "M", "codec", "F1 [95% interval]", "seeds", "first token", "informative", "NLL/token", "bytes",
         "F1 minus first run [95% interval]", "drawn over", "by article [95% interval]", "verdict",
-        "equivalence [90% interval]",
+        "equivalence [90% interval]", "NLL/token minus first run [95% interval]",
     )  # fmt: skip
     rows = [
         (row["name"], llm_label(row) if "llm_id" in row else row["llm"], row["m"] or "", row["codec"],
@@ -161,13 +161,14 @@ def _seeds(row: Mapping) -> str:
 def _paired(row: Mapping) -> tuple[str, ...]:
     """Cells of a row's difference to the first run, empty for the first run itself."""
     if not row["diff_ci95"]:
-        return ("",) * 5
-    article, ci90 = row.get("diff_ci95_by_article"), row.get("diff_ci90")
+        return ("",) * 6
+    article, ci90, nll = row.get("diff_ci95_by_article"), row.get("diff_ci90"), row.get("nll_diff_ci95")
     # Records from before verdicts hold trained rows alone, with intervals over questions.
     over, verdict = row.get("diff_over", "questions"), row.get("verdict", few_seeds(len(row["seed_f1"]), "not decided"))
     return (
         f"{row['diff']:+.3f} {show_interval(row['diff_ci95'])}", over, show_interval(article) if article else "",
         verdict, f"{row['equivalence']} {show_interval(ci90)}" if row.get("equivalence") else "",
+        f"{row['nll_diff']:+.3f} {show_interval(nll)}" if nll else "",
     )  # fmt: skip
 
 

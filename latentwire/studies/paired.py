@@ -36,19 +36,36 @@ from latentwire.utils.files import read_json, read_lines, write_json, write_text
 _SAME = ("dataset", "split", "n", "source", "dtype")  # what evaluations must share to be paired
 _WEIGHTS = {"wire": "checkpoint_sha256", "tuned": "tuned_sha256"}  # in config.json, by what a condition uses
 _OF_DIFFERENCE = ("diff_over", "diff_ci95", "diff_ci90", "diff_ci95_by_article", "verdict", "equivalence")
-_OF_ALL = ("first_token_acc", "first_informative_acc", "nll_per_token", "wire_bytes")  # means of all questions
+# Of a prediction line.
+_READ = ("f1", "first_token_correct", "first_informative_correct", "answer_nll", "answer_tokens", "wire_bytes")
 _NO_FIGURE = ("seconds", "examples_per_s", "taken_from")  # of a row: times, which no second look repeats
 
 
 @dataclass(frozen=True)
 class System:
-    """One row of a comparison. rows: its records, one per seed; f1: [S, n]; weights: what tells its S trainings apart,
-    empty where nothing was trained."""
+    """One row of a comparison. row: the first seed's record; values: [S, n] of each of _READ that all lines have;
+    weights: what tells its S trainings apart, empty where nothing was trained."""
 
     run: Run
-    rows: Sequence[Mapping]
-    f1: np.ndarray
+    row: Mapping
+    values: Mapping[str, np.ndarray]
     weights: Sequence[str]
+
+    @property
+    def f1(self) -> np.ndarray:
+        """[S, n]."""
+        return self.values["f1"]
+
+    @property
+    def nll_per_token(self) -> float | None:
+        """Nats; None where no LLM was asked."""
+        if "answer_nll" not in self.values:
+            return None
+        return float(self.values["answer_nll"].mean(axis=0).sum() / self.values["answer_tokens"][0].sum())
+
+    def of(self, which: np.ndarray) -> "System":
+        """Of these questions alone. which: bool [n]."""
+        return replace(self, values={name: value[:, which] for name, value in self.values.items()})
 
 
 def recompute(folder: Path) -> dict:
@@ -159,10 +176,10 @@ def _parts(
     with several M, it is asked for each M of the rows, and tells the rows of this M apart."""
     made = read_config(selection)
     several = bool(made.get("settings", {}).get("latent_lens"))
-    sizes = sorted({system.rows[0]["m"] for system in systems} - {None}) if several else [made["latent_len"]]
+    sizes = sorted({system.row["m"] for system in systems} - {None}) if several else [made["latent_len"]]
     parts = []
     for m in sizes:
-        mine = [system for system in systems if not several or system.rows[0]["m"] in (m, None)]
+        mine = [system for system in systems if not several or system.row["m"] in (m, None)]
         inside = answer_is_sent(selection, source, questions, m)
         at = f" at M={m}" if several else ""
         of = {f"a whole answer is among the tokens sent{at}": inside, f"no whole answer is{at}": ~inside}
@@ -205,24 +222,21 @@ def _rows(
     which: np.ndarray | None = None,
 ) -> list[dict]:
     """A row per system, each paired with the first run's of its LLM and M, or where that has none of this M, with the
-    first of its LLM. which: bool [n], the questions that are meant; of a part of them only F1 is told."""
+    first of its LLM. which: bool [n], the questions that are meant; default: all."""
     names, firsts, rows = _names([*found]), {}, []
     several = len({system.run.condition for system in systems}) > 1
     some = questions if which is None else [questions[i] for i in np.flatnonzero(which)]
     for whole in systems:
-        system = whole if which is None else replace(whole, f1=whole.f1[:, which])
-        llm, m = system.rows[0]["llm"], system.rows[0]["m"]
+        system = whole if which is None else whole.of(which)
+        llm, m = system.row["llm"], system.row["m"]
         first = firsts.setdefault(llm, system)
         if whole.run == systems[0].run:
             firsts[llm, m] = system
         before = firsts.get((llm, m), first)
-        figures = _figures(system, found, some)
-        if which is not None:
-            figures |= dict.fromkeys(_OF_ALL)
         name = " ".join(names[folder] for folder in system.run.folders)
         rows.append(
             {"name": f"{name}: {system.run.condition}" if several else name}
-            | figures
+            | _figures(system, found, some)
             | _difference(system, before, some, margin)
         )
     return rows
@@ -230,34 +244,38 @@ def _rows(
 
 def _system(run: Run, found: Mapping[Path, Mapping], row: Mapping, ids: Sequence[str]) -> System:
     """What the folders of a run hold of this row."""
-    rows = [_row(folder, found[folder], row) for folder in run.folders]
-    f1 = np.array([_scores(folder, row, ids) for folder in run.folders])
+    _require_row(run.folders, found, row)
+    lines = [_of_row(folder, row, ids) for folder in run.folders]
+    values = {
+        name: np.array([[line[name] for line in seed] for seed in lines], dtype=float)
+        for name in _READ
+        if all(line.get(name) is not None for seed in lines for line in seed)  # older lines have fewer
+    }
     weights = [own for folder in run.folders if (own := _weights(folder, run.condition))]
     require(
         len(set(weights)) == len(weights), "run", ",".join(map(str, run.folders)),
         "holds the same weights twice; seeds of one thing are trainings of their own",
     )  # fmt: skip
-    return System(run, rows, f1, weights)
+    return System(run, row, values, weights)
 
 
 def _figures(system: System, found: Mapping[Path, Mapping], questions: Sequence[Question]) -> dict:
     """The figures of one row: means over seeds, with the spread of F1."""
-    row, means = system.rows[0], system.f1.mean(axis=1).tolist()
-    mean = system.f1.mean(axis=0)
+    row, means, mean = system.row, system.f1.mean(axis=1).tolist(), system.f1.mean(axis=0)
     return {
         "condition": row["condition"], "runs": [str(folder) for folder in system.run.folders],
         "git": sorted({found[folder]["git"] for folder in system.run.folders}), "weights": system.weights,
         "llm": row["llm"], "llm_id": row["llm_id"], "m": row["m"], "codec": found[system.run.folders[0]]["codec"],
         "f1": float(mean.mean()), "f1_ci95": mean_ci(mean, [q.paragraph for q in questions]), "seed_f1": means,
         "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-        "first_token_acc": _mean(system.rows, "first_token_acc"),
-        "first_informative_acc": _mean(system.rows, "first_informative_acc"),
-        "nll_per_token": _mean(system.rows, "nll_per_token"), "wire_bytes": row["wire_bytes"],
+        "first_token_acc": _mean(system, "first_token_correct"),
+        "first_informative_acc": _mean(system, "first_informative_correct"),
+        "nll_per_token": system.nll_per_token, "wire_bytes": round(system.values["wire_bytes"][0].mean()),
     }  # fmt: skip
 
 
 def _difference(system: System, before: System, questions: Sequence[Question], margin: float | None) -> dict:
-    """F1 minus that of `before`, with its intervals and what they decide.
+    """F1, and nats per answer token, minus those of `before`, with their intervals and what F1's decide.
 
     Where a trained side has fewer than MIN_SEEDS trainings, the intervals are over questions only, and nothing is
     decided; unless both sides are the same weights, read in two ways: then the verdict is on these weights.
@@ -268,18 +286,30 @@ def _difference(system: System, before: System, questions: Sequence[Question], m
     same = bool(system.weights) and sorted(system.weights) == sorted(before.weights)
     order = [before.weights.index(own) for own in system.weights] if same else slice(None)
     fewest = min((len(side.weights) for side in (system, before) if side.weights), default=MIN_SEEDS)
-    a, b = (
-        f1 if side.weights and fewest >= MIN_SEEDS else f1.mean(axis=0, keepdims=True)
-        for side, f1 in ((system, system.f1), (before, before.f1[order]))
-    )
-    draws = difference_draws(a, b, [q.paragraph for q in questions], same)
-    by_article = difference_draws(a, b, [q.title for q in questions], same)
-    over = "seeds and questions" if max(len(a), len(b)) > 1 else "questions"
+
+    def draws(name: str, groups: list[str], counts: Sequence[float] | None = None) -> np.ndarray | None:
+        sides = (system, system.values[name]), (before, before.values[name][order])
+        a, b = (
+            value if side.weights and fewest >= MIN_SEEDS else value.mean(axis=0, keepdims=True)
+            for side, value in sides
+        )
+        return difference_draws(a, b, groups, same, counts=counts)
+
+    paragraphs, articles = [q.paragraph for q in questions], [q.title for q in questions]
+    by_paragraph = draws("f1", paragraphs)
+    seeds = fewest >= MIN_SEEDS and max(len(system.weights), len(before.weights)) > 1
+    over = "seeds and questions" if seeds else "questions"
     found |= {
         "diff_over": f"{over}, same weights" if same else over,
-        "diff_ci95": interval(draws, 0.95), "diff_ci90": interval(draws, 0.9),
-        "diff_ci95_by_article": interval(by_article, 0.95),
+        "diff_ci95": interval(by_paragraph, 0.95), "diff_ci90": interval(by_paragraph, 0.9),
+        "diff_ci95_by_article": interval(draws("f1", articles), 0.95),
     }  # fmt: skip
+    tokens, theirs = (side.values.get("answer_tokens", [None])[0] for side in (system, before))
+    if tokens is not None and np.array_equal(tokens, theirs):  # else they are of two tokenizers
+        found |= {
+            "nll_diff": system.nll_per_token - before.nll_per_token,
+            "nll_diff_ci95": interval(draws("answer_nll", paragraphs, tokens), 0.95),
+        }
     decided = same or fewest >= MIN_SEEDS
     found["verdict"] = side_verdict(found["diff_ci95"]) if decided else few_seeds(fewest, "not decided")
     if margin is not None:
@@ -315,22 +345,22 @@ def _results(folder: Path) -> dict:
     return read_json(folder / "results.json")
 
 
-def _row(folder: Path, results: Mapping, like: Mapping) -> Mapping:
-    """The row of another seed's evaluation; M may not differ."""
-    wanted = {name: like[name] for name in ("condition", "llm", "m")}
-    rows = [row for row in results["results"] if all(row[name] == wanted[name] for name in wanted)]
-    require(len(rows) == 1, "run", str(folder), f"has no row {wanted}; seeds of one thing must have the same rows")
-    return rows[0]
+def _require_row(folders: Sequence[Path], found: Mapping[Path, Mapping], row: Mapping) -> None:
+    """ValueError where a seed's evaluation has no such row; M may not differ."""
+    wanted = {name: row[name] for name in ("condition", "llm", "m")}
+    for folder in folders:
+        rows = [row for row in found[folder]["results"] if all(row[name] == wanted[name] for name in wanted)]
+        require(len(rows) == 1, "run", str(folder), f"has no row {wanted}; seeds of one thing must have the same rows")
 
 
-def _mean(rows: Sequence[Mapping], key: str) -> float | None:
-    """Mean over seeds; None where no LLM was asked, and in records from before it was noted."""
-    return None if rows[0].get(key) is None else float(np.mean([row[key] for row in rows]))
+def _mean(system: System, name: str) -> float | None:
+    """Mean over seeds and questions; None where no LLM was asked, and in records from before it was noted."""
+    return float(system.values[name].mean()) if name in system.values else None
 
 
-def _scores(folder: Path, row: Mapping, ids: Sequence[str]) -> list[float]:
-    """F1 of each question."""
-    found = {line["id"]: line["f1"] for line in _lines(folder) if row_key(line) == row_key(row)}
+def _of_row(folder: Path, row: Mapping, ids: Sequence[str]) -> list[Mapping]:
+    """The prediction line of each question."""
+    found = {line["id"]: line for line in _lines(folder) if row_key(line) == row_key(row)}
     lacking = [id_ for id_ in ids if id_ not in found]
     require(not lacking, "run", str(folder), f"lacks the predictions of {row_key(row)} for {len(lacking)} questions")
     return [found[id_] for id_ in ids]

@@ -24,9 +24,9 @@ QUESTIONS = load("sample", "dev").questions[:6]
 MACHINE = {"gpus": [], "processor": "P", "threads": 2, "torch": "2", "transformers": "5"}
 
 
-def evaluation(folder, scores, weights=None, others=None, **more):
+def evaluation(folder, scores, weights=None, others=None, nll=(), **more):
     """A finished evaluation of one LLM with these F1s. weights: of its checkpoint, else its own; others: F1s of further
-    conditions, NAME or NAME@M."""
+    conditions, NAME or NAME@M; nll: of each answer, of which question i has i + 1 tokens; without, no LLM was asked."""
     folder.mkdir(parents=True)
     rows, lines = [], []
     for condition, f1s in {"latentwire": scores, **(others or {})}.items():
@@ -36,7 +36,11 @@ def evaluation(folder, scores, weights=None, others=None, **more):
             "llm_id": "offline:a-model", "f1": sum(f1s) / len(f1s), "first_token_acc": 0.5, "nll_per_token": 2.0,
             "wire_bytes": 7,
         })  # fmt: skip
-        lines += [json.dumps({"id": q.id, "f1": f1} | key) for q, f1 in zip(QUESTIONS, f1s, strict=True)]
+        by_llm = [{"answer_nll": each, "answer_tokens": i + 1} for i, each in enumerate(nll)] or [{}] * len(f1s)
+        lines += [
+            json.dumps({"id": q.id, "f1": f1, "wire_bytes": 7} | key | more)
+            for q, f1, more in zip(QUESTIONS, f1s, by_llm, strict=True)
+        ]
     results = {"dataset": "sample", "split": "dev", "n": 6, "source": "prompt", "dtype": "float32", "seed": 0,
                "codec": "fp16", "git": "abc", "machine": MACHINE, "results": rows} | more  # fmt: skip
     config = {"checkpoint_sha256": weights or str(folder), "tuned_sha256": ["tuned"]}
@@ -110,8 +114,24 @@ def test_questions_whose_answer_is_not_among_the_tokens_sent_stand_apart(runs, m
     assert [row["f1"] for row in sent["rows"]] == [pytest.approx(2 / 3), 1]
     first, second = others["rows"]
     assert first["f1"] == pytest.approx(1 / 3) and second["diff"] == pytest.approx(2 / 3)
-    assert first["nll_per_token"] is None, "a mean of all questions"
     assert "Questions of which no whole answer is (n=3):" in comparison_markdown(found)
+
+
+def test_a_difference_of_nll_is_per_token_and_told_of_each_part(tmp_path, monkeypatch):
+    base = evaluation(tmp_path / "base", [0] * 6, nll=[1, 2, 3, 4, 5, 6])
+    other = evaluation(tmp_path / "other", [0] * 6, nll=[3, 2, 9, 4, 15, 18])
+    monkeypatch.setattr(paired, "answer_is_sent", lambda checkpoint, source, questions, m: np.arange(6) >= 4)
+    monkeypatch.setattr(paired, "read_config", lambda checkpoint: {"latent_len": 4})
+    found = compare([parse_run(str(run), "latentwire") for run in (base, other)], selection=Path("checkpoint"))
+    first, second = found["rows"]
+    assert first["nll_per_token"] == 1 and second["nll_per_token"] == pytest.approx(51 / 21)
+    assert second["nll_diff"] == pytest.approx(30 / 21)
+    low, high = second["nll_diff_ci95"]
+    assert 0 <= low < 30 / 21 < high <= 2
+    sent, others = (part["rows"][1] for part in found["parts"])
+    assert sent["nll_diff_ci95"] == pytest.approx([2, 2]), "each of these tokens costs 2 nats more"
+    assert others["nll_diff"] == pytest.approx(8 / 10) and others["nll_per_token"] == pytest.approx(1.8)
+    assert "| +2.000 [2.000, 2.000] |" in comparison_markdown(found)
 
 
 def test_where_several_m_are_sent_each_tells_its_own_rows_apart(tmp_path, monkeypatch):
