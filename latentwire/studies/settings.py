@@ -242,11 +242,11 @@ class DenseSettings(LLMSettings):
     (scripts/experiments/train_dense.sh). Other settings of a training are read from the environment."""
 
     arms: str = option(
-        "lead first",
-        "which arms, separated by spaces: lead: the first M tokens, a residual that tells of the rest, and deep "
-        "adapters; first: those tokens' codes alone; dense: anchors, their residual, and deep adapters; codes: the "
-        "same anchors' codes alone; windows: a window's mean, and deep adapters; budget: text cut to M tokens behind a "
-        "soft prompt",
+        "lead first_deep",
+        "which arms, separated by spaces: lead: the first M tokens, a residual made from the rest, and deep adapters; "
+        "first_deep: those tokens' codes alone, and deep adapters; first: the codes alone; dense: anchors, their "
+        "residual, and deep adapters; codes: the same anchors' codes alone; windows: a window's mean, and deep "
+        "adapters; budget: text cut to M tokens behind a soft prompt",
     )
     seeds: str = option("0", "training seeds of each arm, separated by spaces; three or more can be compared")
     latent_lens: str = option("16,32,64", "each step draws its M among them, and each arm is judged at all of them")

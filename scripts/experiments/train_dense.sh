@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Train latents of a text that nobody has asked about yet (SOURCE=context): one encoding for all its questions. Each step draws
 # its M among LATENT_LENS, so that one checkpoint serves all of them. ARMS:
-#   lead     led by the first M tokens, with a residual that tells of what follows them; the adapters also change keys and values
-#            of each layer
-#   first    the same M tokens' codes alone
-#   dense    led by one token of each window of the text, with a residual of the window, and the same adapters as lead
-#   codes    the same tokens' codes alone
-#   windows  the mean of each window, and the same adapters as lead
-#   budget   text cut to M tokens, behind a soft prompt of its own at each M
+#   lead        led by the first M tokens, with a residual made from what follows them; the adapters also change keys and
+#               values of each layer
+#   first       the same M tokens' codes alone
+#   first_deep  these codes with the adapters of lead: what a latent holds beyond its token is what lead has more
+#   dense       led by one token of each window of the text, with a residual of the window, and the same adapters as lead
+#   codes       the same tokens' codes alone
+#   windows     the mean of each window, and the same adapters as lead
+#   budget      text cut to M tokens, behind a soft prompt of its own at each M
 # Which token leads a window begins as the rarest. It is learned first, without an LLM, from the answer spans of all questions
 # on a text at once (SCORES_SAMPLES of them), and, with SPAN_WEIGHT, while an arm is trained. The teacher (KD_WEIGHT above 0)
 # reads the whole text behind a soft prompt that is tuned first. On a GPU: all questions, three passes; on a CPU 16,000
@@ -25,11 +26,12 @@ kind_of() {
     adapters=deep kind=(--encoder_type anchors)
     case "$1" in
         lead | windows) kind=(--encoder_type "$1") ;;
+        first_deep) kind=(--encoder_type codebook) ;;
         first) adapters=preamble kind=(--encoder_type codebook) ;;
         dense) ;;
         codes) adapters=preamble kind+=(--no-dense) ;;
         budget) ;;
-        *) echo "error: ARMS: $1 is not known; choose among lead, first, dense, codes, windows, budget" >&2 && exit 2 ;;
+        *) echo "error: ARMS: $1 is not known; choose among lead, first, first_deep, dense, codes, windows, budget" >&2 && exit 2 ;;
     esac
 }
 for one in $ARMS; do kind_of "$one"; done

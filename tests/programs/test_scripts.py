@@ -156,7 +156,8 @@ def test_a_training_is_one_torchrun_of_all_stages(recorded, copy):
 
 
 def test_dense_latents_are_taught_trained_alike_and_judged_at_every_m(recorded, copy):
-    arms = {"dense": "anchors", "codes": "anchors", "first": "codebook", "lead": "lead", "windows": "windows"}
+    arms = {"dense": "anchors", "codes": "anchors", "first": "codebook", "first_deep": "codebook", "lead": "lead",
+            "windows": "windows"}  # fmt: skip
     script = copy / "scripts/experiments/train_dense.sh"
     done, calls = recorded(
         script, OUTPUT_DIR="out", SAMPLES="5", SEEDS="0 1", ARMS=" ".join(arms), LATENT_LENS="4,8",
@@ -172,10 +173,9 @@ def test_dense_latents_are_taught_trained_alike_and_judged_at_every_m(recorded, 
     trained = [call for call in others if "--stage joint" in call[0]]
     assert [flag(call, "save_dir") for call in trained] == [f"out/seed{seed}/{arm}" for seed in (0, 1) for arm in arms]
     assert [flag(call, "encoder_type") for call in trained] == 2 * list(arms.values())
-    assert [("--no-dense" in call[0], flag(call, "init")) for call in trained[5:]] == [
+    assert [("--no-dense" in call[0], flag(call, "init")) for call in trained[6:]] == [
         (False, "out/seed1/dense/codebook/checkpoint_best"), (True, "out/seed1/codes/codebook/checkpoint_best"),
-        (False, "out/codebook_preamble/checkpoint_best"), (False, "out/codebook_deep/checkpoint_best"),
-        (False, "out/codebook_deep/checkpoint_best"),
+        (False, "out/codebook_preamble/checkpoint_best"), *[(False, "out/codebook_deep/checkpoint_best")] * 3,
     ]  # fmt: skip
     begun = [call for call in others if "--stage codebook" in call[0] and "--init" in call[0]]
     assert [flag(call, "adapter_type") for call in begun] == ["deep", "preamble"] * 2
@@ -225,7 +225,7 @@ def test_dense_latents_are_trained_without_a_teacher_if_asked_and_an_unknown_arm
     _, calls = recorded(script, OUTPUT_DIR="out", KD_WEIGHT="0", SAMPLES="", SCORES_SAMPLES="0")
     assert not any("--stage scores" in call or variables.get("SCORES_SAMPLES") for call, variables in calls)
     assert [flag(call, "init") for call in calls if "--stage joint" in call[0]] == [
-        "out/codebook_deep/checkpoint_best", "out/codebook_preamble/checkpoint_best",
+        "out/codebook_deep/checkpoint_best", "out/codebook_deep/checkpoint_best",
     ]  # fmt: skip
     _, calls = recorded(script, OUTPUT_DIR="out", KD_WEIGHT="0", SAMPLES="", ARMS="windows")
     assert not any("--selection" in call or "--stage scores" in call for call, _ in calls)
