@@ -2,7 +2,7 @@
 # What latents add to the tokens that they stand on. All arms are trained alike: the selection of CKPT, which stays as it
 # is, the same questions in the same order, loss, steps, and 16 learned vectors per LLM before everything. The encoder
 # knows the question, which stands as text behind the wire (SOURCE=aware): all M places are the context's. Judged on dev
-# questions that nobody has looked at. Killed and started again it continues. ARMS and SEEDS choose among
+# questions behind the first SKIP. Killed and started again it continues. ARMS and SEEDS choose among
 #   ids                  the tokens alone
 #   ids_marked           the tokens, and a mark on those of the encoder's own answer
 #   latentwire           the tokens, and a residual on each; evaluated with codec compact8, too
