@@ -224,6 +224,10 @@ class ArmsSettings(LLMSettings):
     more: int = option(96, "M of arm more_ids, whose bytes are then those of arm latentwire with compact8", least=1)
     seeds: str = option("0 1 2", "training seeds of each arm, separated by spaces")
     ckpt: str = option("checkpoints/latentwire_m32", "checkpoint whose selection all arms send")
+    adapter_type: str = option(
+        "preamble", "of all arms that send latents or ids: preamble, the means of the rivals' soft prompts, or deep",
+        choices=("preamble", "deep"),
+    )  # fmt: skip
     source: str = option(
         "aware", "aware, or context: the question is text behind the wire", choices=("aware", "context")
     )

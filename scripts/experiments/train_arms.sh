@@ -16,7 +16,7 @@ export SOURCE LLMS EPOCHS K OUTPUT_DIR
 CODECS="coarse8 coarse4 compact8"  # of arm narrow, the fewest bytes first
 
 # begin FOLDER [FLAG...]: what arms start from: the selection of CKPT, codes and adapters in closed form.
-begin() { train --stage codebook --init "$CKPT" --adapter_type preamble --save_dir "$@"; }
+begin() { train --stage codebook --init "$CKPT" --adapter_type "$ADAPTER_TYPE" --save_dir "$@"; }
 
 begin "$OUTPUT_DIR/base"
 base=$OUTPUT_DIR/base/checkpoint_best

@@ -283,8 +283,11 @@ def test_ablations_end_with_the_first_failure_and_refuse_an_unknown_row(recorded
 
 def test_a_narrow_residual_is_sent_whole_by_each_of_its_codecs(recorded, copy):
     script = copy / "scripts/experiments/train_arms.sh"
-    done, calls = recorded(script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS="latentwire narrow")
+    done, calls = recorded(
+        script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS="latentwire narrow", ADAPTER_TYPE="deep"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert {flag(call, "adapter_type") for call in calls if "--stage codebook" in call[0]} == {"deep"}
     trained = [call for call in calls if "--residual_rank 8" in call[0]]
     assert [
         (flag(call, "stage"), flag(call, "init"), flag(call, "save_dir")) for call in trained if "--seed" in call[0]
@@ -306,6 +309,7 @@ def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
     assert done.returncode == 0, done.stdout + done.stderr
     (start, _), *trained = [call for call in calls if "train.py" in call[0]]
     assert flag((start, {}), "init") == "checkpoints/latentwire_m32" and "--stage codebook" in start
+    assert flag((start, {}), "adapter_type") == "preamble"
     assert [flag(call, "save_dir") for call in trained] == [
         f"out/seed{seed}/{arm}" for seed in (0, 1) for arm in ("latentwire", "ids", "more_ids", "text_tuned/text_tuned")
     ]
