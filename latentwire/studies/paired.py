@@ -52,11 +52,6 @@ class System:
     weights: Sequence[str]
 
     @property
-    def f1(self) -> np.ndarray:
-        """[S, n]."""
-        return self.values["f1"]
-
-    @property
     def nll_per_token(self) -> float | None:
         """Nats; None where no LLM was asked."""
         if "answer_nll" not in self.values:
@@ -233,7 +228,7 @@ def _rows(
         if whole.run == systems[0].run:
             firsts[llm, m] = system
         before = firsts.get((llm, m), first)
-        name = " ".join(names[folder] for folder in system.run.folders)
+        name = _together([names[folder] for folder in system.run.folders])
         rows.append(
             {"name": f"{name}: {system.run.condition}" if several else name}
             | _figures(system, found, some)
@@ -261,7 +256,7 @@ def _system(run: Run, found: Mapping[Path, Mapping], row: Mapping, ids: Sequence
 
 def _figures(system: System, found: Mapping[Path, Mapping], questions: Sequence[Question]) -> dict:
     """The figures of one row: means over seeds, with the spread of F1."""
-    row, means, mean = system.row, system.f1.mean(axis=1).tolist(), system.f1.mean(axis=0)
+    row, means, mean = system.row, system.values["f1"].mean(axis=1).tolist(), system.values["f1"].mean(axis=0)
     return {
         "condition": row["condition"], "runs": [str(folder) for folder in system.run.folders],
         "git": sorted({found[folder]["git"] for folder in system.run.folders}), "weights": system.weights,
@@ -280,7 +275,7 @@ def _difference(system: System, before: System, questions: Sequence[Question], m
     Where a trained side has fewer than MIN_SEEDS trainings, the intervals are over questions only, and nothing is
     decided; unless both sides are the same weights, read in two ways: then the verdict is on these weights.
     """
-    found = {"diff": float(system.f1.mean() - before.f1.mean())} | dict.fromkeys(_OF_DIFFERENCE)
+    found = {"diff": float(system.values["f1"].mean() - before.values["f1"].mean())} | dict.fromkeys(_OF_DIFFERENCE)
     if system is before:
         return found
     same = bool(system.weights) and sorted(system.weights) == sorted(before.weights)
@@ -337,6 +332,12 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
             for p in parts:
                 p.pop(end)
     return {folder: str(Path(*p)) for folder, p in zip(folders, parts, strict=True)}
+
+
+def _together(names: Sequence[str]) -> str:
+    """One name for the seeds of a system: what their own ones share."""
+    shared = [part for part in Path(names[0]).parts if all(part in Path(name).parts for name in names)]
+    return f"{Path(*shared)} ({len(names)} seeds)" if shared and len(names) > 1 else " ".join(names)
 
 
 def _results(folder: Path) -> dict:

@@ -98,6 +98,12 @@ def test_seeds_are_averaged_by_question_and_their_spread_is_told(runs):
     assert "0.500, 0.333 (sd 0.118)" in table
 
 
+def test_seeds_go_by_what_their_folders_share(tmp_path):
+    seeds = [evaluation(tmp_path / f"seed{seed}" / "lead" / "eval", [0] * 6) for seed in (0, 1)]
+    rows = compared(seeds, evaluation(tmp_path / "rivals", [1] * 6))["rows"]
+    assert [row["name"] for row in rows] == ["lead/eval (2 seeds)", "rivals"]
+
+
 def test_an_answer_is_sent_if_all_its_tokens_are(trained):
     for m, sent in ((1, False), (500, True)):
         assert set(answer_is_sent(trained, "prompt", QUESTIONS, m)) == {sent}
