@@ -67,7 +67,7 @@ def known_model(llm_id: str) -> Model | None:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Positions around what is read. head: worked examples, read once and shared; tail: question and anchor."""
+    """Positions around what is read. head: worked examples, read once and shared; tail: question and `Answer:`."""
 
     head: int = 200
     tail: int = 20

@@ -72,7 +72,7 @@ def page(config: PlanSettings, records: Records | None = None) -> str:
 
 def _assumptions(config: PlanSettings, records: Records) -> list[str]:
     rows = [(f"`--{f.name}`", getattr(config, f.name), f.metadata["help"]) for f in dataclasses.fields(config)]
-    around = "positions around what is read: worked examples, read once and shared; question and anchor"
+    around = "positions around what is read: worked examples, read once and shared; question and `Answer:`"
     rows += [
         ("head, tail", f"{Prompt().head}, {Prompt().tail}", around),
         ("text", f"{records.text_tokens:.0f}", f"tokens of a SQuAD paragraph with its question (results/{SHIPPED})"),
