@@ -257,6 +257,7 @@ def _system(run: Run, found: Mapping[Path, Mapping], row: Mapping, ids: Sequence
 def _figures(system: System, found: Mapping[Path, Mapping], questions: Sequence[Question]) -> dict:
     """The figures of one row: means over seeds, with the spread of F1."""
     row, means, mean = system.row, system.values["f1"].mean(axis=1).tolist(), system.values["f1"].mean(axis=0)
+    sent = system.values.get("wire_bytes")
     return {
         "condition": row["condition"], "runs": [str(folder) for folder in system.run.folders],
         "git": sorted({found[folder]["git"] for folder in system.run.folders}), "weights": system.weights,
@@ -265,7 +266,7 @@ def _figures(system: System, found: Mapping[Path, Mapping], questions: Sequence[
         "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
         "first_token_acc": _mean(system, "first_token_correct"),
         "first_informative_acc": _mean(system, "first_informative_correct"),
-        "nll_per_token": system.nll_per_token, "wire_bytes": round(system.values["wire_bytes"][0].mean()),
+        "nll_per_token": system.nll_per_token, "wire_bytes": None if sent is None else round(sent[0].mean()),
     }  # fmt: skip
 
 
