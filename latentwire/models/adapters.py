@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from latentwire.models.components import Component, component
+from latentwire.utils.cli import require
 from latentwire.utils.registry import Registry
 
 if TYPE_CHECKING:
@@ -60,6 +61,17 @@ class Adapter(nn.Module):
 
 ADAPTERS: Registry[type[Adapter]] = Registry("adapter_type")
 adapter = ADAPTERS.register
+
+
+def grown(before: Adapter, kind: type[Adapter], llm: "FrozenLLM", head: Sequence[int]) -> Adapter:
+    """An adapter of another kind with the weights of `before`; what it has besides is as `begin` leaves it. ValueError
+    for a kind that lacks some of these weights."""
+    made = kind(before.d_z, before.width)
+    made.begin(llm, head)
+    lost = before.state_dict().keys() - made.state_dict().keys()
+    require(not lost, "adapter_type", kind.name, f"{before.name!r} has {', '.join(sorted(lost))} besides; name that")
+    made.load_state_dict(made.state_dict() | before.state_dict())
+    return made
 
 
 @adapter("residual_mlp")

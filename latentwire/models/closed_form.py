@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FIT_QUESTIONS = 5000  # train questions whose text weighs the codebook and fits the PCA
 _CHUNK = 16384
+_PLAIN = "residual_mlp"
 _REPORT_TOKENS = 1000
 _SMOOTHING = 1.0  # added to every token's count, so that none is left out
 
@@ -56,11 +57,12 @@ def closed_form(
     texts: Sequence[str],
     d_z: int,
     random_seed: int | None = None,
-    adapter_type: str = "residual_mlp",
+    adapter_type: str = "",
 ) -> tuple[ClosedFormEncoder, dict[str, Adapter], dict]:
     """Encoder, adapters, and the figures of `report`. The wire's vocabulary is that of the first LLM.
 
-    random_seed: draw a codebook that knows nothing instead, to learn what the closed form is worth.
+    random_seed: draw a codebook that knows nothing instead, to learn what the closed form is worth; adapter_type: kind
+    of the adapters, residual_mlp unless given.
     """
     tokenizer = next(iter(llms.values())).tokenizer
     tables = {name: wire_table(llm, tokenizer) for name, llm in llms.items()}
@@ -69,7 +71,7 @@ def closed_form(
     if random_seed is not None:
         found = random_codebook(found, random_seed)
     encoder = ClosedFormEncoder.from_codebook(tokenizer, found.codebook)
-    kind = ADAPTERS.pick(adapter_type)
+    kind = ADAPTERS.pick(adapter_type or _PLAIN)
     adapters = {name: kind.from_closed_form(*maps) for name, maps in found.adapters.items()}
     return encoder, adapters, report(found, tables, counts)
 

@@ -243,7 +243,7 @@ def _constant(config: TrainSettings, stage: Stage) -> int:
     """Most vectors before what differs between questions: of a soft prompt (a rival's, the teacher's) or a preamble."""
     if stage.rival or config.teacher or not config.init:
         return SOFT_VECTORS
-    kinds = read_config(Path(config.init)).get("adapters", {}).values()
+    kinds = [*read_config(Path(config.init)).get("adapters", {}).values(), config.adapter_type]
     return max((ADAPTERS[kind].constant for kind in kinds if kind in ADAPTERS), default=0)
 
 

@@ -62,7 +62,9 @@ class TrainSettings(LLMSettings, DataSettings):
         "lead, windows: a latent per window; queries, byte: free queries",
     )
     encoder: Settings | None = part(_encoders, chosen_by="encoder_type")  # noqa: RUF009 - a field, as option() is
-    adapter_type: str = option("residual_mlp", "kind of the adapters, chosen at stage codebook")
+    adapter_type: str = option(
+        "", "kind of the adapters, chosen at stage codebook (default: residual_mlp) or join (default: as the others)"
+    )
     k: int = option(4, "first tokens of an answer to learn; its end is learned, too", least=1)
     first_token_ce_weight: float = option(
         0.5, "extra weight of the cross-entropy of the first token that says anything", least=0

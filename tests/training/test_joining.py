@@ -80,6 +80,20 @@ def test_trained_it_changes_its_own_adapter_alone(join, joint):
     assert line["grad_norms"].keys() == {"adapter third"}
 
 
+def test_a_reader_that_is_there_begins_as_it_is_and_may_grow(join, joint):
+    """One step moves little: the old weights are where it began; what `deep` has besides is new."""
+    before = joint / "checkpoint_best"
+    made = join(llms="qwen", samples=16, adapter_type="deep", lr=1e-6) / "checkpoint_last"
+    assert not [name for name in NAMES[:2] if changed(before, made, name)]
+    old, new = read(before / "adapter_qwen.pt"), read(made / "adapter_qwen.pt")
+    assert new.keys() - old.keys() == {"unit", "preamble", "down.weight", "up"} and not old.keys() - new.keys()
+    assert all(torch.allclose(new[name], old[name], atol=1e-4) for name in old)
+    config = read_config(made)
+    assert config["adapters"] == {"llama": "residual_mlp", "qwen": "deep"} and config["joined"]["qwen"]["samples"] == 16
+    with pytest.raises(ValueError, match=r"adapter_type='residual_mlp': 'deep' has down.weight, preamble, unit, up"):
+        join("less", llms="qwen", samples=16, adapter_type="residual_mlp", init=str(made))
+
+
 def test_killed_and_started_again_it_ends_with_the_same_adapter(join, monkeypatch):
     whole = join("whole", samples=16) / "checkpoint_last"
     with monkeypatch.context() as patch, pytest.raises(Stopped):
@@ -92,6 +106,6 @@ def test_killed_and_started_again_it_ends_with_the_same_adapter(join, monkeypatc
 
 def test_what_cannot_join_is_refused_by_name(join, short, codebook, tmp_path):
     with pytest.raises(ValueError, match=r"llms='qwen'.*has a reader of this name already"):
-        join(llms="qwen")
+        join(llms="qwen", samples=0)
     with pytest.raises(ValueError, match="samples=0: stage joint needs questions"):
         short(tmp_path / "none", stage="joint", init=str(codebook), samples=0)
