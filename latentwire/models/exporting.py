@@ -1,5 +1,6 @@
 """Make a checkpoint ready to be shipped: half precision, one form of the weights, nothing of its machine."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -7,23 +8,36 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
-from latentwire.models.weights import read_config, read_weights, weights_file, weights_stems, wire_id
+from latentwire.models.weights import load_adapters, read_config, read_weights, weights_file, weights_stems, wire_id
+from latentwire.models.wire.compact import TABLES, tables_of
 from latentwire.utils.cli import reason, require
 from latentwire.utils.files import read_json, sha256_of, write_sealed
 
 # What a checkpoint on a user's machine says that nobody else needs.
 _PRIVATE = ("init", "save_dir", "resume", "save_minutes", "tensorboard", "tracker", "ignore_memory", "device")
+_OF_EACH_LLM = ("llms", "wordings", "frozen_sha256", "interface", "joined")  # what a config keeps by LLM
 _MADE_ANEW = ("encoder", "adapters", "widths", "sha256", "parts_sha256")
 
 
-def export(checkpoint: Path, folder: Path) -> dict:
-    """Write `checkpoint` to `folder` in float16, as .safetensors alone; its config is returned.
+def export(checkpoint: Path, folder: Path, readers: Sequence[Path] = ()) -> dict:
+    """Write `checkpoint` to `folder` in float16, as .safetensors alone, with its codec; its config is returned.
 
-    Raises FileNotFoundError or ValueError if the checkpoint is no trained LatentWire.
+    readers: checkpoints of stage join, whose LLMs read the same wire; the adapters that they trained are taken too.
+
+    Raises FileNotFoundError or ValueError if the checkpoint is no trained LatentWire, or readers are of another wire.
     """
     made = read_config(checkpoint)
     require(made.get("stage") == "joint", "checkpoint", str(checkpoint), "export the checkpoint of stage joint")
     encoder, adapters, _ = load_checkpoint(checkpoint, made["llms"])
+    for other in readers:
+        same = wire_id(other) == wire_id(checkpoint)
+        require(same, "readers", str(other), f"its LLMs read other wires than those of {checkpoint}; train it on that")
+        of = read_config(other)
+        joined = of.get("joined", {})
+        require(bool(joined), "readers", str(other), "no LLM joined it; name a checkpoint of stage join")
+        found = {key: {llm: of[key][llm] for llm in joined if llm in of.get(key, {})} for key in _OF_EACH_LLM}
+        adapters |= load_adapters(other, found["llms"])
+        made |= {key: made.get(key, {}) | value for key, value in found.items()}
     origin = getattr(getattr(encoder, "backbone", None), "origin", None)
     here = origin["encoder_id"] if origin and Path(origin["encoder_id"]).is_dir() else ""
     remedy = f"its LoRA needs the backbone in {here}, which only this machine has; train on one of the hub"
@@ -31,9 +45,18 @@ def export(checkpoint: Path, folder: Path) -> dict:
     for module in (encoder, *adapters.values()):
         module.to(torch.float16)
     kept = {key: value for key, value in made.items() if key not in (*_MADE_ANEW, *_PRIVATE)}
-    kept["settings"] = {key: value for key, value in made["settings"].items() if key not in _PRIVATE}
+    kept["settings"] = _public(made["settings"])
+    if "joined" in made:
+        kept["joined"] = {llm: how | {"settings": _public(how["settings"])} for llm, how in made["joined"].items()}
+    tables = tables_of(checkpoint) if (checkpoint / TABLES).is_file() else None
     save_checkpoint(folder, encoder, adapters, kept | {"weights": "float16"}, forms=(".safetensors",))
+    if tables:
+        tables.save(folder)
     return read_config(folder)
+
+
+def _public(settings: Mapping) -> dict:
+    return {key: value for key, value in settings.items() if key not in _PRIVATE}
 
 
 def as_safetensors(checkpoint: Path, folder: Path) -> None:

@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 from conftest import make_llm
+from safetensors.torch import load_file
 from training.run_tools import Stopped, changed, read, stop_in_step
 
 from latentwire import LatentWire
 from latentwire.models.closed_form import least_squares_map
+from latentwire.models.exporting import export
 from latentwire.models.weights import read_config
+from latentwire.reporting.card import card
 from latentwire.training.running import train
 
 pytestmark = pytest.mark.usefixtures("surroundings")
@@ -92,6 +95,28 @@ def test_a_reader_that_is_there_begins_as_it_is_and_may_grow(join, joint):
     assert config["adapters"] == {"llama": "residual_mlp", "qwen": "deep"} and config["joined"]["qwen"]["samples"] == 16
     with pytest.raises(ValueError, match=r"adapter_type='residual_mlp': 'deep' has down.weight, preamble, unit, up"):
         join("less", llms="qwen", samples=16, adapter_type="residual_mlp", init=str(made))
+
+
+def test_an_export_takes_readers_that_joined_elsewhere(join, joint, codebook, questions, tmp_path):
+    before, shipped = joint / "checkpoint_best", tmp_path / "shipped"
+    others = [join("here", samples=0), join("there", llms="qwen", samples=16, adapter_type="deep")]
+    folders = [folder / "checkpoint_best" for folder in others]
+    made = export(before, shipped, folders)
+    assert made["llms"].keys() == {"llama", "qwen", "third"} == made["interface"].keys()
+    assert made["adapters"] == {"llama": "residual_mlp", "qwen": "deep", "third": "residual_mlp"}
+    assert made["joined"].keys() == {"qwen", "third"} and str(tmp_path) not in json.dumps(made)
+    for folder, name in zip(folders, ("third", "qwen"), strict=True):
+        trained, kept = read(folder / f"adapter_{name}.pt"), load_file(shipped / f"adapter_{name}.safetensors")
+        assert all(torch.equal(kept[key], trained[key].half()) for key in trained)
+    text = card(made, shipped, "")
+    assert "`qwen`** by stage `join`" in text and "16 questions" in text and "\n  deep, batch" in text
+    lw = LatentWire(shipped)
+    wire = lw.encode(questions[0].context, questions[0].question)
+    assert all(isinstance(lw.reader(name).answer(wire), str) for name in made["llms"])
+    with pytest.raises(ValueError, match=r"readers=.*no LLM joined it"):
+        export(before, shipped, [before])
+    with pytest.raises(ValueError, match=r"readers=.*read other wires"):
+        export(before, shipped, [codebook])
 
 
 def test_killed_and_started_again_it_ends_with_the_same_adapter(join, monkeypatch):
