@@ -80,24 +80,33 @@ class WireReader:
         """Free continuation by transformers' own `generate`; `how`: its settings (max_new_tokens, do_sample, ...).
 
         prompt: text behind the latents; None: what an answer stands behind, without a question.
+        Raises ValueError where a deep adapter is to work without a cache, or with the prompt in chunks.
         """
+        odd = how.keys() & {"use_cache", "prefill_chunk_size"}
+        remedy = f"the adapter {self.adapter.name} needs the prompt read once, as a whole; leave it out"
+        require(not (odd and self.adapter.deep), "how", ", ".join(sorted(odd)), remedy)
         tail = self.prompts.tail("") if prompt is None else self.prompts.plain(prompt)
-        embeds = self._whole(self.prefix(z), tail, int(how.get("max_new_tokens", 1)))[None]
+        wire = self.wire(z)
+        embeds = self._whole(self.prefix(wire), tail, int(how.get("max_new_tokens", 1)))[None]
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        (ids,) = self.llm.model.generate(inputs_embeds=embeds, attention_mask=mask, **how)
+        with torch.no_grad():
+            deltas = self.adapter.deltas(torch.from_numpy(wire.z))
+        with self.llm.adding([deltas], [(0, len(self.prompts.head))], embeds):
+            (ids,) = self.llm.model.generate(inputs_embeds=embeds, attention_mask=mask, **how)
         return self.llm.tokenizer.decode(ids, skip_special_tokens=True)
 
     def prompt_embeds(self, z: Sent, question: str | None = None) -> Tensor:
         """Input embeddings [L, d] of the whole prompt, head and question included: what a serving engine that takes
-        embeddings continues with the answer."""
+        embeddings continues with the answer. Raises ValueError for an adapter that adds to keys and values."""
+        require(
+            not self.adapter.deep, "adapter", self.adapter.name,
+            "adds to keys and values, which embeddings alone cannot carry: use answer(), or let the LLM join "
+            f"{self.folder} under another name, with adapter_type preamble",
+        )  # fmt: skip
         (asked_for,) = self._asked([question], 1)
         return self._whole(self.prefix(z), self.prompts.tail(asked_for), 1)
 
     def _whole(self, prefix: Tensor, tail: Sequence[int], more: int) -> Tensor:
-        require(
-            not self.adapter.deep, "adapter", self.adapter.name,
-            "adds to keys and values, which embeddings alone cannot carry: use answer()",
-        )  # fmt: skip
         self._require_positions([prefix], [tail], more)
         return torch.cat([self.llm.embed(self.prompts.head), prefix, self.llm.embed(tail)])
 

@@ -37,7 +37,8 @@ def adding(
 ) -> Iterator[None]:
     """Inside, each row's delta [layers, 2, P, k] is added to what k_proj and v_proj give at its first P positions.
 
-    begins: where in embeds [rows, length, d] each row begins. Keys are changed before their rotary angles.
+    begins: where in embeds [rows, length, d] each row begins. Keys are changed before their rotary angles. What is read
+    in another length, as tokens behind the cache are, is left as it is.
     """
     rows, length, _ = embeds.shape
     found: list[list[tuple[int, Tensor]]] = [[] for _ in range(rows)]
@@ -69,4 +70,4 @@ def _line(found: Sequence[tuple[int, Tensor]], nothing: Tensor) -> Tensor:
 
 
 def _plus(delta: Tensor, _module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-    return output + delta
+    return output + delta if output.shape[1] == delta.shape[1] else output

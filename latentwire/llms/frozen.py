@@ -142,7 +142,7 @@ class FrozenLLM:
 
         head: token ids, the same for all rows, computed once per distinct head; slots: B tensors [P_i, d]; one that
         several rows share (see `alike`) is read once where `shares`; tails: B lists of token ids; deltas: what is added
-        to the slots' keys and values (see `_adding`).
+        to the slots' keys and values (see `adding`).
         """
         rests = [self.embed(tail) for tail in tails]
         logits, mask, cache = self._read(head, slots, rests, deltas, torch.ones(1, dtype=torch.long), kept=True)
@@ -246,7 +246,7 @@ class FrozenLLM:
         else:
             embeds, mask, cache = self._pad_in_front(head, rows)
         begins = [(number, embeds.shape[1] - len(row)) for number, row in enumerate(rows)]
-        with self._adding(deltas, begins, embeds):
+        with self.adding(deltas, begins, embeds):
             return self._forward(embeds, mask, cache, embeds.shape[1] - from_end), mask, cache
 
     def _read_packed(
@@ -274,7 +274,7 @@ class FrozenLLM:
             positions[row] = torch.arange(len(head), len(head) + len(row))
         self._require_rope(len(head) + max(map(len, rows)))
         once = [deltas[row] for row in begins] if deltas else ()
-        with self._adding(once, [(0, begin) for begin in begins.values()], embeds):
+        with self.adding(once, [(0, begin) for begin in begins.values()], embeds):
             logits = self.model(
                 inputs_embeds=embeds, attention_mask=packed.seen(branches), position_ids=positions[None],
                 use_cache=True, logits_to_keep=keep.flatten(), head=cache.head, packed=packed,
@@ -284,7 +284,7 @@ class FrozenLLM:
             layer.keys, layer.values = by_row.padded(layer.keys), by_row.padded(layer.values)
         return logits.view(*keep.shape, -1), mask, cache
 
-    def _adding(
+    def adding(
         self, deltas: Sequence[Tensor | None], begins: Sequence[tuple[int, int]], embeds: Tensor
     ) -> AbstractContextManager:
         """See `deltas.adding`."""

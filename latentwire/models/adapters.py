@@ -19,6 +19,7 @@ from latentwire.utils.registry import Registry
 if TYPE_CHECKING:
     from latentwire.llms.frozen import FrozenLLM
 
+PLAIN = "residual_mlp"  # the kind that needs no training: all of it comes from the closed form
 SOFT_VECTORS = 16  # learned vectors before what differs between questions: of a preamble, and of a rival's soft prompt
 _HIDDEN = 1024
 _RANK = 64  # of the maps to keys and values
@@ -74,7 +75,7 @@ def grown(before: Adapter, kind: type[Adapter], llm: "FrozenLLM", head: Sequence
     return made
 
 
-@adapter("residual_mlp")
+@adapter(PLAIN)
 class ResidualAdapter(Adapter):
     """A linear map that starts from the closed form (see `closed_form`), and a two-layer MLP that starts at zero.
 

@@ -25,7 +25,7 @@ from latentwire.data.question import subset
 from latentwire.data.squad import load
 from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.prompts import AS_TEXT
-from latentwire.models.adapters import ADAPTERS, Adapter
+from latentwire.models.adapters import ADAPTERS, PLAIN, Adapter
 from latentwire.models.encoders.codebook import ClosedFormEncoder
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 FIT_QUESTIONS = 5000  # train questions whose text weighs the codebook and fits the PCA
 _CHUNK = 16384
-_PLAIN = "residual_mlp"
 _REPORT_TOKENS = 1000
 _SMOOTHING = 1.0  # added to every token's count, so that none is left out
 
@@ -71,7 +70,7 @@ def closed_form(
     if random_seed is not None:
         found = random_codebook(found, random_seed)
     encoder = ClosedFormEncoder.from_codebook(tokenizer, found.codebook)
-    kind = ADAPTERS.pick(adapter_type or _PLAIN)
+    kind = ADAPTERS.pick(adapter_type or PLAIN)
     adapters = {name: kind.from_closed_form(*maps) for name, maps in found.adapters.items()}
     return encoder, adapters, report(found, tables, counts)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from latentwire.llms.known import NOT_IN_NAMES, id_variable
-from latentwire.models.adapters import ADAPTERS, Adapter
+from latentwire.models.adapters import ADAPTERS, PLAIN, Adapter
 from latentwire.utils.cli import reason
 from latentwire.utils.files import json_text, read_sealed, sha256_of
 from latentwire.utils.registry import Registry
@@ -24,7 +24,6 @@ from latentwire.utils.registry import Registry
 FORMS = (".safetensors", ".pt")  # of weights; the first one that is there is read
 PROMPT = "prompt"  # the one tensor of a soft prompt's file
 PARTS = ("wire_tokenizer", "backbone")  # folders of what an encoder reads with
-_FIRST_ADAPTER = "residual_mlp"  # of checkpoints that do not say their kind
 _WIRE_ID = 8  # bytes
 
 M = TypeVar("M", bound=nn.Module)
@@ -63,7 +62,7 @@ def load_adapters(folder: Path, llms: Mapping[str, str]) -> dict[str, Adapter]:
     missing, unreadable, of other shapes, or made for other LLMs."""
     config = read_config(folder)
     check_llms(folder, asked(config, "llms", folder), llms)
-    kinds = registered(ADAPTERS, [config.get("adapters", {}).get(name, _FIRST_ADAPTER) for name in llms], folder)
+    kinds = registered(ADAPTERS, [config.get("adapters", {}).get(name, PLAIN) for name in llms], folder)
     d_z, widths = asked(config, "d_z", folder), asked(config, "widths", folder)
     adapters = {}
     for name, kind in zip(llms, kinds, strict=True):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from latentwire.conditions.base import Reader, begin_adapters
-from latentwire.models.adapters import ADAPTERS, Adapter, grown
+from latentwire.models.adapters import ADAPTERS, PLAIN, Adapter, grown
 from latentwire.models.checkpoint import load_encoder, save_checkpoint
 from latentwire.models.closed_form import ClosedForm, fit_texts, least_squares_map, report, token_counts, wire_table
 from latentwire.models.encoders.base import Encoder
@@ -33,14 +33,16 @@ def begin(config: TrainSettings, readers: Sequence[Reader]) -> tuple[Encoder, di
     """The finished wire's encoder, the readers' adapters, and its config with the figures of `closed_form.report`.
 
     A new LLM's adapter is the closed form's, of the kind that the settings name, else of the kind that the other
-    readers have. One that is there begins as it is, with what the kind that is named has besides. Raises ValueError for
-    a new LLM where the encoder has no codebook, and for a kind that would lose weights.
+    readers have, or the plainest where nothing is trained. One that is there begins as it is, with what the kind that
+    is named has besides. Raises ValueError for a new LLM where the encoder has no codebook, and for a kind that would
+    lose weights.
     """
     folder = Path(config.init)
     encoder, made, others = load_encoder(folder), read_config(folder), _others(config)
     kind = ADAPTERS.pick(config.adapter_type) if config.adapter_type else None
+    usual = PLAIN if config.samples == 0 else next(iter(others.values())).name
     fresh = [reader for reader in readers if reader.llm.name not in others]
-    adapters, figures = _closed_form(config, encoder, fresh, kind or type(next(iter(others.values()))))
+    adapters, figures = _closed_form(config, encoder, fresh, kind or ADAPTERS[usual])
     begin_adapters(adapters, fresh)
     for llm, head in ((reader.llm, reader.prompts.head) for reader in readers if reader not in fresh):
         check_llms(folder, made["llms"], {llm.name: llm.id})

@@ -78,6 +78,16 @@ def test_gradients_reach_the_maps_and_no_weight_of_the_llm(llms, adapter):
     assert llm.weights_sha256() == before and all(p.grad is None for p in llm.model.parameters())
 
 
+def _greedy(reader, wire, prompt, longest):
+    """Free continuation by the project's own loop, which knows no stop."""
+    z = torch.from_numpy(reader.wire(wire).z)
+    with torch.no_grad():
+        slots, deltas = [reader.prefix(wire)], [reader.adapter.deltas(z)]
+        found = reader.llm.prefill(reader.prompts.head, slots, [reader.prompts.plain(prompt)], deltas)
+    ids = reader.llm.generate_ids(found, longest)
+    return [reader.llm.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+
+
 def test_it_trains_is_kept_and_answers_alike_in_evaluation_and_product(short, run_of, tmp_path, variables):
     how = {"adapter_type": "deep", "encoder_type": "codebook", "source": "context", "lr": 0.05}
     first = run_of(short(tmp_path / "codebook", stage="codebook", **how)) / "checkpoint_best"
@@ -94,6 +104,11 @@ def test_it_trains_is_kept_and_answers_alike_in_evaluation_and_product(short, ru
         expected = reader.llm.generate_with_prefix(reader.prompts.head, [slot.embeds], [tail], 6, [slot.deltas])
         mine = lw.reader(reader.llm.name)
         assert [mine.answer(lw.encode(question.context), question.question, 6)] == expected
+        wire = lw.encode(question.context)
+        free = mine.generate(wire, question.question, max_new_tokens=4, do_sample=False)
+        assert [free] == _greedy(mine, wire, question.question, 4)
+        with pytest.raises(ValueError, match=r"how='use_cache': the adapter deep"):
+            mine.generate(wire, use_cache=False)
         with pytest.raises(ValueError, match="adapter='deep'"):
             mine.prompt_embeds(lw.encode(question.context), question.question)
 
