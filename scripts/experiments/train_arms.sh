@@ -5,15 +5,16 @@
 # questions behind the first SKIP. Killed and started again it continues. ARMS and SEEDS choose among
 #   ids                  the tokens alone
 #   ids_marked           the tokens, and a mark on those of the encoder's own answer
-#   latentwire           the tokens, and a residual on each; evaluated with codec compact8, too
-#   narrow               the same with a residual of 8 directions; evaluated with the codecs that send all of them, too
+#   latentwire           the tokens, and a residual on each
+#   narrow               the same with a residual of 8 directions
 #   more_ids             the tokens alone, but MORE of them, with codec compact0: as many bytes as latentwire with compact8
 #   selected_text_tuned  their text; selected_words_tuned: in whole words; text_tuned: the whole text
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 show arms
 export SOURCE LLMS EPOCHS K OUTPUT_DIR
-CODECS="coarse8 coarse4 compact8"  # of arm narrow, the fewest bytes first
+# An arm's smaller wires, the fewest bytes first.
+declare -A CODECS=([latentwire]="compact8" [narrow]="coarse8 coarse4 compact8" [ids_marked]="compact1" [more_ids]="compact0")
 
 # begin FOLDER [FLAG...]: what arms start from: the selection of CKPT, codes and adapters in closed form.
 begin() { train --stage codebook --init "$CKPT" --adapter_type "$ADAPTER_TYPE" --save_dir "$@"; }
@@ -24,7 +25,7 @@ base=$OUTPUT_DIR/base/checkpoint_best
 # arm NAME SEED: its training and its evaluation.
 arm() {
     local folder=$OUTPUT_DIR/seed$2/$1 with=(--seed "$2" --samples "$SAMPLES") from=$base encoder=$1
-    local judged=(--skip "$SKIP" --samples "$EVAL_SAMPLES") codecs codec
+    local judged=(--skip "$SKIP" --samples "$EVAL_SAMPLES") codec
     case "$1" in
         *_tuned)
             train --stage "$1" --init "$base" "${with[@]}" --save_dir "$folder/$1"
@@ -42,14 +43,9 @@ arm() {
     local made=$folder/checkpoint_best
     judged+=(--conditions latentwire)
     [ "$1" = more_ids ] || program eval --ckpt "$made" "${judged[@]}" --save_dir "$folder/eval"
-    case "$1" in
-        latentwire) codecs=compact8 ;;
-        narrow) codecs=$CODECS ;;
-        more_ids) codecs=compact0 ;;
-        *) return ;;
-    esac
+    [ -n "${CODECS[$1]:-}" ] || return 0
     [ -f "$made/codec/tables.safetensors" ] || program fit_codec --ckpt "$made"
-    for codec in $codecs; do
+    for codec in ${CODECS[$1]}; do
         program eval --ckpt "$made" "${judged[@]}" --codec "$codec" --save_dir "$folder/eval_$codec"
     done
 }
@@ -76,7 +72,8 @@ done
 pair() { program compare "${@:2}" --margin 0.02 --selection "$base" --save_dir "$1"; }
 [ ${#same_places[@]} -eq 0 ] || pair "$OUTPUT_DIR" "${same_places[@]}"
 [ ${#same_bytes[@]} -eq 0 ] || pair "$OUTPUT_DIR/same_bytes" "${same_bytes[@]}"
-if [[ " $ARMS " == *" narrow "* ]]; then # the same weights, in fewer bytes
-    mapfile -t coded < <(for codec in $CODECS; do of "eval_$codec" narrow; done)
-    program compare "$(of eval narrow)" "${coded[@]}" --margin 0.01 --save_dir "$OUTPUT_DIR/codecs"
-fi
+for one in $ARMS; do # the same weights, in fewer bytes
+    if [ "$one" = more_ids ] || [ -z "${CODECS[$one]:-}" ]; then continue; fi
+    mapfile -t coded < <(for codec in ${CODECS[$one]}; do of "eval_$codec" "$one"; done)
+    program compare "$(of eval "$one")" "${coded[@]}" --margin 0.01 --save_dir "$OUTPUT_DIR/codecs/$one"
+done

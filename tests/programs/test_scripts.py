@@ -281,10 +281,10 @@ def test_ablations_end_with_the_first_failure_and_refuse_an_unknown_row(recorded
     assert done.returncode == 2 and "bytes is not known" in done.stderr and not calls
 
 
-def test_a_narrow_residual_is_sent_whole_by_each_of_its_codecs(recorded, copy):
+def test_arms_are_sent_in_fewer_bytes_too(recorded, copy):
     script = copy / "scripts/experiments/train_arms.sh"
     done, calls = recorded(
-        script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS="latentwire narrow", ADAPTER_TYPE="deep"
+        script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS="latentwire ids_marked narrow", ADAPTER_TYPE="deep"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert {flag(call, "adapter_type") for call in calls if "--stage codebook" in call[0]} == {"deep"}
@@ -298,9 +298,12 @@ def test_a_narrow_residual_is_sent_whole_by_each_of_its_codecs(recorded, copy):
     assert [flag(call, "codec") if "--codec" in call[0] else "" for call in coded] == ["", *codecs]
     names = ["eval", *(f"eval_{codec}" for codec in codecs)]
     pairs = " ".join(f"out/seed0/narrow/{name},out/seed1/narrow/{name}" for name in names)
-    assert calls[-1][0].endswith(f"compare.py {pairs} --margin 0.01 --save_dir out/codecs")
-    places = "out/seed0/latentwire/eval,out/seed1/latentwire/eval out/seed0/narrow/eval,out/seed1/narrow/eval"
-    assert any(places in call for call, _ in calls)
+    assert calls[-1][0].endswith(f"compare.py {pairs} --margin 0.01 --save_dir out/codecs/narrow")
+    for at, arm, codec in ((-3, "latentwire", "compact8"), (-2, "ids_marked", "compact1")):
+        pairs = " ".join(f"out/seed0/{arm}/{name},out/seed1/{arm}/{name}" for name in ("eval", f"eval_{codec}"))
+        assert calls[at][0].endswith(f"compare.py {pairs} --margin 0.01 --save_dir out/codecs/{arm}")
+    places = [f"out/seed0/{arm}/eval,out/seed1/{arm}/eval" for arm in ("latentwire", "ids_marked", "narrow")]
+    assert any(" ".join(places) in call for call, _ in calls)
 
 
 def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
@@ -326,11 +329,13 @@ def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
     assert [flag(call, "save_dir") for call in judged] == [f"out/seed{s}/{f}" for s in (0, 1) for f in folders]
     assert flag(judged[4], "tuned") == "out/seed0/text_tuned" and flag(judged[4], "conditions") == "text_tuned"
     assert len([call for call, _ in calls if "fit_codec.py" in call]) == 4, "two arms, two seeds"
-    places, equal = (call for call, _ in calls if "compare.py" in call)
+    places, equal, fewer = (call for call, _ in calls if "compare.py" in call)
     seeds = {name: ",".join(f"out/seed{seed}/{name}" for seed in (0, 1)) for name in folders}
     ending = "--margin 0.02 --selection out/base/checkpoint_best --save_dir out"
     runs = f"{seeds['latentwire/eval']} {seeds['ids/eval']} {seeds['text_tuned/eval']}:text_tuned"
     assert places.endswith(f"compare.py {runs} {ending}")
+    coded = f"{seeds['latentwire/eval']} {seeds['latentwire/eval_compact8']}"
+    assert fewer.endswith(f"compare.py {coded} --margin 0.01 --save_dir out/codecs/latentwire")
     assert equal.endswith(
         f"compare.py {seeds['latentwire/eval_compact8']} {seeds['more_ids/eval_compact0']} {ending}/same_bytes"
     )
