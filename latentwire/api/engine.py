@@ -26,8 +26,8 @@ def compare(config: EngineSettings) -> dict:
     known, later = encoder_reads_question(lw.source), question_in_tail(lw.source)
     wires = lw.encode([q.context for q in some], [q.question for q in some] if known else None)
     asked = [q.question if later else None for q in some]
-    ours = [reader.answer(z, question, config.max_new_tokens) for z, question in zip(wires, asked, strict=True)]
     prompts = [{"prompt_embeds": reader.prompt_embeds(z, q).cpu()} for z, q in zip(wires, asked, strict=True)]
+    ours = [reader.answer(z, question, config.max_new_tokens) for z, question in zip(wires, asked, strict=True)]
     where = reader.llm.model.config._name_or_path
     engine = LLM(model=where, enable_prompt_embeds=True, dtype=str(reader.llm.dtype).removeprefix("torch."))
     found = engine.generate(prompts, SamplingParams(temperature=0.0, max_tokens=config.max_new_tokens, stop=["\n"]))

@@ -50,9 +50,20 @@ class WireReader:
             raise ValueError(f"the wire has {wire.m} latents of width {wire.d_z}; {self.folder} reads {self.d_z}")
         return require_readable(wire, self.folder, self.wire_id, self.source)
 
-    @torch.no_grad()
     def prefix(self, z: Sent) -> Tensor:
-        """Input embeddings [P, d] of the latents, for a loop of one's own."""
+        """Input embeddings [P, d] of the latents, for a loop of one's own.
+
+        Raises ValueError for an adapter that adds to keys and values, too.
+        """
+        require(
+            not self.adapter.deep, "adapter", self.adapter.name,
+            "adds to keys and values, which embeddings alone cannot carry: use answer() or generate(), or let the LLM "
+            f"join {self.folder} under another name, with adapter_type preamble",
+        )  # fmt: skip
+        return self._prefix(z)
+
+    @torch.no_grad()
+    def _prefix(self, z: Sent) -> Tensor:
         return self.adapter(torch.from_numpy(self.wire(z).z)).to(self.llm.dtype)
 
     def answer(
@@ -69,7 +80,7 @@ class WireReader:
             return one
         asked_for = self._asked(question, len(z))
         z = [self.wire(one) for one in z]
-        slots = [self.prefix(one) for one in z]
+        slots = [self._prefix(one) for one in z]
         tails = [self.prompts.tail(one) for one in asked_for]
         self._require_positions(slots, tails, max_new_tokens)
         with torch.no_grad():
@@ -82,12 +93,12 @@ class WireReader:
         prompt: text behind the latents; None: what an answer stands behind, without a question.
         Raises ValueError where a deep adapter is to work without a cache, or with the prompt in chunks.
         """
-        odd = how.keys() & {"use_cache", "prefill_chunk_size"}
-        remedy = f"the adapter {self.adapter.name} needs the prompt read once, as a whole; leave it out"
-        require(not (odd and self.adapter.deep), "how", ", ".join(sorted(odd)), remedy)
+        odd = not how.get("use_cache", True) or bool(how.get("prefill_chunk_size"))
+        remedy = f"the adapter {self.adapter.name} needs a cache, and the prompt read as a whole; leave them out"
+        require(not (odd and self.adapter.deep), "use_cache, prefill_chunk_size", how, remedy)
         tail = self.prompts.tail("") if prompt is None else self.prompts.plain(prompt)
         wire = self.wire(z)
-        embeds = self._whole(self.prefix(wire), tail, int(how.get("max_new_tokens", 1)))[None]
+        embeds = self._whole(self._prefix(wire), tail, int(how.get("max_new_tokens", 1)))[None]
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         with torch.no_grad():
             deltas = self.adapter.deltas(torch.from_numpy(wire.z))
@@ -98,11 +109,6 @@ class WireReader:
     def prompt_embeds(self, z: Sent, question: str | None = None) -> Tensor:
         """Input embeddings [L, d] of the whole prompt, head and question included: what a serving engine that takes
         embeddings continues with the answer. Raises ValueError for an adapter that adds to keys and values."""
-        require(
-            not self.adapter.deep, "adapter", self.adapter.name,
-            "adds to keys and values, which embeddings alone cannot carry: use answer(), or let the LLM join "
-            f"{self.folder} under another name, with adapter_type preamble",
-        )  # fmt: skip
         (asked_for,) = self._asked([question], 1)
         return self._whole(self.prefix(z), self.prompts.tail(asked_for), 1)
 
@@ -126,5 +132,5 @@ class WireReader:
     def _require_positions(self, slots: Iterable[Tensor], tails: Iterable[Sequence[int]], more: int) -> None:
         for slot, tail in zip(slots, tails, strict=True):
             needed = len(self.prompts.head) + len(slot) + len(tail) + more
-            what = f"the wire's {len(slot)} latents make a prompt of"
+            what = f"the wire's {len(slot) - self.adapter.constant} latents make a prompt of"
             self.llm.require_positions(needed, what, "encode with a smaller budget, or fewer parts")

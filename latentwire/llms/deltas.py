@@ -38,7 +38,7 @@ def adding(
     """Inside, each row's delta [layers, 2, P, k] is added to what k_proj and v_proj give at its first P positions.
 
     begins: where in embeds [rows, length, d] each row begins. Keys are changed before their rotary angles. What is read
-    in another length, as tokens behind the cache are, is left as it is.
+    in less length, as tokens behind the cache are, is left as it is; ValueError for more.
     """
     rows, length, _ = embeds.shape
     found: list[list[tuple[int, Tensor]]] = [[] for _ in range(rows)]
@@ -70,4 +70,7 @@ def _line(found: Sequence[tuple[int, Tensor]], nothing: Tensor) -> Tensor:
 
 
 def _plus(delta: Tensor, _module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-    return output + delta if output.shape[1] == delta.shape[1] else output
+    found, first = output.shape[1], delta.shape[1]
+    if found > first:
+        raise ValueError(f"{found} positions are read where the adapter adds to {first}: it needs the cache; use one")
+    return output + delta if found == first else output

@@ -67,10 +67,13 @@ adapter = ADAPTERS.register
 def grown(before: Adapter, kind: type[Adapter], llm: "FrozenLLM", head: Sequence[int]) -> Adapter:
     """An adapter of another kind with the weights of `before`; what it has besides is as `begin` leaves it. ValueError
     for a kind that lacks some of these weights."""
+    if kind is type(before):
+        return before
     made = kind(before.d_z, before.width)
     made.begin(llm, head)
     lost = before.state_dict().keys() - made.state_dict().keys()
-    require(not lost, "adapter_type", kind.name, f"{before.name!r} has {', '.join(sorted(lost))} besides; name that")
+    remedy = f"it would lose {', '.join(sorted(lost))} of the reader that is there; name {before.name}, or leave it out"
+    require(not lost, "adapter_type", kind.name, remedy)
     made.load_state_dict(made.state_dict() | before.state_dict())
     return made
 

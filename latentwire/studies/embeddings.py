@@ -168,10 +168,11 @@ def _backward(subject: Subject, reader: Reader, model: LatentWire) -> dict:
     """Length of the gradient of the answers' cross-entropy by component, from one backward pass of this LLM alone."""
     llm, prompts, questions = reader.llm, reader.prompts, subject.shared.questions[: subject.config.batch_size]
     model.eval().zero_grad()
-    rows = model(questions).embeds[llm.name]
+    slots = model(questions)
+    rows, deltas = slots.embeds[llm.name], slots.deltas.get(llm.name, ())
     labels, tails = [prompts.labels(q.answers[0], _K) for q in questions], [prompts.tail(q.question) for q in questions]
     learned = [one.learned for one in labels]
-    scored = llm.loss_with_prefix(prompts.head, rows, tails, [one.ids for one in labels], learned=learned)
+    scored = llm.loss_with_prefix(prompts.head, rows, tails, [one.ids for one in labels], deltas, learned)
     (answer_sums(scored)["ce"] / sum(map(sum, learned))).backward()
     norms = {}
     for found in model.components():
@@ -242,7 +243,7 @@ def _answers(
         slots = condition.slots(reader, questions, m, shared)
         if name == "none":
             return slots  # bit by bit what the evaluation reads
-        return [Slot(change(slot.embeds.float().cpu(), around), slot.sent) for slot in slots]
+        return [dataclasses.replace(slot, embeds=change(slot.embeds.float().cpu(), around)) for slot in slots]
 
     label = {"condition": f"{kind}: {name}", "m": m if "m" in condition.uses else None, "llm": reader.llm.name}
     return complete(

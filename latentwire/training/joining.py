@@ -23,7 +23,8 @@ def of_the_wire(config: TrainSettings) -> TrainSettings:
     for name in config.llm_names:
         require(
             config.samples != 0 or name not in made["llms"], "llms", name,
-            f"{config.init} has a reader of this name already; name the LLM that joins, or train it: samples above 0",
+            f"{config.init} has a reader of this name already; name the LLM that joins, or let this one learn more: "
+            "--samples above 0",
         )  # fmt: skip
     fixed = {name: made[name] for name in ("source", "latent_len", "d_z")}
     return dataclasses.replace(config, **fixed, encoder_type=made["encoder"]["type"], encoder=None)
@@ -93,5 +94,5 @@ def _joined(config: TrainSettings, origin: Mapping) -> dict:
     """What the checkpoint says: all that it said before, and of each new LLM how it joined."""
     made = read_config(Path(config.init))
     found = {key: made.get(key, {}) | origin[key] for key in _OF_EACH_LLM}
-    how = {key: origin[key] for key in ("samples", "settings")}
+    how = {key: origin[key] for key in ("samples", "settings", "git", "machine") if key in origin}
     return made | found | {"joined": made.get("joined", {}) | dict.fromkeys(origin["llms"], how)}

@@ -63,7 +63,9 @@ class TrainSettings(LLMSettings, DataSettings):
     )
     encoder: Settings | None = part(_encoders, chosen_by="encoder_type")  # noqa: RUF009 - a field, as option() is
     adapter_type: str = option(
-        "", "kind of the adapters, chosen at stage codebook (default: residual_mlp) or join (default: as the others)"
+        "",
+        "kind of the adapters, chosen at stage codebook (default: residual_mlp) or join (default: as the "
+        "others; with samples 0 residual_mlp)",
     )
     k: int = option(4, "first tokens of an answer to learn; its end is learned, too", least=1)
     first_token_ce_weight: float = option(

@@ -82,7 +82,7 @@ def _greedy(reader, wire, prompt, longest):
     """Free continuation by the project's own loop, which knows no stop."""
     z = torch.from_numpy(reader.wire(wire).z)
     with torch.no_grad():
-        slots, deltas = [reader.prefix(wire)], [reader.adapter.deltas(z)]
+        slots, deltas = [reader._prefix(wire)], [reader.adapter.deltas(z)]
         found = reader.llm.prefill(reader.prompts.head, slots, [reader.prompts.plain(prompt)], deltas)
     ids = reader.llm.generate_ids(found, longest)
     return [reader.llm.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
@@ -107,7 +107,7 @@ def test_it_trains_is_kept_and_answers_alike_in_evaluation_and_product(short, ru
         wire = lw.encode(question.context)
         free = mine.generate(wire, question.question, max_new_tokens=4, do_sample=False)
         assert [free] == _greedy(mine, wire, question.question, 4)
-        with pytest.raises(ValueError, match=r"how='use_cache': the adapter deep"):
+        with pytest.raises(ValueError, match=r"use_cache, prefill_chunk_size=.*False"):
             mine.generate(wire, use_cache=False)
         with pytest.raises(ValueError, match="adapter='deep'"):
             mine.prompt_embeds(lw.encode(question.context), question.question)

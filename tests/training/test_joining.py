@@ -93,30 +93,44 @@ def test_a_reader_that_is_there_begins_as_it_is_and_may_grow(join, joint):
     assert all(torch.allclose(new[name], old[name], atol=1e-4) for name in old)
     config = read_config(made)
     assert config["adapters"] == {"llama": "residual_mlp", "qwen": "deep"} and config["joined"]["qwen"]["samples"] == 16
-    with pytest.raises(ValueError, match=r"adapter_type='residual_mlp': 'deep' has down.weight, preamble, unit, up"):
+    with pytest.raises(ValueError, match=r"would lose down.weight, preamble, unit, up of .*; name deep"):
         join("less", llms="qwen", samples=16, adapter_type="residual_mlp", init=str(made))
+
+
+def changed_half(trained, exported, name):
+    """Weights of a reader that an export does not have in half precision."""
+    one, other = read(trained / f"adapter_{name}.pt"), load_file(exported / f"adapter_{name}.safetensors")
+    return {key for key in one.keys() | other.keys() if not torch.equal(one[key].half(), other[key])}
 
 
 def test_an_export_takes_readers_that_joined_elsewhere(join, joint, codebook, questions, tmp_path):
     before, shipped = joint / "checkpoint_best", tmp_path / "shipped"
-    others = [join("here", samples=0), join("there", llms="qwen", samples=16, adapter_type="deep")]
-    folders = [folder / "checkpoint_best" for folder in others]
+    others = {"here": join("here", samples=0), "there": join("there", llms="qwen", samples=16, adapter_type="deep")}
+    folders = [others["here"] / "checkpoint_best", others["there"] / "checkpoint_last"]
     made = export(before, shipped, folders)
     assert made["llms"].keys() == {"llama", "qwen", "third"} == made["interface"].keys()
     assert made["adapters"] == {"llama": "residual_mlp", "qwen": "deep", "third": "residual_mlp"}
     assert made["joined"].keys() == {"qwen", "third"} and str(tmp_path) not in json.dumps(made)
     for folder, name in zip(folders, ("third", "qwen"), strict=True):
-        trained, kept = read(folder / f"adapter_{name}.pt"), load_file(shipped / f"adapter_{name}.safetensors")
-        assert all(torch.equal(kept[key], trained[key].half()) for key in trained)
+        assert not changed_half(folder, shipped, name)
     text = card(made, shipped, "")
     assert "`qwen`** by stage `join`" in text and "16 questions" in text and "\n  deep, batch" in text
     lw = LatentWire(shipped)
     wire = lw.encode(questions[0].context, questions[0].question)
     assert all(isinstance(lw.reader(name).answer(wire), str) for name in made["llms"])
-    with pytest.raises(ValueError, match=r"readers=.*no LLM joined it"):
+    with pytest.raises(ValueError, match=r"readers=.*no reader of it was trained beyond"):
         export(before, shipped, [before])
     with pytest.raises(ValueError, match=r"readers=.*read other wires"):
         export(before, shipped, [codebook])
+    more = [
+        join(name, llms=name, samples=16, init=str(shipped), lr=0.01) / "checkpoint_last" for name in ("qwen", "llama")
+    ]
+    again = export(shipped, tmp_path / "again", more)
+    for name, folder in zip(("qwen", "llama"), more, strict=True):
+        assert changed_half(folder, tmp_path / "again", name) == set(), "not the one that its neighbour began with"
+        assert again["joined"][name]["git"] and "validation" not in again
+    with pytest.raises(ValueError, match=r"readers=.*trained 'qwen', too"):
+        export(shipped, tmp_path / "twice", [more[0], more[0]])
 
 
 def test_killed_and_started_again_it_ends_with_the_same_adapter(join, monkeypatch):
