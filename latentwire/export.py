@@ -19,15 +19,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="folder of a trained checkpoint")
     parser.add_argument("folder", type=Path, help="where to; replaced if it is there")
-    parser.add_argument(
-        "--readers", type=Path, nargs="+", default=[], help="checkpoints of stage join: their LLMs come with it"
-    )
+    more = "checkpoints of stage join, whose LLMs come with it"
+    parser.add_argument("--readers", type=Path, nargs="+", default=[], help=more)
     parser.add_argument("--results", type=Path, help="evaluation of the exported checkpoint, for the card")
     args = parser.parse_args()
     for name in ("checkpoint", "results"):
         require_there(name, str(vars(args)[name] or "."))
-    for reader in args.readers:
-        require_there("readers", str(reader))
     from latentwire.models.exporting import export, table_of
     from latentwire.reporting.card import card
     from latentwire.utils.files import write_text

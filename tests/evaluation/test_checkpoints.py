@@ -65,7 +65,7 @@ def test_the_shipped_checkpoint_loads_and_encodes():
     (z,) = encoder.encode(load("sample", "dev").questions[:1], made["source"], made["latent_len"])
     assert z.shape == (32, 256) and torch.isfinite(z).all()
     for name, adapter in adapters.items():
-        assert adapter(z).shape == (32, made["widths"][name])
+        assert adapter.deep and adapter(z).shape == (adapter.constant + 32, made["widths"][name])
 
 
 @pytest.fixture
