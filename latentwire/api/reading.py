@@ -60,11 +60,13 @@ class WireReader:
             "adds to keys and values, which embeddings alone cannot carry: use answer() or generate(), or let the LLM "
             f"join {self.folder} under another name, with adapter_type preamble",
         )  # fmt: skip
-        return self._prefix(z)
+        return self._slot(self.wire(z))[0]
 
     @torch.no_grad()
-    def _prefix(self, z: Sent) -> Tensor:
-        return self.adapter(torch.from_numpy(self.wire(z).z)).to(self.llm.dtype)
+    def _slot(self, wire: Wire) -> tuple[Tensor, Tensor | None]:
+        """Input embeddings [P, d] of the latents, and what is added to their keys and values."""
+        z = torch.from_numpy(wire.z)
+        return self.adapter(z).to(self.llm.dtype), self.adapter.deltas(z)
 
     def answer(
         self, z: Sent | Sequence[Sent], question: str | Sequence[str | None] | None = None, max_new_tokens: int = 12
@@ -79,12 +81,10 @@ class WireReader:
             (one,) = self.answer([z], [question], max_new_tokens)
             return one
         asked_for = self._asked(question, len(z))
-        z = [self.wire(one) for one in z]
-        slots = [self._prefix(one) for one in z]
+        read = [self._slot(self.wire(one)) for one in z]
+        slots, deltas = [slot for slot, _ in read], [delta for _, delta in read]
         tails = [self.prompts.tail(one) for one in asked_for]
         self._require_positions(slots, tails, max_new_tokens)
-        with torch.no_grad():
-            deltas = [self.adapter.deltas(torch.from_numpy(one.z)) for one in z]
         return self.llm.generate_with_prefix(self.prompts.head, slots, tails, max_new_tokens, deltas)
 
     def generate(self, z: Sent, prompt: str | None = None, **how: object) -> str:
@@ -97,11 +97,9 @@ class WireReader:
         remedy = f"the adapter {self.adapter.name} needs a cache, and the prompt read as a whole; leave them out"
         require(not (odd and self.adapter.deep), "use_cache, prefill_chunk_size", how, remedy)
         tail = self.prompts.tail("") if prompt is None else self.prompts.plain(prompt)
-        wire = self.wire(z)
-        embeds = self._whole(self._prefix(wire), tail, int(how.get("max_new_tokens", 1)))[None]
+        prefix, deltas = self._slot(self.wire(z))
+        embeds = self._whole(prefix, tail, int(how.get("max_new_tokens", 1)))[None]
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        with torch.no_grad():
-            deltas = self.adapter.deltas(torch.from_numpy(wire.z))
         with self.llm.adding([deltas], [(0, len(self.prompts.head))], embeds):
             (ids,) = self.llm.model.generate(inputs_embeds=embeds, attention_mask=mask, **how)
         return self.llm.tokenizer.decode(ids, skip_special_tokens=True)

@@ -6,18 +6,24 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from latentwire.models.adapters import Adapter
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
-from latentwire.models.weights import load_adapters, read_config, read_weights, weights_file, weights_stems, wire_id
+from latentwire.models.weights import (
+    OF_EACH_LLM,
+    load_adapters,
+    read_config,
+    read_weights,
+    weights_file,
+    weights_stems,
+    wire_id,
+)
 from latentwire.models.wire.compact import TABLES, tables_of
 from latentwire.utils.cli import reason, require
 from latentwire.utils.files import read_json, sha256_of, write_sealed
 
 # What a checkpoint on a user's machine says that nobody else needs.
 _PRIVATE = ("init", "save_dir", "resume", "save_minutes", "tensorboard", "tracker", "ignore_memory", "device")
-_OF_EACH_LLM = ("llms", "wordings", "frozen_sha256", "interface", "joined")  # what a config keeps by LLM
 _OF_ITS_READERS = ("step", "validation")  # which others take the place of
 _MADE_ANEW = ("encoder", "adapters", "widths", "sha256", "parts_sha256")
 
@@ -31,10 +37,11 @@ def export(checkpoint: Path, folder: Path, readers: Sequence[Path] = ()) -> dict
     """
     made = read_config(checkpoint)
     require(made.get("stage") == "joint", "checkpoint", str(checkpoint), "export the checkpoint of stage joint")
-    encoder, adapters, _ = load_checkpoint(checkpoint, made["llms"])
+    encoder, own, _ = load_checkpoint(checkpoint, made["llms"])
+    adapters = dict(own)
     taken: dict[str, Path] = {}
     for other in readers:
-        found, trained = _trained(other, checkpoint)
+        found, trained = _trained(other, checkpoint, own)
         for llm in trained:
             require(llm not in taken, "readers", str(other), f"{taken.get(llm)} trained {llm!r}, too; name one of them")
         taken |= dict.fromkeys(trained, other)
@@ -58,27 +65,23 @@ def export(checkpoint: Path, folder: Path, readers: Sequence[Path] = ()) -> dict
     return read_config(folder)
 
 
-def _trained(other: Path, checkpoint: Path) -> tuple[dict, dict[str, Adapter]]:
-    """What the config of `other` says of the readers that it has otherwise than `checkpoint`, and these readers."""
+def _trained(other: Path, checkpoint: Path, own: Mapping[str, Adapter]) -> tuple[dict, dict[str, Adapter]]:
+    """What the config of `other` says of the readers that `checkpoint` has not, or has otherwise (`own`), and they."""
     same = wire_id(other) == wire_id(checkpoint)
     require(same, "readers", str(other), f"its LLMs read other wires than those of {checkpoint}; train it on that")
-    of, known = read_config(other), weights_stems(checkpoint)
+    of = read_config(other)
     there = load_adapters(other, {llm: of["llms"][llm] for llm in of.get("joined", {})})
-    new = {
-        llm: adapter
-        for llm, adapter in there.items()
-        if f"adapter_{llm}" not in known
-        or not _alike(adapter, read_weights(weights_file(checkpoint, f"adapter_{llm}")))
-    }
+    new = {llm: adapter for llm, adapter in there.items() if llm not in own or not _alike(adapter, own[llm])}
     require(
         bool(new), "readers", str(other), f"no reader of it was trained beyond {checkpoint}; name one of stage join"
     )
-    return {key: {llm: of[key][llm] for llm in new if llm in of.get(key, {})} for key in _OF_EACH_LLM}, new
+    keys = (*OF_EACH_LLM, "interface", "joined")
+    return {key: {llm: of[key][llm] for llm in new if llm in of.get(key, {})} for key in keys}, new
 
 
-def _alike(adapter: Adapter, weights: Mapping[str, Tensor]) -> bool:
-    own = adapter.state_dict()
-    return own.keys() == weights.keys() and all(torch.equal(own[name].float(), weights[name].float()) for name in own)
+def _alike(one: Adapter, other: Adapter) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def _public(settings: Mapping) -> dict:

@@ -9,11 +9,9 @@ from latentwire.models.adapters import ADAPTERS, PLAIN, Adapter, grown
 from latentwire.models.checkpoint import load_encoder, save_checkpoint
 from latentwire.models.closed_form import ClosedForm, fit_texts, least_squares_map, report, token_counts, wire_table
 from latentwire.models.encoders.base import Encoder
-from latentwire.models.weights import check_llms, load_adapters, read_config
+from latentwire.models.weights import OF_EACH_LLM, check_llms, load_adapters, read_config
 from latentwire.training.settings import TrainSettings
 from latentwire.utils.cli import require
-
-_OF_EACH_LLM = ("llms", "wordings", "frozen_sha256")  # what a checkpoint's config keeps by LLM
 
 
 def of_the_wire(config: TrainSettings) -> TrainSettings:
@@ -93,6 +91,6 @@ def _others(config: TrainSettings) -> dict[str, Adapter]:
 def _joined(config: TrainSettings, origin: Mapping) -> dict:
     """What the checkpoint says: all that it said before, and of each new LLM how it joined."""
     made = read_config(Path(config.init))
-    found = {key: made.get(key, {}) | origin[key] for key in _OF_EACH_LLM}
+    found = {key: made.get(key, {}) | origin[key] for key in OF_EACH_LLM}
     how = {key: origin[key] for key in ("samples", "settings", "git", "machine") if key in origin}
     return made | found | {"joined": made.get("joined", {}) | dict.fromkeys(origin["llms"], how)}

@@ -82,7 +82,7 @@ def _greedy(reader, wire, prompt, longest):
     """Free continuation by the project's own loop, which knows no stop."""
     z = torch.from_numpy(reader.wire(wire).z)
     with torch.no_grad():
-        slots, deltas = [reader._prefix(wire)], [reader.adapter.deltas(z)]
+        slots, deltas = [reader.adapter(z)], [reader.adapter.deltas(z)]
         found = reader.llm.prefill(reader.prompts.head, slots, [reader.prompts.plain(prompt)], deltas)
     ids = reader.llm.generate_ids(found, longest)
     return [reader.llm.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
