@@ -1,15 +1,14 @@
 """After how many questions a wire has paid for its encoding, in multiplications.
 
-A forward pass costs two operations per parameter and token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1; without
-attention's share, which grows with the text). Encoding reads the text once; each question read from the wire instead of
-from the text saves the reader the difference in positions.
+A forward pass costs two operations per position for each parameter that it is multiplied with (Kaplan et al. 2020,
+arXiv:2001.08361, section 2.1; without attention's share, which grows with the text). Encoding reads the text once; each
+question read from the wire instead of from the text saves the reader the difference in positions. What an adapter has
+before the latents is the same for all questions: it is kept with the head of the prompt, and costs nothing.
 """
 
 from latentwire.api.encoding import LatentWire
 from latentwire.api.message import Wire
-from latentwire.llms.known import is_cached
-from latentwire.llms.loading import shape_of
-from latentwire.llms.offline import OFFLINE_LLMS
+from latentwire.llms.loading import model_of
 from latentwire.models.weights import read_weights, weights_file
 
 _TABLES = ("embedding", "codebook")  # looked up, not multiplied
@@ -24,11 +23,7 @@ def break_even(lw: LatentWire, wire: Wire) -> dict[str, dict]:
     saved_positions = wire.text_tokens - wire.m
     found = {}
     for name, llm_id in lw.llms.items():
-        if llm_id in OFFLINE_LLMS and not is_cached(llm_id):
-            found[name] = {"says": f"{llm_id} is not on this machine, so its size is not known here"}
-            continue
-        shape = shape_of(name, llm_id)
-        saved = 2 * (shape.parameters - shape.vocabulary * shape.width) * saved_positions / 1e9
+        saved = 2 * model_of(name, llm_id).body * saved_positions / 1e9
         questions = cost / saved if saved > 0 else None
         says = f"encoding {cost:.2f} GFLOP; "
         if questions:

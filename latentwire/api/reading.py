@@ -85,7 +85,8 @@ class WireReader:
         slots, deltas = [slot for slot, _ in read], [delta for _, delta in read]
         tails = [self.prompts.tail(one) for one in asked_for]
         self._require_positions(slots, tails, max_new_tokens)
-        return self.llm.generate_with_prefix(self.prompts.head, slots, tails, max_new_tokens, deltas)
+        head, constant = self.prompts.head, self.adapter.constant
+        return self.llm.generate_with_prefix(head, slots, tails, max_new_tokens, deltas, constant)
 
     def generate(self, z: Sent, prompt: str | None = None, **how: object) -> str:
         """Free continuation by transformers' own `generate`; `how`: its settings (max_new_tokens, do_sample, ...).

@@ -98,7 +98,8 @@ def _read(reader: Reader, slots: Sequence, batch: Sequence[Question], max_new_to
     llm, prompts = reader.llm, reader.prompts
     answers = [prompts.answer_ids(q.answers[0]) for q in batch]
     tails = [prompts.tail(q.question) for q in batch]
-    prefill = llm.prefill(prompts.head, [s.embeds for s in slots], tails, [s.deltas for s in slots])
+    (constant,) = {s.constant for s in slots}
+    prefill = llm.prefill(prompts.head, [s.embeds for s in slots], tails, [s.deltas for s in slots], constant)
     nll = llm.answer_nll(prefill, answers).tolist()
     said = llm.generate_ids(prefill, max_new_tokens)
     return [

@@ -41,7 +41,9 @@ class Demo:
             (slot,) = CONDITIONS[name].slots(reader, [asked], self.m, self.shared)
             positions = len(prompts.head) + len(slot.embeds) + len(tail) + self.longest
             llm.require_positions(positions, f"context: as {shown} the prompt takes", "shorten it")
-            (answer,) = llm.generate_with_prefix(prompts.head, [slot.embeds], [tail], self.longest, [slot.deltas])
+            (answer,) = llm.generate_with_prefix(
+                prompts.head, [slot.embeds], [tail], self.longest, [slot.deltas], slot.constant
+            )
             lines.append(
                 f"{llm.name:>8} from {shown}  {len(slot.embeds):>5} positions  {slot.sent:>6} bytes   "
                 f"{answer or '(nothing)'}"

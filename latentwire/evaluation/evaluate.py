@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
@@ -65,7 +66,7 @@ class Plan:
     conditions: list[tuple[Condition, int]]
     train_texts: list[str]
 
-    @property
+    @cached_property
     def identity(self) -> dict:
         """What makes two evaluations the same one. Conditions are left out: more of them extend a run."""
         config = self.config
@@ -108,7 +109,7 @@ def evaluate(config: EvalSettings) -> dict | None:
             predictions.append(taken)
         results = _evaluate(plan, predictions) | run.origin
         write_json(run.path / "results.json", results)
-    print(*critical_lines(results["comparisons"]), *further_lines(results["comparisons"]), sep="\n")
+    print(*critical_lines(results), *further_lines(results), sep="\n")
     print(f"wrote {run.path / 'results.json'}")
     return results
 
@@ -253,6 +254,8 @@ def _wire(plan: Plan, ready: Sequence[Reader], folder: Path | None) -> tuple[Sen
     config = plan.config
     if config.ckpt:
         encoder, adapters, made = load_checkpoint(Path(config.ckpt), config.llm_ids)
+        same = plan.identity["checkpoint_sha256"] == checkpoint_sha256(Path(config.ckpt))[:16]
+        require(same, "ckpt", config.ckpt, "a training replaced it while this evaluation began; start again")
         require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.ckpt} has d_z={made['d_z']}; set that")
         trained = made.get("source", config.source)
         if trained != config.source and made["stage"] != "codebook":

@@ -138,27 +138,40 @@ def _pair(a: Mapping, b: Mapping) -> dict:
     }  # fmt: skip
 
 
-def critical_lines(comparisons: Sequence[Mapping]) -> list[str]:
-    """The three critical tests, one printable line each."""
-    tests = sorted((c for c in comparisons if "critical" in c), key=lambda c: (c["llm"], c["m"], c["critical"]))
-    return [_line(test, f"{test['critical']}. {CRITICAL_TESTS[test['critical']]}") for test in tests]
+def critical_lines(results: Mapping) -> list[str]:
+    """The three critical tests of results.json, one printable line each."""
+    tests = [c for c in results["comparisons"] if "critical" in c]
+    tests.sort(key=lambda c: (c["llm"], c["m"], c["critical"]))
+    return [_line(test, f"{test['critical']}. {CRITICAL_TESTS[test['critical']]}", results) for test in tests]
 
 
-def further_lines(comparisons: Sequence[Mapping]) -> list[str]:
+def further_lines(results: Mapping) -> list[str]:
     """LatentWire against the rivals of FURTHER that are there, as the critical tests are printed; at the same M, where
     a rival has one. Older records name no further tests."""
-    pairs = [c for c in comparisons if c.get("further")]
+    pairs = [c for c in results["comparisons"] if c.get("further")]
     pairs.sort(key=lambda c: (c["llm"], c["m"], FURTHER.index(c["b"])))
-    return [_line(pair, f"further test: LatentWire > {pair['b']}") for pair in pairs]
+    return [_line(pair, f"further test: LatentWire > {pair['b']}", results) for pair in pairs]
 
 
-def _line(test: Mapping, name: str) -> str:
+def positions(row: Mapping) -> str:
+    """Positions that a row's LLM spends on a question; "+ 16": those that are the same for all of them."""
+    constant = row.get("constant_positions") or 0
+    return f"{row['llm_positions']:.0f}" + (f" + {constant:.0f}" if constant else "")
+
+
+def _line(test: Mapping, name: str, results: Mapping) -> str:
+    a, b = (_side(test, name, results["results"]) for name in "ab")
     ratio = test["metric"] == "f1_ratio"
     value = test["ratio"] if ratio else test["diff"]
     figure = "undefined" if value is None else f"{value:.3f}" if ratio else f"{value:+.3f}"
     return (
         f"{test['verdict']:<11}  {test['llm']} M={test['m']}  {name}: "
         f"{'ratio' if ratio else 'F1'} {figure} {show_interval(test['ci95'])} against {test['b']}; "
-        f"positions {test['a_positions']:.0f} / {test['b_positions']:.0f}, "
-        f"bytes {test['a_bytes']} / {test['b_bytes']}"
+        f"positions {positions(a)} / {positions(b)}, bytes {a['wire_bytes']} / {b['wire_bytes']}"
     )
+
+
+def _side(test: Mapping, side: str, rows: Sequence[Mapping]) -> Mapping:
+    """The row of one side of a comparison, "a" or "b"."""
+    alike = (row for row in rows if row["condition"] == test[side])
+    return next(row for row in alike if row["llm"] in (test["llm"], None) and row["m"] in (test["m"], None))

@@ -16,13 +16,15 @@ from latentwire.data.question import Question
 
 QUESTIONS = 200  # that the table is of; evaluations of fewer have none
 _DICTIONARY = 64 * 1024  # bytes of zstd's dictionary
+_LONGEST = 2048  # tokens of a text that an LLM codes: their logits are in memory at once
 
 
 def bytes_table(questions: Sequence[Question], source: str, m: int, shared: Shared, reader: Reader) -> list[dict]:
     """Mean bytes of the first QUESTIONS texts, by way: [{"way", "bytes", "n"}]; empty where there are fewer texts.
 
     shared: sender (its wires are the first row) and train texts; reader: the LLM of the last row, which codes the whole
-    text at the cost of its own likelihood (arithmetic coding to within a byte).
+    text at the cost of its own likelihood (arithmetic coding to within a byte); there is none where a text is too long
+    for it.
     """
     some = list(questions[:QUESTIONS])
     if len(some) < QUESTIONS:
@@ -42,7 +44,8 @@ def bytes_table(questions: Sequence[Question], source: str, m: int, shared: Shar
     if encoder.chooses_tokens:
         chosen = [encoder.tokenizer.decode(encoder.select(q, source, m)) for q in some]
         rows.append(_row("the selected tokens as text", [len(text.encode()) for text in chosen]))
-    rows.append(_row(f"text, coded by {reader.llm.name} itself", _by_llm(reader, texts)))
+    if max(len(reader.prompts.plain(text)) for text in texts) < min(_LONGEST, reader.llm.positions or _LONGEST):
+        rows.append(_row(f"text, coded by {reader.llm.name} itself", _by_llm(reader, texts)))
     return rows
 
 
@@ -54,7 +57,9 @@ def _by_llm(reader: Reader, texts: Sequence[str]) -> list[int]:
     found = []
     for text in tqdm(texts, unit="text", desc=f"coding by {llm.name}", leave=False):
         first, *others = reader.prompts.plain(text)
-        (nats,) = llm.answer_nll(llm.prefill(head, [llm.embed([first])], [[]]), [others]).tolist()
+        nats = 0.0
+        if others:
+            (nats,) = llm.answer_nll(llm.prefill(head, [llm.embed([first])], [[]]), [others]).tolist()
         found.append(2 + math.ceil(nats / math.log(2) / 8))
     return found
 

@@ -48,6 +48,24 @@ def sees_all(who: str, model: "PreTrainedModel") -> bool:
     return not local and not any(layer.is_sliding for layer in layers)
 
 
+def rope_limit(model: "PreTrainedModel") -> int | None:
+    """Positions beyond which rotary angles of all positions change: a head's keys hold the angles of a short prompt."""
+    config = model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in ("longrope", "dynamic"):
+        return None
+    return rope.get("original_max_position_embeddings") or config.max_position_embeddings
+
+
+def require_rope(who: str, limit: int | None, longest: int) -> None:
+    """ValueError for a prompt of so many positions that all rotary angles would be others. limit: see `rope_limit`."""
+    if limit and longest > limit:
+        raise ValueError(
+            f"{who} reads {limit} positions before its rotary angles change, and a prompt takes {longest}; choose "
+            "another model, a shorter wording (zero_shot) or shorter contexts"
+        )
+
+
 def share_heads(model: "PreTrainedModel") -> bool:
     """Let the model attend this way, and tell whether it can: on a CPU, where it attends through transformers'
     interface by PyTorch's fused attention."""

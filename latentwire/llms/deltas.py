@@ -73,4 +73,4 @@ def _plus(delta: Tensor, _module: nn.Module, _inputs: tuple, output: Tensor) -> 
     found, first = output.shape[1], delta.shape[1]
     if found > first:
         raise ValueError(f"{found} positions are read where the adapter adds to {first}: it needs the cache; use one")
-    return output + delta if found == first else output
+    return output + delta.to(output.device) if found == first else output

@@ -1,6 +1,7 @@
 """The frozen language model: only this file, `attention` and `loading` touch a Hugging Face causal LM.
 
-Shapes: B batch, P slot positions, L positions after the head, A answer tokens, d model width, V vocabulary.
+Shapes: B batch, H positions that all rows begin with, P slot positions, L positions after the head, A answer tokens, d
+model width, V vocabulary.
 Everything after the head is left-padded, so that every row ends at the same position; positions are
 `cumsum(mask) - 1`, so that padding moves nothing. (Where rows share the head, they are first read without padding, and
 padded in the cache.) That holds where every position sees all earlier ones. Where a layer
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from latentwire.llms.attention import Head, Packed, alike, behind_each_other, branching, sees_all, share_heads
+from latentwire.llms import attention
 from latentwire.llms.deltas import adding, key_width
 from latentwire.llms.prompts import END_OF_TURN, IGNORE, ends_line
 from latentwire.utils.files import weights_sha256
@@ -44,6 +45,14 @@ class Prefill:
 
 
 @dataclass
+class _Begin:
+    """What all rows begin with, read once: embeds [H, d], and their keys and values, one row, never to be changed."""
+
+    embeds: Tensor
+    cache: "DynamicCache"
+
+
+@dataclass
 class PrefixLoss:
     """Teacher-forced scores of the answers after a prefix.
 
@@ -65,6 +74,7 @@ class FrozenLLM:
 
     def __init__(self, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", llm_id: str = ""):
         self.name, self.id, self.tokenizer = name, llm_id or name, tokenizer
+        self.who = f"{name} ({self.id})"  # in messages
         self.model = model.eval().requires_grad_(False)
         self.embedding = model.get_input_embeddings()
         # A slice of the last positions is strided, and a strided input makes the matrix product copy the whole output
@@ -72,16 +82,16 @@ class FrozenLLM:
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
         self.width: int = self.embedding.weight.shape[1]
-        self.rope_limit = _rope_limit(model)
+        self.rope_limit = attention.rope_limit(model)
         trained = getattr(model.config, "max_position_embeddings", None)
         self.positions: int | None = self.rope_limit or trained  # that it reads as it was trained to
         self.end_ids = self._end_ids()
         self.stop_ids = self._stop_ids()
         known = inspect.signature(model.forward).parameters
-        self._sees_all = sees_all(f"{self.name} ({self.id})", model) and "position_ids" in known
+        self._sees_all = attention.sees_all(self.who, model) and "position_ids" in known
         self._cache_name = "cache" if "cache" in known else "past_key_values"  # renamed in transformers 5.24
-        self.shares = self._sees_all and share_heads(model)
-        self._heads: dict[tuple[int, ...], DynamicCache] = {}
+        self.shares = self._sees_all and attention.share_heads(model)
+        self._begun: dict[tuple[tuple[int, ...], int], _Begin] = {}
         self._rms: Tensor | None = None
 
     def embed(self, ids: Sequence[int]) -> Tensor:
@@ -111,7 +121,7 @@ class FrozenLLM:
         """
         layer = self.model.get_decoder().layers[0]
         if not hasattr(layer, "input_layernorm"):
-            raise ValueError(f"{self.name} ({self.id}): its first layer normalises nothing by the name input_layernorm")
+            raise ValueError(f"{self.who}: its first layer normalises nothing by the name input_layernorm")
         return layer.input_layernorm(embeds.to(self.device, self.dtype)).float().cpu()
 
     @property
@@ -124,7 +134,7 @@ class FrozenLLM:
     def require_positions(self, needed: int, what: str, remedy: str) -> None:
         """ValueError where a prompt needs more positions than the LLM can read; what: the prompt, with its verb."""
         if self.positions and needed > self.positions:
-            raise ValueError(f"{what} {needed} positions, and {self.name} ({self.id}) reads {self.positions}; {remedy}")
+            raise ValueError(f"{what} {needed} positions, and {self.who} reads {self.positions}; {remedy}")
 
     def weights_sha256(self) -> str:
         """One hash of all weights: that they stayed frozen can be checked."""
@@ -137,15 +147,21 @@ class FrozenLLM:
         slots: Sequence[Tensor],
         tails: Sequence[Sequence[int]],
         deltas: Sequence[Tensor | None] = (),
+        constant: int = 0,
     ) -> Prefill:
         """Read head + slot + tail for each row.
 
-        head: token ids, the same for all rows, computed once per distinct head; slots: B tensors [P_i, d]; one that
-        several rows share (see `alike`) is read once where `shares`; tails: B lists of token ids; deltas: what is added
-        to the slots' keys and values (see `adding`).
+        head: token ids, the same for all rows, read once and kept; slots: B tensors [P_i, d]; one that several rows
+        share (see `alike`) is read once where `shares`; tails: B lists of token ids; deltas: what is added to the
+        slots' keys and values (see `adding`); constant: how many of the slots' first positions are the same in all
+        rows and have no deltas: they are kept with the head.
         """
         rests = [self.embed(tail) for tail in tails]
-        logits, mask, cache = self._read(head, slots, rests, deltas, torch.ones(1, dtype=torch.long), kept=True)
+        assert not constant or all(torch.equal(slot[:constant], slots[0][:constant]) for slot in slots)
+        begin = self._begin(head, slots[0][:constant])
+        own = [slot[constant:] for slot in slots]
+        deltas = [delta if delta is None else delta[:, :, constant:] for delta in deltas]
+        logits, mask, cache = self._read(begin, own, rests, deltas, torch.ones(1, dtype=torch.long), kept=True)
         return Prefill(cache, mask, logits[:, -1])
 
     def generate(self, prefill: Prefill, max_new_tokens: int) -> list[str]:
@@ -188,9 +204,10 @@ class FrozenLLM:
         tails: Sequence[Sequence[int]],
         max_new_tokens: int,
         deltas: Sequence[Tensor | None] = (),
+        constant: int = 0,
     ) -> list[str]:
         """Greedy answers [B] to head + slot + tail; see `prefill` for the shapes."""
-        return self.generate(self.prefill(head, slots, tails, deltas), max_new_tokens)
+        return self.generate(self.prefill(head, slots, tails, deltas, constant), max_new_tokens)
 
     def loss_with_prefix(
         self,
@@ -215,7 +232,7 @@ class FrozenLLM:
         wanted = pad_sequence(which, batch_first=True, padding_side="left")  # [B, longest] bool
         columns = wanted.any(dim=0).nonzero()[:, 0]  # [A]
         labels = labels.masked_fill(~wanted.to(self.device), IGNORE)[:, columns]
-        logits, *_ = self._read(head, slots, rests, deltas, longest + 1 - columns)
+        logits, *_ = self._read(self._begin(head), slots, rests, deltas, longest + 1 - columns)
         nll = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
         return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, logits)
 
@@ -223,58 +240,58 @@ class FrozenLLM:
     def kv_shape(self) -> tuple[int, int]:
         """Layers, and width of a position's keys in each (values have the same). Raises ValueError as `key_width`."""
         layers = self.model.get_decoder().layers
-        return len(layers), key_width(f"{self.name} ({self.id})", layers)
+        return len(layers), key_width(self.who, layers)
 
     def _read(
         self,
-        head: tuple[int, ...],
+        begin: _Begin,
         slots: Sequence[Tensor],
         rests: Sequence[Tensor],
         deltas: Sequence[Tensor | None],
         from_end: Tensor,
         kept: bool = False,
     ) -> tuple[Tensor, Tensor, "DynamicCache"]:
-        """Read rows of slot and rest, L_i positions, after the head: logits [B, A, V] at the places [A] that `from_end`
-        counts from each row's end (1: the last), mask [B, H + L] and cache, which is of use only if it is kept. A row
-        that is too short has others, of no meaning, there."""
+        """Read rows of slot and rest, L_i positions, after what all begin with: logits [B, A, V] at the places [A] that
+        `from_end` counts from each row's end (1: the last), mask [B, H + L] and cache, which is of use only if it is
+        kept. A row that is too short has others, of no meaning, there."""
         if self.shares:
-            return self._read_packed(head, slots, rests, deltas, from_end, kept)
+            return self._read_packed(begin, slots, rests, deltas, from_end, kept)
         rows = [torch.cat([s.to(self.device, self.dtype), rest]) for s, rest in zip(slots, rests, strict=True)]
         if self._sees_all:
-            embeds, mask = self._left_pad(rows, len(head))
-            cache = self._copy(self._head_cache(head), len(rows))
+            embeds, mask = self._left_pad(rows, len(begin.embeds))
+            cache = self._copy(begin.cache, len(rows))
         else:
-            embeds, mask, cache = self._pad_in_front(head, rows)
+            embeds, mask, cache = self._pad_in_front(begin, rows)
         begins = [(number, embeds.shape[1] - len(row)) for number, row in enumerate(rows)]
         with self.adding(deltas, begins, embeds):
             return self._forward(embeds, mask, cache, embeds.shape[1] - from_end), mask, cache
 
     def _read_packed(
         self,
-        head: tuple[int, ...],
+        begin: _Begin,
         slots: Sequence[Tensor],
         rests: Sequence[Tensor],
         deltas: Sequence[Tensor | None],
         from_end: Tensor,
         kept: bool,
     ) -> tuple[Tensor, Tensor, "DynamicCache"]:
-        """The same where all rows share the head's keys and values: they stand behind each other, without padding, and
+        """The same where all rows share the begin's keys and values: they stand behind each other, without padding, and
         a slot that several rows share stands there once."""
-        first = alike(slots, deltas)
-        parts, rows, begins = behind_each_other(slots, rests, first)
+        first = attention.alike(slots, deltas)
+        parts, rows, begins = attention.behind_each_other(slots, rests, first)
         embeds = torch.cat([part.to(self.device, self.dtype) for part in parts])[None]
-        cache, by_row = self._new_cache(), Packed.of(rows, self.device)
-        trees, branches = branching(rows, slots, first)
-        packed = Packed.of(trees, self.device)
-        cache.head = [(layer.keys, layer.values) for layer in self._head_cache(head).layers]
-        mask = torch.cat([by_row.real.new_ones(len(rows), len(head)), by_row.real], dim=1).long()
+        cache, by_row, read = self._new_cache(), attention.Packed.of(rows, self.device), len(begin.embeds)
+        trees, branches = attention.branching(rows, slots, first)
+        packed = attention.Packed.of(trees, self.device)
+        cache.head = [(layer.keys, layer.values) for layer in begin.cache.layers]
+        mask = torch.cat([by_row.real.new_ones(len(rows), read), by_row.real], dim=1).long()
         keep = torch.stack([row[(len(row) - from_end).clamp(min=0)] for row in rows])
         positions = torch.empty(embeds.shape[1], dtype=torch.long)
         for row in rows:
-            positions[row] = torch.arange(len(head), len(head) + len(row))
-        self._require_rope(len(head) + max(map(len, rows)))
+            positions[row] = torch.arange(read, read + len(row))
+        attention.require_rope(self.who, self.rope_limit, read + max(map(len, rows)))
         once = [deltas[row] for row in begins] if deltas else ()
-        with self.adding(once, [(0, begin) for begin in begins.values()], embeds):
+        with self.adding(once, [(0, place) for place in begins.values()], embeds):
             logits = self.model(
                 inputs_embeds=embeds, attention_mask=packed.seen(branches), position_ids=positions[None],
                 use_cache=True, logits_to_keep=keep.flatten(), head=cache.head, packed=packed,
@@ -300,21 +317,21 @@ class FrozenLLM:
             line[head : head + embeds.shape[1] - len(row)] = 0
         return embeds, mask
 
-    def _pad_in_front(self, head: tuple[int, ...], rows: list[Tensor]) -> tuple[Tensor, Tensor, "DynamicCache"]:
+    def _pad_in_front(self, begin: _Begin, rows: list[Tensor]) -> tuple[Tensor, Tensor, "DynamicCache"]:
         """The same in the order padding, head, row, so that nothing stands between head and row.
 
         A row that is g positions shorter than the longest moves the head by g: the cache holds padding and the head but
         for its last g positions, which are read again with the row, in the places where its padding would be.
         """
-        longest, whole = max(map(len, rows)), len(head)
+        longest, whole = max(map(len, rows)), len(begin.embeds)
         gaps = [longest - len(row) for row in rows]
-        again = [torch.cat([self.embed(head[max(0, whole - gap) :]), row]) for gap, row in zip(gaps, rows, strict=True)]
+        again = [torch.cat([begin.embeds[max(0, whole - gap) :], row]) for gap, row in zip(gaps, rows, strict=True)]
         embeds = pad_sequence(again, batch_first=True, padding_side="left")  # [B, L, d]
         first = torch.tensor(gaps, device=self.device)[:, None]  # [B, 1]
         mask = (torch.arange(whole + longest, device=self.device) >= first).long()  # [B, H + L]
         places = (torch.arange(whole, device=self.device) - first).clamp(min=0)  # [B, H]
         cache = self._new_cache()
-        for number, layer in enumerate(self._head_cache(head).layers):
+        for number, layer in enumerate(begin.cache.layers):
             at = places.to(layer.keys.device)
             cache.update(*(t[0][:, at].transpose(0, 1) for t in (layer.keys, layer.values)), number)
         return embeds, mask, cache
@@ -322,7 +339,7 @@ class FrozenLLM:
     def _forward(self, embeds: Tensor, mask: Tensor, cache: "DynamicCache", keep: int | Tensor) -> Tensor:
         """Logits [B, keep, V] at the last positions, or at the places [n] of embeds that `keep` holds; the cache grows
         by embeds' length."""
-        self._require_rope(int(mask.sum(dim=1).max()) if self.rope_limit else 0)
+        attention.require_rope(self.who, self.rope_limit, int(mask.sum(dim=1).max()) if self.rope_limit else 0)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
         given = {self._cache_name: cache}
         if cache.head:
@@ -333,31 +350,25 @@ class FrozenLLM:
             **given,
         ).logits  # fmt: skip
 
-    def _require_rope(self, longest: int) -> None:
-        """ValueError for a prompt of so many positions that all rotary angles would be others."""
-        if self.rope_limit and longest > self.rope_limit:
-            raise ValueError(
-                f"{self.name} ({self.id}) reads {self.rope_limit} positions before its rotary angles change, and a "
-                f"prompt takes {longest}; choose another model, a shorter wording (zero_shot) or shorter contexts"
-            )
-
     @torch.inference_mode(False)  # kept for training too, which cannot use what was made in inference mode
     @torch.no_grad()
-    def _head_cache(self, head: tuple[int, ...]) -> "DynamicCache":
-        """Keys and values of the head alone, one row; never to be changed."""
-        if head not in self._heads:
-            cache = self._new_cache()
-            embeds = self.embed(head)[None]
-            self._forward(embeds, torch.ones(1, len(head), dtype=torch.long, device=self.device), cache, keep=1)
-            self._heads[head] = cache
-        return self._heads[head]
+    def _begin(self, head: tuple[int, ...], vectors: Tensor | None = None) -> _Begin:
+        """The head, and the vectors [constant, d] that all slots begin with: read once, until they are others."""
+        own = self.embed([]) if vectors is None else vectors.to(self.device, self.dtype)
+        key, kept = (head, len(own)), self._begun.get((head, len(own)))
+        if kept is None or not torch.equal(kept.embeds[len(head) :], own):
+            cache, embeds = self._new_cache(), torch.cat([self.embed(head), own])
+            mask = torch.ones(1, len(embeds), dtype=torch.long, device=self.device)
+            self._forward(embeds[None], mask, cache, keep=1)
+            self._begun[key] = _Begin(embeds, cache)
+        return self._begun[key]
 
     def _new_cache(self) -> "DynamicCache":
         """An empty cache that forgets nothing: one without the configuration keeps what is beyond a layer's window."""
         from transformers import DynamicCache  # slow to import
 
         cache = DynamicCache(config=self.model.config) if self._sees_all else DynamicCache()
-        cache.head: Head | None = None  # what all rows share, where it is not in the cache itself
+        cache.head: attention.Head | None = None  # what all rows share, where it is not in the cache itself
         return cache
 
     def _copy(self, cache: "DynamicCache", batch: int | None = None) -> "DynamicCache":
@@ -386,12 +397,3 @@ class FrozenLLM:
         """What a row of `generate_ids` says."""
         end = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
         return self.tokenizer.decode(ids[:end], skip_special_tokens=True).lstrip(" ").split("\n")[0].strip()
-
-
-def _rope_limit(model: "PreTrainedModel") -> int | None:
-    """Positions beyond which rotary angles of all positions change: a head's keys hold the angles of a short prompt."""
-    config = model.config.get_text_config(decoder=True)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") not in ("longrope", "dynamic"):
-        return None
-    return rope.get("original_max_position_embeddings") or config.max_position_embeddings

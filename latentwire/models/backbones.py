@@ -199,6 +199,8 @@ class _Pieces:
     def best(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Each piece once, from the window that shows most on both sides of it."""
         rows = np.concatenate(self.rows)
+        if not len(rows):
+            raise ValueError(f"nothing to encode in {self.text.text[:40]!r}; give a text with letters or digits")
         rows = rows[np.lexsort((-rows[:, 2], rows[:, 1], rows[:, 0]))]
         first = np.ones(len(rows), dtype=bool)
         first[1:] = (rows[1:, :2] != rows[:-1, :2]).any(axis=1)

@@ -28,12 +28,6 @@ def describe_llm(llm_id: str) -> str:
     return f"{model_name(llm_id)}, dequantised Q4" if llm_id.startswith("offline:") else model_name(llm_id)
 
 
-def positions(row: Mapping) -> str:
-    """Positions that a row's LLM spends on a question; "+ 16": those that are the same for all of them."""
-    constant = row.get("constant_positions") or 0
-    return f"{row['llm_positions']:.0f}" + (f" + {constant:.0f}" if constant else "")
-
-
 def llm_label(row: Mapping) -> str:
     """The LLM of a row of results.json as tables show it: its model and the name that it has here."""
     return f"{model_name(row['llm_id'])} ({row['llm']})" if row["llm"] else "none"

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from latentwire.data.question import Question
 from latentwire.data.scoring import normalize_answer
 from latentwire.data.squad import load
-from latentwire.evaluation.results import critical_lines
+from latentwire.evaluation.results import critical_lines, positions
 from latentwire.evaluation.scores import show_interval, shown_ci
 from latentwire.reporting import charts
-from latentwire.reporting.labels import f1_label, figure, llms_of, positions, row_name
+from latentwire.reporting.labels import f1_label, figure, llms_of, row_name
 from latentwire.reporting.records import Part
 from latentwire.reporting.signs import BAD, GOOD, UNDECIDED, judge_log, judge_predictions, judge_results, not_measured
 from latentwire.training.log import flat
@@ -95,7 +95,7 @@ def _evaluation(number: int, part: Part) -> dict:
         f"{results['source']}, wire {results['codec']}, {results['dtype']}; checkpoint: {results['checkpoint']}",
         "sample": results["dataset"] == "sample",
         "charts": drawn,
-        "critical": critical_lines(results["comparisons"]),
+        "critical": critical_lines(results),
     }
 
 

@@ -3,9 +3,9 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from latentwire.evaluation.results import critical_lines, further_lines, row_key
+from latentwire.evaluation.results import critical_lines, further_lines, positions, row_key
 from latentwire.evaluation.scores import MIN_SEEDS, few_seeds, show_interval
-from latentwire.reporting.labels import GROWTH, describe_llm, f1_label, figure, llm_label, model_name, positions
+from latentwire.reporting.labels import GROWTH, describe_llm, f1_label, figure, llm_label, model_name
 from latentwire.utils.machine import machine_line
 
 _SAMPLE_WARNING = "\n**The sample set shows that everything runs; its numbers support no claim.**"
@@ -253,7 +253,7 @@ def _llm_line(rows: Sequence[Mapping]) -> str:
 
 
 def _critical_block(results: Mapping) -> list[str]:
-    critical = [*critical_lines(results["comparisons"]), *further_lines(results["comparisons"])]
+    critical = [*critical_lines(results), *further_lines(results)]
     return ["", "```text", *critical, "```"] if critical else []
 
 

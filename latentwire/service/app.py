@@ -171,7 +171,7 @@ async def _encoded(service: Service, body: EncodeBody, request: Request) -> Resp
         return Response(wires[0], media_type=RAW)
     told = {
         "wire": [base64.b64encode(wire).decode() for wire in wires], "bytes": [*map(len, wires)],
-        "latents": [Wire.unpack(wire).m for wire in wires],
+        "latents": [service.lw.wire(wire).m for wire in wires],
     }  # fmt: skip
     return JSONResponse({name: found[0] for name, found in told.items()} if isinstance(body.context, str) else told)
 
@@ -214,7 +214,7 @@ def _unpacked(reader: "WireReader", text: str, where: str) -> Wire:
     """The wire; HTTP 400 for what is no whole wire, ValueError for one that this reader cannot read."""
     try:
         wire = Wire.unpack(base64.b64decode(text, validate=True), reader.folder)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:  # the latter: a codec that needs tables, and there are none
         what = "the wire is no base64: " if isinstance(error, binascii.Error) else ""
         raise HTTPException(400, f"{where}{what}{error}") from error
     try:

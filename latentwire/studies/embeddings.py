@@ -66,9 +66,9 @@ class Subject:
     m: int
 
     def slots(self, reader: Reader, kind: str) -> list[Tensor]:
-        """The slots [P_i, d] of all questions, float32 on the CPU."""
+        """The slots [P_i, d] of all questions, float32 on the CPU, without what is the same in all of them."""
         found = CONDITIONS[kind].slots(reader, self.shared.questions, self.m, self.shared)
-        return [slot.embeds.float().cpu() for slot in found]
+        return [slot.embeds[slot.constant :].float().cpu() for slot in found]
 
 
 def diagnose(config: DiagnosticsSettings) -> dict:
@@ -243,13 +243,19 @@ def _answers(
         slots = condition.slots(reader, questions, m, shared)
         if name == "none":
             return slots  # bit by bit what the evaluation reads
-        return [dataclasses.replace(slot, embeds=change(slot.embeds.float().cpu(), around)) for slot in slots]
+        return [dataclasses.replace(slot, embeds=_changed(slot, change, around)) for slot in slots]
 
     label = {"condition": f"{kind}: {name}", "m": m if "m" in condition.uses else None, "llm": reader.llm.name}
     return complete(
         predictions, label, dataclasses.replace(condition, build=changed), m, reader, subject.shared,
         subject.chosen.score, subject.config.batch_size, subject.config.max_new_tokens,
     )  # fmt: skip
+
+
+def _changed(slot: Slot, change: Intervention, around: Surroundings) -> Tensor:
+    """The slot's embeddings, all but its constant ones changed."""
+    constant, own = slot.embeds.float().cpu().tensor_split([slot.constant])
+    return torch.cat([constant, change(own, around)])
 
 
 def _latents(subject: Subject, predictions: Predictions) -> list[dict]:

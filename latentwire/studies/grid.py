@@ -117,7 +117,7 @@ def _inherited(cls: type[Settings], left_out: set[str]) -> Iterator[tuple[str, s
 def _environment(config: SweepSettings, cls: type[Settings], varied: Mapping[str, object]) -> dict[str, str]:
     """What a program finds in its environment, on whichever machine: the sweep's own settings, what it varies, what is
     inherited, where things are, and else the defaults."""
-    given = vars(config) | varied
+    given = vars(config) | {"latent_lens": ""} | varied  # a trial has one M; a training's latent_lens are drawn among
     variables = {variable_of(field): field.name for field in fields_of(cls) if variable_of(field)}
     found = {name: _text(given.get(setting)) for name, setting in variables.items()}  # an empty one is not set
     found |= dict(_inherited(cls, {"save_dir", "resume"}))

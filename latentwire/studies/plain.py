@@ -19,6 +19,7 @@ from latentwire.data.question import Question
 from latentwire.llms.frozen import FrozenLLM, PrefixLoss
 from latentwire.llms.prompts import IGNORE
 from latentwire.training.teacher import TOP, TeacherLine, score_texts
+from latentwire.utils.cli import require
 
 
 class PlainLLM:
@@ -28,7 +29,7 @@ class PlainLLM:
     def __init__(self, llm: FrozenLLM, recompute: bool = False):
         self.name, self.model, self.device, self.dtype = llm.name, llm.model, llm.device, llm.dtype
         self.recompute = recompute
-        self.embed, self.embedding_rms = llm.embed, llm.embedding_rms
+        self.embed, self.embedding_rms, self._adding = llm.embed, llm.embedding_rms, llm.adding
 
     def loss_with_prefix(
         self,
@@ -39,8 +40,9 @@ class PlainLLM:
         deltas: Sequence[Tensor | None] = (),
         learned: Sequence[Sequence[bool]] = (),
     ) -> PrefixLoss:
-        """As `FrozenLLM.loss_with_prefix`, without deltas."""
-        assert not deltas
+        """As `FrozenLLM.loss_with_prefix`. Raises ValueError for deltas where layers are computed again."""
+        remedy = "keys and values that a deep adapter adds to are not computed again; leave it out"
+        require(not (self.recompute and deltas), "recompute", True, remedy)
         rows = [
             torch.cat([self.embed(head), slot.to(self.device, self.dtype), self.embed(tail), self.embed(answer)])
             for slot, tail, answer in zip(slots, tails, answers, strict=True)
@@ -49,7 +51,8 @@ class PlainLLM:
         real = [torch.ones(len(row), dtype=torch.long, device=self.device) for row in rows]
         mask = pad_sequence(real, batch_first=True, padding_side="left")
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with self._recomputing():
+        begins = [(number, len(head) + embeds.shape[1] - len(row)) for number, row in enumerate(rows)]
+        with self._recomputing(), self._adding(deltas, begins, embeds):
             logits = self.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits  # [B, L, V]
         labels = torch.full(mask.shape, IGNORE, device=self.device)
         for label, answer, wanted in zip(labels, answers, learned or [[True] * len(a) for a in answers], strict=True):

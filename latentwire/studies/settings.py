@@ -6,6 +6,7 @@ from pathlib import Path
 
 from latentwire.data.settings import DataSettings
 from latentwire.llms.known import DEFAULT_LLMS, LLMSettings
+from latentwire.training.settings import require_trainable
 from latentwire.utils.cli import Settings, is_path, option, require, require_there
 
 PARTS = ("train", "text_eval", "serving", "encode", "mfu", "growth", "processes")
@@ -128,7 +129,7 @@ class BenchmarkSettings(LLMSettings):
         super().check()
         for part in self.part_names:
             require(part in PARTS, "parts", part, f"choose among {', '.join(PARTS)}")
-        require(self.dtype != "float16", "dtype", self.dtype, "training takes float32 or bfloat16")
+        require_trainable(self.device, self.dtype)
         require(
             not (self.ckpt and self.random_weights),
             "ckpt",

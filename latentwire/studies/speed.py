@@ -203,11 +203,11 @@ def serving_part(bench: Bench) -> list[dict]:
         (z,) = bench.encoder.encode([asked], "context", config.latent_len)
         adapter, tail = bench.adapters[llm.name].to(config.device), [prompts.tail(asked.question)]
         with torch.no_grad():
-            prefix, deltas = adapter(z), [adapter.deltas(z)]
-        read_z, read_text = llm.prefill(prompts.head, [prefix], tail, deltas), llm.prefill(prompts.head, [text], tail)
+            wired = [adapter(z)], tail, [adapter.deltas(z)], adapter.constant
+        read_z, read_text = llm.prefill(prompts.head, *wired), llm.prefill(prompts.head, [text], tail)
         ways = {
             "encode": lambda asked=asked: bench.encoder.encode([asked], "context", config.latent_len),
-            "prefill_z": lambda llm=llm, p=prompts, x=prefix, t=tail, d=deltas: llm.prefill(p.head, [x], t, d),
+            "prefill_z": lambda llm=llm, p=prompts, wired=wired: llm.prefill(p.head, *wired),
             "prefill_text": lambda llm=llm, p=prompts, x=text, t=tail: llm.prefill(p.head, [x], t),
             # of two tokens to score one is read: a step of decoding
             "decode_z": lambda llm=llm, read=read_z: llm.answer_nll(read, [[0, 0]]),

@@ -63,7 +63,7 @@ def suite(config: SuiteSettings) -> None:
                 print(f"error: {step.name} ended with status {status}; see the log in {step.folder}", file=sys.stderr)
                 sys.exit(status)
     print("the critical tests:")
-    print(*critical_lines(read_json(Path(config.save_dir) / "eval" / "results.json")["comparisons"]), sep="\n")
+    print(*critical_lines(read_json(Path(config.save_dir) / "eval" / "results.json")), sep="\n")
 
 
 def steps(config: SuiteSettings) -> list[Step]:

@@ -18,6 +18,13 @@ def _encoders() -> dict[str, type[Settings]]:
     return {name: kind.Settings for name, kind in glance("latentwire.models.encoders.base").ENCODERS.items()}
 
 
+def require_trainable(device: str, dtype: str) -> None:
+    """ValueError for what training cannot do. accelerate takes a process's own GPU, whichever is named."""
+    require(dtype != "float16", "dtype", dtype, "training takes float32 or bfloat16")
+    remedy = "training takes the first GPU that it sees: let it see that one alone, by CUDA_VISIBLE_DEVICES"
+    require(device.partition(":")[2] in ("", "0"), "device", device, remedy)
+
+
 @dataclass(kw_only=True)
 class TrainSettings(LLMSettings, DataSettings):
     """One stage of training, or all of them in order. codebook: closed form; scores: the encoder learns which tokens
@@ -104,7 +111,7 @@ class TrainSettings(LLMSettings, DataSettings):
 
     def check(self) -> None:
         super().check()
-        require(self.dtype != "float16", "dtype", self.dtype, "training takes float32 or bfloat16")
+        require_trainable(self.device, self.dtype)
         require(self.stage in (*STAGES, "all"), "stage", self.stage, f"choose all or one of {', '.join(STAGES)}")
         closed = self.stage != "all" and STAGES[self.stage].joins
         require(self.samples != 0 or closed, "samples", 0, f"stage {self.stage} needs questions: at least 1")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from latentwire import LatentWire, answer, inspect_wire, send
+from latentwire.llms.loading import model_of
 from latentwire.utils import cli
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,8 @@ def test_inspect_says_what_a_wire_holds(call, lw, short_questions, tmp_path, che
     assert told["words"] == lw.wire(wire).words() and told["blocks"] == [12] and told["bytes"] == len(wire)
     cost = told["break_even"]["qwen"]
     assert cost["questions"] == pytest.approx(cost["encode_gflop"] / cost["saved_gflop"])
+    saved = 2 * model_of("qwen", lw.llms["qwen"]).body * (lw.wire(wire).text_tokens - 12)
+    assert cost["saved_gflop"] == pytest.approx(saved / 1e9)
     other, _ = call(inspect_wire, "--ckpt", str(checkpoint_of("prompt", seed=1)), data=wire)
     assert b"is of another encoder" in other
 

@@ -71,6 +71,8 @@ def test_with_source_context_the_question_is_asked_when_answering(later, short_q
         ready.answer(z)
     with pytest.raises(ValueError, match="asked when answering"):
         later.encode(q.context, q.question)
+    with pytest.raises(ValueError, match="nothing to encode"):
+        later.encode("\u200b")  # a sign, but none that the encoder's tokenizer keeps
 
 
 def test_with_source_aware_the_question_is_needed_on_both_sides(checkpoint_of, short_questions):

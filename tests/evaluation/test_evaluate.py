@@ -1,6 +1,7 @@
 """Evaluation from end to end with small random models: its files, and that nothing finished is lost."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -234,7 +235,7 @@ def test_the_aware_source_asks_the_question_as_text_and_the_encoder_knows_it(tra
     assert rows["text"]["text_bytes"] < rows["text"]["wire_bytes"] + 2  # the context alone, and a space before it
     assert all(0 <= row["first_informative_acc"] <= 1 for name, row in rows.items() if name != "encoder_only")
     assert rows["encoder_only"]["first_informative_acc"] is None
-    said = further_lines(results["comparisons"])
+    said = further_lines(results)
     assert len(said) == 4 and all("further test: LatentWire > " in line for line in said)
     assert [line.split(" > ")[1].split(":")[0] for line in said] == ["pca_selected", "sentence"] * 2
 
@@ -383,6 +384,10 @@ def test_a_run_is_not_continued_with_other_weights_or_other_questions(finished, 
     save_checkpoint(ckpt, encoder, adapters, made)
     with pytest.raises(ValueError, match="checkpoint_sha256"):
         evaluate(config(tmp_path / "r", ckpt=str(ckpt), conditions="latentwire"))
+    others = itertools.count()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=r"ckpt=.*a training replaced it"):
+        patch.setattr("latentwire.evaluation.evaluate.checkpoint_sha256", lambda _: f"{next(others):016}")
+        evaluate(config(tmp_path / "meanwhile", ckpt=str(ckpt), conditions="latentwire"))
     data = tmp_path / "data.json"
     data.write_text((SAMPLE_DIR / "dev.json").read_text())
     evaluate(config(tmp_path / "d", dataset=str(data), conditions="no_context"))

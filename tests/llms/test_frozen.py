@@ -217,15 +217,39 @@ def test_a_head_is_copied_for_rows_of_any_length_and_never_changed(llms):
     llm = FrozenLLM("mistral", MistralForCausalLM(config), llms["llama"].tokenizer)
     head, slots, tails = (5, 6, 7), [[9], [8] * 4, [11] * 30], [[20], [21, 22], [23]]
     first = llm.prefill(head, [llm.embed(s) for s in slots], tails)
-    kept = [layer.keys.clone() for layer in llm._heads[head].layers]
+    kept = [layer.keys.clone() for layer in llm._begin(head).cache.layers]
     again = llm.prefill(head, [llm.embed(s) for s in slots], tails)
     assert torch.equal(first.logits, again.logits)
     assert first.mask.sum(dim=1).tolist() == [5, 9, 34] and first.mask.shape == (3, 34)
-    assert all(torch.equal(old, layer.keys) for old, layer in zip(kept, llm._heads[head].layers, strict=True))
+    assert all(torch.equal(old, layer.keys) for old, layer in zip(kept, llm._begin(head).cache.layers, strict=True))
     assert all(layer.keys.shape[2] == 34 for layer in first.cache.layers), "nothing beyond the window is forgotten"
     for row, (slot, tail) in enumerate(zip(slots, tails, strict=True)):
         expected = llm.model(input_ids=torch.tensor([[*head, *slot, *tail]])).logits[0, -1]
         torch.testing.assert_close(first.logits[row], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "mistral"])
+def test_what_all_slots_begin_with_is_read_once_with_the_head_and_changes_nothing(llms, questions, monkeypatch, name):
+    """As a preamble does; with layers that see the last positions only, too; until it is trained further."""
+    llm, generator = llms.get(name, llms["llama"]), torch.Generator().manual_seed(0)
+    if name == "mistral":
+        config = MistralConfig(**SMALL, vocab_size=len(llm.tokenizer), sliding_window=6)
+        llm = FrozenLLM("mistral", MistralForCausalLM(config), llm.tokenizer)
+    head, ids, tails, answers = prompts_of(llm, questions[:5:2])
+    ids[1] = ids[1][:3]
+    (layers, width), read, forward = llm.kv_shape, [], llm._forward
+    added = [torch.randn(layers, 2, 4 + len(each), width, generator=generator) for each in ids]
+    for delta in added:
+        delta[:, :, :4] = 0
+    monkeypatch.setattr(llm, "_forward", lambda e, *a, **k: read.append(e.shape[1]) or forward(e, *a, **k))
+    for vectors in (llm.embed([8, 9, 8, 7]), llm.embed([5, 6, 7, 8])):
+        slots = [torch.cat([vectors, llm.embed(each)]) for each in ids]
+        within, kept, again = (llm.prefill(head, slots, tails, added, constant) for constant in (0, 4, 4))
+        torch.testing.assert_close(kept.logits, within.logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(*(llm.answer_nll(one, answers) for one in (kept, within)), rtol=1e-4, atol=1e-4)
+        assert torch.equal(kept.logits, again.logits)
+        assert llm.generate(kept, 6) == llm.generate(within, 6)
+    assert read.count(len(head) + 4) == 2, "once for each"
 
 
 def test_full_attention_keeps_its_padding_after_the_head(llms):
@@ -260,12 +284,13 @@ def test_an_llm_spread_over_devices_answers_and_teaches_the_same(llms, questions
     spread = FrozenLLM(name, dispatch_model(model, dict.fromkeys(parts, "cpu"), force_hooks=True), whole.tokenizer)
     assert all(hasattr(spread.model.get_submodule(part), "_hf_hook") for part in parts)
     head, ids, tails, answers = prompts_of(whole, questions[:3])
-    found = []
+    (layers, width), found = whole.kv_shape, []
+    added = [torch.randn(layers, 2, len(row), width, generator=torch.Generator().manual_seed(0)) for row in ids]
     for llm in (whole, spread):
         slots = [llm.embed(row).clone().requires_grad_() for row in ids]
-        loss = llm.loss_with_prefix(head, slots, tails, answers).nll.sum()
+        loss = llm.loss_with_prefix(head, slots, tails, answers, added).nll.sum()
         loss.backward()
-        found.append((loss, [slot.grad for slot in slots], llm.generate_with_prefix(head, slots, tails, 6)))
+        found.append((loss, [slot.grad for slot in slots], llm.generate_with_prefix(head, slots, tails, 6, added)))
     assert torch.equal(found[0][0], found[1][0]) and found[0][2] == found[1][2]
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
 

@@ -96,8 +96,10 @@ def test_the_critical_tests_take_the_better_pca_and_the_ratio_to_text():
     assert tests[2]["b"] == "pca" and tests[2]["diff"] == pytest.approx(0.1)
     assert tests[3]["metric"] == "f1_ratio" and tests[3]["ratio"] == pytest.approx(2 / 3)
     assert tests[3]["verdict"] == "FAIL" and tests[3]["ci95"] == pytest.approx([2 / 3, 2 / 3])
-    lines = critical_lines(RESULTS["comparisons"])
+    lines = critical_lines(RESULTS)
     assert len(lines) == 3 and all("positions 32 / 32" in line and "bytes 100 / 100" in line for line in lines)
+    with_preamble = [r | {"constant_positions": 16 * (r["condition"] == "latentwire")} for r in ROWS]
+    assert all("positions 32 + 16 / 32," in line for line in critical_lines(RESULTS | {"results": with_preamble}))
 
 
 def test_further_tests_name_the_stronger_rivals_and_leave_the_three_as_they_are():
@@ -105,15 +107,16 @@ def test_further_tests_name_the_stronger_rivals_and_leave_the_three_as_they_are(
     rows = [*ROWS, *rivals]
     scores = {row_key(r): [r["f1"]] * 4 for r in rows}
     found = compare(rows, scores, ["p", "p", "q", "q"], 0)
-    assert critical_lines(found) == critical_lines(RESULTS["comparisons"])
-    lines = further_lines(found)
+    results = RESULTS | {"results": rows, "comparisons": found}
+    assert critical_lines(results) == critical_lines(RESULTS)
+    lines = further_lines(results)
     assert [line.split("further test: LatentWire > ")[1].split(":")[0] for line in lines] == [
         "pca_selected", "sentence", "selected_text_tuned",
     ]  # fmt: skip
     assert [line.split()[0] for line in lines] == ["PASS", "PASS", "FAIL"]
-    table = table_markdown(RESULTS | {"results": rows, "comparisons": found})
+    table = table_markdown(results)
     assert all(line in table for line in lines) and "latentwire - sentence" in table
-    assert further_lines(RESULTS["comparisons"]) == [], "nor do records that were written before"
+    assert further_lines(RESULTS) == [], "nor do records that were written before"
 
 
 def test_the_table_holds_every_row_and_what_is_needed_to_believe_it():
@@ -254,8 +257,8 @@ def test_a_condition_has_its_own_colour_or_one_of_its_name():
 
 def test_positions_that_are_the_same_for_all_questions_and_other_ways_to_send_a_text_stand_beside():
     rows = [row("latentwire", 0.4, 32) | {"constant_positions": 16}, row("text", 0.6) | {"constant_positions": 0}]
-    ways = [{"way": "text, zlib", "bytes": 471.6, "n": 200}]
-    text = table_markdown(RESULTS | {"results": rows, "bytes_table": ways})
+    results = RESULTS | {"results": rows, "comparisons": []}
+    text = table_markdown(results | {"bytes_table": [{"way": "text, zlib", "bytes": 471.6, "n": 200}]})
     assert "| 32 + 16 | 100 |" in text and "| 32 | 100 |" in text
     assert "| the same text, mean of 200 questions | bytes |" in text and "| text, zlib | 472 |" in text
-    assert "32 + 16" in summary_markdown(RESULTS | {"results": rows})
+    assert "32 + 16" in summary_markdown(results)

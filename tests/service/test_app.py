@@ -16,9 +16,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from service.service_tools import MOST_WAIT_S, listening, until
 
 from latentwire import LatentWire
+from latentwire.models.wire.compact import Compact, codebook_of
 from latentwire.service.app import app_of, load_readers, serve
 from latentwire.service.batching import Batcher, ClosingError, FullError
 from latentwire.service.settings import ServeSettings
@@ -110,6 +112,24 @@ def test_lists_codecs_and_sizes_reach_the_encoder(app, lw, readers, short_questi
         assert told["latents"] == [lw.wire(wire).m for wire in expected]
     told = post(app(), "/v1/answer", json={"wire": [*map(text_of, expected)]}).json()
     assert told["answer"] == readers["llama"].answer(expected)
+
+
+def test_compact_wires_are_served_where_there_are_tables(checkpoint_of, short_questions):
+    lw, other = (LatentWire.from_pretrained(checkpoint_of("prompt", seed=seed)) for seed in (5, 6))
+    q, settings = short_questions[0], ServeSettings(page=False)
+    body = {"context": q.context, "question": q.question, "codec": "compact2"}
+    assert post(app_of(settings, other, {}), "/v1/encode", json=body).status_code == 422
+    codes, latents = codebook_of(lw.folder), torch.from_numpy(lw.wire(lw.encode(q.context, q.question)).z)
+    Compact.fit(codes, latents, torch.ones(len(codes))).save(lw.folder)
+    reader = lw.reader("llama")
+    app, wire = app_of(settings, lw, {"llama": reader}), lw.encode(q.context, q.question, codec="compact2")
+    told = post(app, "/v1/encode", json=body).json()
+    assert (told["wire"], told["latents"]) == (text_of(wire), lw.wire(wire).m)
+    assert post(app, "/v1/answer", json={"wire": text_of(wire)}).json()["answer"] == reader.answer(wire)
+    without = post(
+        app_of(settings, other, {"llama": other.reader("llama")}), "/v1/answer", json={"wire": text_of(wire)}
+    )
+    assert without.status_code == 400 and "compact codecs need tables" in without.text
 
 
 def test_with_source_context_each_answer_has_its_question(checkpoint_of, short_questions):

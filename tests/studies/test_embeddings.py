@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentwire.models.adapters import DeepAdapter, grown
 from latentwire.models.checkpoint import save_checkpoint
 from latentwire.models.closed_form import closed_form
 from latentwire.models.encoders.queries import ByteEncoder
@@ -25,13 +26,13 @@ def parts(llms, texts):
 
 @pytest.fixture(scope="module")
 def saved(parts, llm_folders, tmp_path_factory):
-    """saved(encoder): a checkpoint folder with it."""
+    """saved(encoder, adapters): a checkpoint folder with them."""
 
-    def save(encoder):
+    def save(encoder, adapters=parts[1]):
         folder = tmp_path_factory.mktemp("checkpoints") / "one"
         ids = {name: llm_folders[f"{name.upper()}_ID"] for name in parts[1]}
         made = {"schema": 1, "stage": "joint", "source": "prompt", "latent_len": M, "d_z": D_Z, "llms": ids}
-        save_checkpoint(folder, encoder, parts[1], made)
+        save_checkpoint(folder, encoder, adapters, made)
         return folder
 
     return save
@@ -125,6 +126,18 @@ def test_latents_name_their_words_and_neighbours(finished):
         shown = "".join(place["word"] for place in one["words"])
         assert "Question: " in shown
         assert all(-1 <= cosine <= 1.0001 for place in one["words"] for _, cosine in place["nearest"].values())
+
+
+def test_what_deep_adapters_have_before_the_latents_is_no_latent_and_stays_as_it_is(
+    finished, config, saved, parts, environment, llms
+):
+    deep = {name: grown(adapter, DeepAdapter, llms[name], range(16)) for name, adapter in parts[1].items()}
+    results, before = diagnose(config(ckpt=str(saved(parts[0], deep)))), finished[1]
+    for now, was in zip(results["latents"], before["latents"], strict=True):
+        for ours, theirs in zip(now["words"], was["words"], strict=True):
+            words = [[place["word"], *(found[0] for found in place["nearest"].values())] for place in (ours, theirs)]
+            assert words[0] == words[1]
+    assert results["compression"]["positions"] == before["compression"]["positions"]
 
 
 def test_bytes_and_positions_add_up(finished, llms):

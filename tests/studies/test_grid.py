@@ -247,6 +247,7 @@ def test_what_a_sweep_neither_names_nor_varies_is_inherited(stub, tmp_path, monk
     training, evaluation = _programs(settings, settings.grid[1], tmp_path / "x")
     expected = {"LATENT_LEN": "16", "D_Z": "24", "FIRST_TOKEN_CE_WEIGHT": "1.0", "K": "4", "SAMPLES": "9"}
     expected |= {"EPOCHS": "1", "DEVICE": "cpu", "DATASET": "sample", "RESUME": "", "OUTPUT_DIR": str(tmp_path / "x")}
+    expected |= {"LATENT_LENS": ""}  # of a training: M drawn among them
     assert (inherited | expected).items() <= training.environment.items()
     own = {"BATCH_SIZE": "5", "CKPT": "", "REUSE": "", "CODEC": "", "LATENT_LEN": "", "DEVICE": "cpu", "SEED": "0"}
     assert own.items() <= evaluation.environment.items()

@@ -27,15 +27,17 @@ RATIOS = ("train_step_vs_plain", "text_eval_vs_loop", "text_eval_vs_batched", "p
           "mfu_share_of_ceiling")  # fmt: skip
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("recompute", "deep"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_plain_way_gives_the_same_loss_and_gradients(llms, questions, name, recompute, tmp_path):
+def test_the_plain_way_gives_the_same_loss_and_gradients(llms, questions, name, recompute, deep, tmp_path):
     llm = llms[name]
     some = questions[:9:2]
     prompts = PromptBuilder(llm.tokenizer, "prompt", "chat")
     plainly = Reader(PlainLLM(llm, recompute), prompts)
     torch.manual_seed(0)
     slots = torch.randn(len(some), 6, llm.width)
+    layers, width = llm.kv_shape
+    added = torch.randn(len(some), layers, 2, 6, width)
     labels, tails = [prompts.labels(q.answers[0], 3) for q in some], [prompts.tail(q.question) for q in some]
     ids, learned = [one.ids for one in labels], [one.learned for one in labels]
     assert not all(map(all, learned)), "some answer is longer than what is learned of it"
@@ -44,12 +46,12 @@ def test_the_plain_way_gives_the_same_loss_and_gradients(llms, questions, name, 
         (llm, teach(llm, "w", prompts, some, 3, cache=tmp_path)),
         (plainly.llm, teach_now(plainly, some, 3)),
     ):
-        rows = slots.clone().requires_grad_()
-        scored = way.loss_with_prefix(prompts.head, list(rows), tails, ids, (), learned)
+        rows, deltas = slots.clone().requires_grad_(), added.clone().requires_grad_()
+        scored = way.loss_with_prefix(prompts.head, list(rows), tails, ids, list(deltas) if deep else (), learned)
         sums = answer_sums(scored, [one.informative for one in labels])
         loss = sums["ce"] + sums["first_ce"] + distillation_sum(scored, [lines[q.id] for q in some])
         loss.backward()
-        found.append((loss.detach(), sums["first_token_acc"], rows.grad))
+        found.append((loss.detach(), sums["first_token_acc"], rows.grad, *([deltas.grad] if deep else ())))
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=2e-3, atol=1e-4)  # the cache keeps the teacher in half precision
 
@@ -62,6 +64,9 @@ def test_a_plain_step_that_recomputes_runs_its_layers_twice_and_leaves_the_model
     PlainLLM(llm, recompute).loss_with_prefix((5, 6), [slot], [[7]], [[8, 9]]).nll.sum().backward()
     hook.remove()
     assert len(calls) == times and slot.grad.abs().sum() > 0
+    if recompute:
+        with pytest.raises(ValueError, match=r"recompute=True: keys and values"):
+            PlainLLM(llm, recompute).loss_with_prefix((5,), [slot], [[7]], [[8]], [torch.zeros(1)])
     assert not llm.model.training and not llm.model.is_gradient_checkpointing and not llm.embed([5]).requires_grad
 
 
@@ -123,9 +128,10 @@ def test_a_checkpoint_is_measured_with_what_it_adds_to_keys_and_values(tmp_path,
     begin = {"stage": "codebook", "adapter_type": "deep", "source": "context", "kd_weight": 0.0, "d_z": 24}
     train(TrainSettings(**begin, dataset="sample", latent_len=8, device="cpu", save_dir=str(tmp_path / "begun")))
     ckpt, added, prefill = str(tmp_path / "begun" / "checkpoint_best"), [], FrozenLLM.prefill
-    monkeypatch.setattr(FrozenLLM, "prefill", lambda self, *read: (added.extend(read[3:]), prefill(self, *read))[1])
+    monkeypatch.setattr(FrozenLLM, "prefill", lambda self, *read: (added.append(read[3:]), prefill(self, *read))[1])
     results = benchmark(config(tmp_path / "b", "", ckpt=ckpt, parts="serving,encode"))
-    assert added and {delta.shape[2] for (delta,) in added} == {SOFT_VECTORS + 8}
+    with_latents = [(deltas[0].shape[2], constant) for deltas, constant in filter(None, added)]
+    assert set(with_latents) == {(SOFT_VECTORS + 8, SOFT_VECTORS)}
     for line in (line for line in results["raw"] if line["part"] == "serving"):
         assert line["kv_bytes_text"] / line["kv_bytes_z"] == line["text_positions"] / 8, "constant places cost nothing"
     assert f"Checkpoint: {ckpt}." in (tmp_path / "b" / "table.md").read_text()

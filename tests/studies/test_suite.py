@@ -25,8 +25,12 @@ NAMES = ["baselines", *RIVALS, "latentwire", "eval", "report.html"]
 STAGES = {"adapters": {"teacher_seconds": 60.0}, "joint": {"teacher_seconds": 60.0}}
 COMPARISON = {
     "a": "latentwire", "b": "token_budget", "llm": "small", "m": 32, "critical": 1, "metric": "f1", "diff": 0.25,
-    "ci95": [0.2, 0.3], "verdict": "PASS", "a_positions": 32, "b_positions": 32, "a_bytes": 100, "b_bytes": 90,
+    "ci95": [0.2, 0.3], "verdict": "PASS",
 }  # fmt: skip
+ROWS = [
+    {"condition": name, "llm": "small", "m": 32, "llm_positions": 32, "wire_bytes": sent}
+    for name, sent in (("latentwire", 100), ("token_budget", 90))
+]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +68,7 @@ def programs(monkeypatch):
         for name, file in done.items():
             if name in " ".join(command):
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / file).write_text(json.dumps({"comparisons": [COMPARISON]}))
+                (folder / file).write_text(json.dumps({"comparisons": [COMPARISON], "results": ROWS}))
         return next((status for word, status in ends.items() if word in " ".join(command)), 0)
 
     monkeypatch.setattr(room, "asked", asked)

@@ -285,6 +285,7 @@ def test_memory_that_would_not_do_is_ignored_where_that_is_asked_for(short, code
         ({"codes": "loud"}, "codes='loud'.*random"),
         ({"tracker": "paper"}, "tracker='paper'.*tensorboard"),
         ({"dtype": "float16"}, "dtype='float16'"),
+        ({"device": "cuda:1"}, "device='cuda:1'.*CUDA_VISIBLE_DEVICES"),
         ({"source": "book"}, "source='book'"),
         ({"llms": ","}, "llms=','"),
     ],

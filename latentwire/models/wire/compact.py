@@ -18,7 +18,7 @@ Shapes: V wire vocabulary, P latents, R directions kept, r of them used; a step 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import constriction
@@ -170,7 +170,14 @@ class Compact:
 
 
 def tables_of(folder: Path) -> Compact:
-    """The tables of a checkpoint, with its codebook. Raises as `Compact.load` and `codebook_of` do."""
+    """The tables of a checkpoint, with its codebook; read once, until they are fitted anew. Raises as `Compact.load`
+    and `codebook_of` do."""
+    path = folder / TABLES
+    return _tables_of(folder, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=8)
+def _tables_of(folder: Path, _fitted: int) -> Compact:
     return Compact.load(folder, codebook_of(folder))
 
 
