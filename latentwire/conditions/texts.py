@@ -13,7 +13,7 @@ from latentwire.data.relevance import relevance, sentences
 
 @condition("text", "#4f7cac", "whole", groups=("baselines", "quick"))
 def whole_text(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
-    """The whole content as text: the upper bound."""
+    """The whole content as text, as the plain LLM reads it."""
     return [text_slot(reader, content_ids(reader, q)) for q in questions]
 
 

@@ -239,7 +239,7 @@ class FrozenLLM:
     @property
     def kv_shape(self) -> tuple[int, int]:
         """Layers, and width of a position's keys in each (values have the same). Raises ValueError as `key_width`."""
-        layers = self.model.get_decoder().layers
+        layers = getattr(self.model.get_decoder(), "layers", ())
         return len(layers), key_width(self.who, layers)
 
     def _read(

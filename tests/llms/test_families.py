@@ -68,6 +68,8 @@ ATTENTION = {
     "mpt": {"model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 1024},
 }  # fmt: skip
 COPIED = ("deepseek-v3", "bloom", "mpt")  # whose head is copied to each row
+# Whose layers have no keys and values of their own that could be added to.
+SHALLOW = ("deepseek-v3", "phi3", "gpt2", "llama4", "gpt-neo", "gpt-neox", "bloom", "falcon", "mpt")
 LIMITED = [name for name in ATTENTION if "," in name and "alibi" not in name]
 
 
@@ -302,3 +304,13 @@ def test_a_tokenizer_that_reads_control_tokens_out_of_users_text_is_refused(text
 def test_a_tokenizer_with_nothing_that_ends_an_answer_is_refused(texts):
     with pytest.raises(ValueError, match="no token that ends an answer"):
         PromptBuilder(wordpiece(500, texts), "prompt", "plain")
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_a_family_without_keys_and_values_of_its_own_is_refused_for_deep_adapters(name, tokenizer):
+    llm = make(name, tokenizer, **ATTENTION[name])
+    if name.split(",")[0] not in SHALLOW:
+        assert llm.kv_shape[0] == 2
+        return
+    with pytest.raises(ValueError, match=r"no k_proj and v_proj of one width.*another adapter_type"):
+        _ = llm.kv_shape
