@@ -219,7 +219,7 @@ class ArmsSettings(LLMSettings):
     (scripts/experiments/train_arms.sh)."""
 
     arms: str = option(
-        "latentwire ids_marked ids more_ids selected_text_tuned selected_words_tuned text_tuned",
+        "latentwire ids_marked ids more_ids selected_text_tuned selected_words_tuned text_tuned untrained",
         "which arms, separated by spaces",
     )
     more: int = option(96, "M of arm more_ids, whose bytes are then those of arm latentwire with compact8", least=1)

@@ -9,10 +9,14 @@
 #   narrow               the same with a residual of 8 directions
 #   more_ids             the tokens alone, but MORE of them, with codec compact0: as many bytes as latentwire with compact8
 #   selected_text_tuned  their text; selected_words_tuned: in whole words; text_tuned: the whole text
+#   untrained            what trains nothing, answered once: the text, whole, cut and selected, PCA of the selection, no text
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 show arms
 export SOURCE LLMS EPOCHS K OUTPUT_DIR
+judged=(--skip "$SKIP" --samples "$EVAL_SAMPLES")
+UNTRAINED="text token_budget selected_text selected_words pca_selected no_context" control=shuffled_z
+[ "$SOURCE" = context ] || { UNTRAINED+=" sentence encoder_only" && control=shuffled_context_z; }
 # An arm's smaller wires, the fewest bytes first.
 declare -A CODECS=([latentwire]="compact8" [narrow]="coarse8 coarse4 compact8" [ids_marked]="compact1" [more_ids]="compact0")
 
@@ -25,14 +29,17 @@ base=$OUTPUT_DIR/base/checkpoint_best
 # arm NAME SEED: its training and its evaluation.
 arm() {
     local folder=$OUTPUT_DIR/seed$2/$1 with=(--seed "$2" --samples "$SAMPLES") from=$base encoder=$1
-    local judged=(--skip "$SKIP" --samples "$EVAL_SAMPLES") codec
+    local asked=latentwire codec
     case "$1" in
         *_tuned)
             train --stage "$1" --init "$base" "${with[@]}" --save_dir "$folder/$1"
             program eval --ckpt "$base" --tuned "$folder" --conditions "$1" "${judged[@]}" --save_dir "$folder/eval"
             return
             ;;
-        latentwire) encoder=hf ;;
+        latentwire)
+            encoder=hf
+            [ "$2" != "${SEEDS%% *}" ] || asked+=,$control # the wire of another text, once
+            ;;
         narrow)
             begin "$OUTPUT_DIR/base8" --residual_rank 8
             encoder=hf from=$OUTPUT_DIR/base8/checkpoint_best with+=(--residual_rank 8)
@@ -41,12 +48,11 @@ arm() {
     esac
     train --stage adapters --encoder_type "$encoder" --init "$from" "${with[@]}" --save_dir "$folder"
     local made=$folder/checkpoint_best
-    judged+=(--conditions latentwire)
-    [ "$1" = more_ids ] || program eval --ckpt "$made" "${judged[@]}" --save_dir "$folder/eval"
+    [ "$1" = more_ids ] || program eval --ckpt "$made" --conditions "$asked" "${judged[@]}" --save_dir "$folder/eval"
     [ -n "${CODECS[$1]:-}" ] || return 0
     [ -f "$made/codec/tables.safetensors" ] || program fit_codec --ckpt "$made"
     for codec in ${CODECS[$1]}; do
-        program eval --ckpt "$made" "${judged[@]}" --codec "$codec" --save_dir "$folder/eval_$codec"
+        program eval --ckpt "$made" --conditions latentwire "${judged[@]}" --codec "$codec" --save_dir "$folder/eval_$codec"
     done
 }
 
@@ -58,14 +64,21 @@ of() {
 }
 
 for seed in $SEEDS; do
-    for one in $ARMS; do arm "$one" "$seed"; done
+    for one in $ARMS; do [ "$one" = untrained ] || arm "$one" "$seed"; done
 done
 same_places=() same_bytes=()
 for one in $ARMS; do
     case "$one" in
+        untrained)
+            program eval --ckpt "$base" --conditions "${UNTRAINED// /,}" "${judged[@]}" --save_dir "$OUTPUT_DIR/untrained"
+            for rival in $UNTRAINED; do same_places+=("$OUTPUT_DIR/untrained:$rival"); done
+            ;;
         *_tuned) same_places+=("$(of eval "$one"):$one") ;;
         more_ids) same_bytes+=("$(of eval_compact0 "$one")") ;;
-        latentwire) same_bytes+=("$(of eval_compact8 "$one")") && same_places+=("$(of eval "$one")") ;;
+        latentwire)
+            same_bytes+=("$(of eval_compact8 "$one")")
+            same_places+=("$(of eval "$one")" "$OUTPUT_DIR/seed${SEEDS%% *}/latentwire/eval:$control")
+            ;;
         *) same_places+=("$(of eval "$one")") ;;
     esac
 done

@@ -303,11 +303,12 @@ def test_arms_are_sent_in_fewer_bytes_too(recorded, copy):
         pairs = " ".join(f"out/seed0/{arm}/{name},out/seed1/{arm}/{name}" for name in ("eval", f"eval_{codec}"))
         assert calls[at][0].endswith(f"compare.py {pairs} --margin 0.01 --save_dir out/codecs/{arm}")
     places = [f"out/seed0/{arm}/eval,out/seed1/{arm}/eval" for arm in ("latentwire", "ids_marked", "narrow")]
+    places.insert(1, "out/seed0/latentwire/eval:shuffled_context_z")
     assert any(" ".join(places) in call for call, _ in calls)
 
 
 def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
-    script, arms = copy / "scripts/experiments/train_arms.sh", "latentwire ids more_ids text_tuned"
+    script, arms = copy / "scripts/experiments/train_arms.sh", "latentwire ids more_ids text_tuned untrained"
     done, calls = recorded(script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS=arms, SAMPLES="5")
     assert done.returncode == 0, done.stdout + done.stderr
     (start, _), *trained = [call for call in calls if "train.py" in call[0]]
@@ -323,8 +324,11 @@ def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
     assert same == {("out/base/checkpoint_best", "5", "aware", "12", "1")}
     assert [flag(call, "encoder_type") for call in trained[:3]] == ["hf", "ids", "ids"]
     assert flag(trained[2], "latent_len") == "96"
-    judged = [call for call in calls if "eval.py" in call[0]]
-    assert {(flag(call, "skip"), flag(call, "samples")) for call in judged} == {("1000", "2800")}
+    *judged, untrained = [call for call in calls if "eval.py" in call[0]]
+    assert {(flag(call, "skip"), flag(call, "samples")) for call in (*judged, untrained)} == {("1000", "2800")}
+    assert flag(untrained, "ckpt") == "out/base/checkpoint_best" and flag(untrained, "save_dir") == "out/untrained"
+    asked = [flag(call, "conditions") for call in judged if flag(call, "save_dir").endswith("latentwire/eval")]
+    assert asked == ["latentwire,shuffled_context_z", "latentwire"], "the control is answered once"
     folders = ("latentwire/eval", "latentwire/eval_compact8", "ids/eval", "more_ids/eval_compact0", "text_tuned/eval")
     assert [flag(call, "save_dir") for call in judged] == [f"out/seed{s}/{f}" for s in (0, 1) for f in folders]
     assert flag(judged[4], "tuned") == "out/seed0/text_tuned" and flag(judged[4], "conditions") == "text_tuned"
@@ -332,7 +336,10 @@ def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
     places, equal, fewer = (call for call, _ in calls if "compare.py" in call)
     seeds = {name: ",".join(f"out/seed{seed}/{name}" for seed in (0, 1)) for name in folders}
     ending = "--margin 0.02 --selection out/base/checkpoint_best --save_dir out"
-    runs = f"{seeds['latentwire/eval']} {seeds['ids/eval']} {seeds['text_tuned/eval']}:text_tuned"
+    rivals = flag(untrained, "conditions").split(",")
+    assert {"text", "sentence", "pca_selected", "no_context"} < set(rivals)
+    runs = f"{seeds['latentwire/eval']} out/seed0/latentwire/eval:shuffled_context_z {seeds['ids/eval']} "
+    runs += f"{seeds['text_tuned/eval']}:text_tuned " + " ".join(f"out/untrained:{rival}" for rival in rivals)
     assert places.endswith(f"compare.py {runs} {ending}")
     coded = f"{seeds['latentwire/eval']} {seeds['latentwire/eval_compact8']}"
     assert fewer.endswith(f"compare.py {coded} --margin 0.01 --save_dir out/codecs/latentwire")
