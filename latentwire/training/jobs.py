@@ -53,7 +53,8 @@ def _latentwire(start: Start) -> Job:
     require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.init} has d_z={made['d_z']}; set that")
     if not (start.last or joins):
         encoder = _encoder(config, encoder)
-    model = LatentWire(encoder, adapters, config.source, config.latent_len)
+    read = {name: adapters[name] for name in adapters if start.readers}  # where no LLM reads, adapters only take time
+    model = LatentWire(encoder, read, config.source, config.latent_len)
     origin = start.origin | {"interface": made.get("interface"), "init": config.init}
 
     def validate() -> dict:
