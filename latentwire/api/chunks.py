@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from latentwire.data.relevance import sentences
+from latentwire.data.relevance import sentence_spans
 
 Spans = list[tuple[int, int]]  # characters
 
@@ -16,7 +16,7 @@ def chunks(text: str, fits: Callable[[str], bool]) -> list[str]:
     """
     if fits(text):
         return [text]
-    return [text[begin:end] for begin, end in _filled(text, _sentence_spans(text), fits, _FINER)]
+    return [text[begin:end] for begin, end in _filled(text, sentence_spans(text), fits, _FINER)]
 
 
 def _filled(text: str, units: Spans, fits: Callable[[str], bool], finer: tuple[Callable[[str], Spans], ...]) -> Spans:
@@ -48,15 +48,6 @@ def _most(fits: Callable[[int], bool], limit: int, guess: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _sentence_spans(text: str) -> Spans:
-    spans, at = [], 0
-    for sentence in sentences(text):
-        begin = text.index(sentence, at)
-        at = begin + len(sentence)
-        spans.append((begin, at))
-    return spans
 
 
 def _word_spans(text: str) -> Spans:

@@ -26,13 +26,12 @@ _BATCH = 64  # JSON lines that are encoded before their wires are written
 def send(config: SendSettings) -> None:
     """One wire, or one per JSON line."""
     lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
-    how = {"m": config.latent_len, "codec": config.codec, "budget": config.budget, "blocks": config.blocks}
     if not config.context:
-        _send_lines(lw, how)
+        _send_lines(lw, config.how)
         return
     text = _text("context", config.context)
     require(bool(text.strip()), "context", config.context, "the file is empty; name one with text")
-    wire = lw.encode(text, config.question or None, progress=len(text) > 100_000, **how)
+    wire = lw.encode(text, config.question or None, progress=len(text) > 100_000, **config.how)
     print(lw.wire(wire), file=sys.stderr)
     if config.out:
         Path(config.out).write_bytes(wire)

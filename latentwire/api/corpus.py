@@ -88,13 +88,9 @@ def encode_corpus(config: CorpusSettings) -> dict:
     return found
 
 
-def _how(config: CorpusSettings) -> dict:
-    return {"m": config.latent_len, "codec": config.codec, "budget": config.budget, "blocks": config.blocks}
-
-
 def _probe(lw: LatentWire, config: CorpusSettings) -> bytes:
     """Some wire."""
-    return lw.encode("A text.", "A question?" if encoder_reads_question(lw.source) else None, **_how(config))
+    return lw.encode("A text.", "A question?" if encoder_reads_question(lw.source) else None, **config.how)
 
 
 def _require_columns(config: CorpusSettings, given: Sequence[Source]) -> None:
@@ -298,7 +294,7 @@ class _Encoder:
         """The wires by place; a text that the encoder refuses has none, and is named in `errors`."""
         asked = [row[3] for row in rows] if encoder_reads_question(self.lw.source) else None
         try:
-            wires = self.lw.encode([row[2] for row in rows], asked, **_how(self.config))
+            wires = self.lw.encode([row[2] for row in rows], asked, **self.config.how)
             return {row[0]: wire for row, wire in zip(rows, wires, strict=True)}
         except ValueError as error:
             if len(rows) == 1:

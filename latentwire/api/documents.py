@@ -40,7 +40,7 @@ def measure(config: DocumentSettings) -> dict:
     lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
     document, questions = document_of(config.words, config.each)
     known, later = encoder_reads_question(lw.source), question_in_tail(lw.source)
-    how = {"m": config.latent_len, "budget": config.budget, "blocks": config.blocks}
+    how = config.how
     asked = [q.question for q in questions] if known else None
     started = time.perf_counter()
     if known:

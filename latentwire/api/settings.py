@@ -1,4 +1,4 @@
-"""Settings of the programs that send, read and inspect wires."""
+"""Settings of the programs that send, read and inspect wires, of corpora, long documents and serving engines."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +25,28 @@ class CheckpointSettings(Settings):
 
 
 @dataclass(kw_only=True)
-class SendSettings(CheckpointSettings):
+class EncodingSettings(CheckpointSettings):
+    """How texts become wires."""
+
+    latent_len: int | None = option(None, "M, latents per block; default: the checkpoint's", least=1)
+    budget: float | None = option(None, "latents per 100 words, instead of M", above=0)
+    blocks: int | None = option(None, "most parts of a long text; default: 1 if the question is known", least=1)
+    codec: str = option("fp16", "wire codec", choices=tuple(CODECS))
+
+    @property
+    def how(self) -> dict:
+        """As arguments of `LatentWire.encode`."""
+        return {"m": self.latent_len, "codec": self.codec, "budget": self.budget, "blocks": self.blocks}
+
+
+@dataclass(kw_only=True)
+class SendSettings(EncodingSettings):
     """Encode a text to a wire, on standard output. Without --context: JSON lines in ("context", "question", further
     keys stay), and JSON lines out (the same with "wire" in base64 in the context's place)."""
 
     context: str = option("", "file with the text; - is standard input", env="", there=is_file)
     question: str = option("", "what will be asked, for checkpoints of source prompt or aware", env="")
     out: str = option("", "file for the wire; default: standard output", env="")
-    latent_len: int | None = option(None, "M, latents per block; default: the checkpoint's", least=1)
-    budget: float | None = option(None, "latents per 100 words, instead of M", above=0)
-    blocks: int | None = option(None, "most parts of a long text; default: 1 if the question is known", least=1)
-    codec: str = option("fp16", "wire codec", choices=tuple(CODECS))
 
     def check(self) -> None:
         require(bool(self.context) or not self.question, "question", self.question, "needs --context FILE beside it")
@@ -43,7 +54,7 @@ class SendSettings(CheckpointSettings):
 
 
 @dataclass(kw_only=True)
-class CorpusSettings(CheckpointSettings):
+class CorpusSettings(EncodingSettings):
     """Encode many documents to a folder of Parquet files, by Ray Data on this machine or on a cluster (RAY_ADDRESS).
     Killed at any time, the same command continues. A row that is damaged is named, and kept out (errors.parquet)."""
 
@@ -56,10 +67,6 @@ class CorpusSettings(CheckpointSettings):
     text_column: str = option("text", "column of the documents")
     question_column: str = option("", "column of what will be asked, for checkpoints of source prompt or aware")
     id_column: str = option("", "column of the documents' ids; default: FILE:ROW")
-    latent_len: int | None = option(None, "M, latents per block; default: the checkpoint's", least=1)
-    budget: float | None = option(None, "latents per 100 words, instead of M", above=0)
-    blocks: int | None = option(None, "most parts of a long text; default: 1 if the question is known", least=1)
-    codec: str = option("fp16", "wire codec", choices=tuple(CODECS))
     keep_words: bool = option(True, "keep the words that the latents came from")
     shard_rows: int = option(512, "rows of one Parquet file", least=1)
     workers: int | None = option(None, "encoders at work; default: one per GPU, or one per processor", least=1)
@@ -100,14 +107,11 @@ class InspectSettings(CheckpointSettings):
 
 
 @dataclass(kw_only=True)
-class DocumentSettings(CheckpointSettings):
+class DocumentSettings(EncodingSettings):
     """Answers from the wire of one long document."""
 
     words: int = option(5000, "length of the document", least=100, env="")
     each: int = option(1, "questions on each passage", least=1, env="")
-    latent_len: int | None = option(None, "M, latents per block; default: the checkpoint's", least=1)
-    budget: float | None = option(None, "latents per 100 words, instead of M", above=0)
-    blocks: int | None = option(None, "parts that are sent; default: 1 if the question is known", least=1)
     dtype: str = option("", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU")
     save_dir: str = option("runs/documents", "output folder", env="OUTPUT_DIR")
 

@@ -5,7 +5,6 @@ where there is a GPU (or with --gpu) are the real programs run once, on tiny ran
 """
 
 import gzip
-import hashlib
 import json
 import os
 import platform
@@ -15,13 +14,14 @@ import sys
 import tempfile
 import tomllib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from latentwire.llms.known import DEFAULT_LLMS, LARGE_LLMS, LARGE_SHAPES, cache_dir, id_variable, is_cached
+from latentwire.llms.arithmetic import HALF, LLMS
+from latentwire.llms.known import DEFAULT_LLMS, LARGE_LLMS, cache_dir, id_variable, is_cached
 from latentwire.utils.cli import SCHEMA, Settings, gpu_count, has_gpu, option
-from latentwire.utils.files import UNREADABLE, read_sealed
+from latentwire.utils.files import UNREADABLE, read_sealed, sha256_of
 from latentwire.utils.surroundings import (
     aside,
     cards,
@@ -41,6 +41,7 @@ SHIPS, OWN = "checkpoints/latentwire_m32", "runs/experiments/latentwire/checkpoi
 MODELS_MB, ENVIRONMENT_MB, QUICKSTART_MB, TRAINING_MB = 4040, 6000, 6000, 10_000
 SQUAD = {"train": 87599, "dev": 10570}  # questions of SQuAD v1.1
 _LESS = "DTYPE=bfloat16 and a smaller BATCH_SIZE"
+_LARGE = ("llama3.1-8b", "qwen2.5-7b")  # the LLMs that the project is for
 _ROOM = 1.3  # a GPU's memory, in weights of the LLMs that it evaluates
 _PATIENCE_S = 600
 _TINY = ["--dataset=sample", "--llms=tiny", "--latent_len=8", "--d_z=16", "--max_new_tokens=2", "--batch_size=2"]
@@ -229,9 +230,8 @@ def _checkpoint(root: Path, folder: Path | None) -> Finding:
         path = folder / name
         if not path.is_file():
             return Finding(MISSING, "checkpoint", f"{path} is not there; {remedy}")
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != promised:
-                return Finding(MISSING, "checkpoint", f"{path} is cut or damaged; {remedy}")
+        if sha256_of(path) != promised:
+            return Finding(MISSING, "checkpoint", f"{path} is cut or damaged; {remedy}")
     others = {name: os.environ.get(id_variable(name)) or llm for name, llm in made["llms"].items()}
     if wrong := [name for name, llm in made["llms"].items() if others[name] != llm]:
         variables = " and ".join(id_variable(name) for name in wrong)
@@ -315,7 +315,7 @@ def _plans(hub: bool) -> Iterator[Finding]:
     enough = memory_mb() >= TRAINING_MB
     text = "on the GPU" if cards() else "on the processor" if enough else f"wants {TRAINING_MB / 1000:.0f} GB of memory"
     yield Finding(OK if enough or cards() else NOTE, "training", f"of the small models: {text}; {estimate}")
-    needed, there = sum(map(_bfloat16_mb, LARGE_SHAPES.values())), cards().values()
+    needed, there = HALF * sum(LLMS[name].parameters for name in _LARGE) / 1e6, cards().values()
     what = f"{' and '.join(LARGE_LLMS.values())}: {needed / 1000:.0f} GB of weights in bfloat16"
     where = "" if hub else "; without a hub they are read from folders: set LLAMA_ID and QWEN_ID"
     if needed * _ROOM <= max(there, default=0):
@@ -324,14 +324,6 @@ def _plans(hub: bool) -> Iterator[Finding]:
         yield Finding(NOTE, "large LLMs", f"{what}: more than one GPU; set DEVICE_MAP=auto NPROC=1{where}")
     else:
         yield Finding(NOTE, "large LLMs", f"{what}: not here; a GPU of {needed * _ROOM / 1000:.0f} GB or more{where}")
-
-
-def _bfloat16_mb(shape: Mapping) -> float:
-    """Weights of a large LLM."""
-    width, inner = shape["hidden_size"], shape["intermediate_size"]
-    keys = width * shape["num_key_value_heads"] / shape["num_attention_heads"]
-    layer = 2 * width * (width + keys) + 3 * width * inner
-    return 2 * (shape["num_hidden_layers"] * layer + 2 * shape["vocab_size"] * width) / 1e6
 
 
 def try_device(device: str) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Settings of an evaluation and of the demo."""
+"""Settings of an evaluation, of the demo, and of what fits codecs and reads answers from outside."""
 
 from dataclasses import dataclass
 

@@ -91,7 +91,7 @@ def id_variable(name: str) -> str:
 
 
 def cache_dir() -> Path:
-    """Folder of the converted models: LATENTWIRE_CACHE, else ~/.cache/latentwire."""
+    """Folder of models, teacher answers and pace: LATENTWIRE_CACHE, else ~/.cache/latentwire."""
     return Path(os.environ.get("LATENTWIRE_CACHE") or "~/.cache/latentwire").expanduser()
 
 

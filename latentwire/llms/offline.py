@@ -8,7 +8,6 @@ LATENTWIRE_CACHE (default ~/.cache/latentwire). MODELS_DIR names a folder where 
     python -m latentwire.llms.offline offline:gemma-3-270m        the same with the models that are named
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from latentwire.llms.known import is_cached, offline_folder
 from latentwire.utils.cli import reason, run
+from latentwire.utils.files import sha256_of
 
 CHUNK = 1 << 20
 
@@ -237,8 +237,7 @@ def _megabytes(folder: Path) -> int:
 
 
 def _verify(weights: Path, model: OfflineModel) -> None:
-    with open(weights, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(weights)
     if found != model.sha256:
         raise ValueError(
             f"{weights.name}: sha256 is {found}, expected {model.sha256}; it was altered or cut, so it is not used. "

@@ -198,13 +198,10 @@ def _heard(reader: "WireReader", jobs: Sequence[Job]) -> Iterator[None]:
 
     The loop itself is unchanged, so an answer that is listened to is the same as one that is not.
     """
-    tokenizer, ends = reader.llm.tokenizer, reader.llm.end_ids
     rows: list[list[int]] = [[] for _ in jobs]
 
     def so_far(ids: Sequence[int]) -> str:
-        end = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        text = tokenizer.decode(ids[:end], skip_special_tokens=True)
-        return text.rstrip("\ufffd").lstrip(" ").split("\n")[0].strip()  # a sign may take several tokens
+        return reader.llm.text(ids).rstrip("\ufffd").strip()  # a sign may take several tokens
 
     def hear(_: object, given: tuple, __: object) -> None:
         if given[0].shape != (len(jobs), 1):  # not a step of the loop

@@ -16,8 +16,8 @@ from fastapi import FastAPI
 
 from latentwire.api.encoding import LatentWire, require_text
 from latentwire.api.message import Wire
-from latentwire.data.content import content, encoder_reads_question, question_in_tail
-from latentwire.llms.prompts import AS_TEXT
+from latentwire.data.content import encoder_reads_question, question_in_tail
+from latentwire.data.question import Question
 from latentwire.service.batching import ClosingError, FullError
 
 if TYPE_CHECKING:
@@ -195,51 +195,18 @@ def _size(count: int) -> str:
 
 
 def _marked(lw: LatentWire, wire: Wire, context: str, question: str) -> str:
-    """The text as HTML, with the words that the latents came from marked, as well as that can be told afterwards."""
-    try:
-        words = wire.words()
-    except ValueError as error:  # free queries stand for no words
-        return f'<div class="text">{html.escape(context)}</div><p>{html.escape(str(error))}</p>'
-    spans, at, begin = [], 0, 0
+    """The text as HTML, with the words that the latents came from marked."""
+    if not lw.encoder.chooses_tokens:
+        return f'<div class="text">{html.escape(context)}</div><p>These latents stand for no words.</p>'
+    spans, at = [], 0
     known = question if encoder_reads_question(lw.source) else None
     for part, count in zip(lw.parts(context, known), wire.blocks, strict=True):
         at = context.index(part, at)
-        whole = content(lw.source, part, question)
-        found = lw.encoder.tokenizer(whole.text, **AS_TEXT, return_offsets_mapping=True)
-        tokens = [lw.encoder.tokenizer.decode([i]) for i in found["input_ids"]]
-        for place in filter(lambda i: i is not None, aligned(words[begin : begin + count], tokens)):
-            first, last = (min(max(edge - whole.context_at, 0), len(part)) for edge in found["offset_mapping"][place])
-            spans.append((at + first, at + last))
-        at, begin = at + len(part), begin + count
-    about = f"{wire.m} latents; marked: the words they came from, by their nearest codes, in reading order"
+        asked = Question("page", "", "", part, question, ("-",))
+        spans += [(at + begin, at + end) for begin, end in lw.encoder.chosen_spans(asked, lw.source, count)]
+        at += len(part)
+    about = f"{wire.m} latents; marked: the words they came from"
     return f'<div class="text">{_html_of(context, spans)}</div><p>{about}</p>'
-
-
-def aligned(words: Sequence[str], tokens: Sequence[str]) -> list[int | None]:
-    """For each word the token that it is, None for none: as many as can be in reading order, in runs where they can.
-
-    The longest common subsequence, where two neighbours that stay neighbours count half a match more.
-    """
-    nothing = -len(words) * 3 - 1  # below every score
-    total = [[0] * (len(tokens) + 1) for _ in range(len(words) + 1)]  # of the first i words and p tokens
-    run = [[nothing] * (len(tokens) + 1) for _ in range(len(words) + 1)]  # the same, where the last two are a pair
-    for i, word in enumerate(words, 1):
-        for p, token in enumerate(tokens, 1):
-            if word == token:
-                run[i][p] = 2 + max(total[i - 1][p - 1], run[i - 1][p - 1] + 1)
-            total[i][p] = max(total[i - 1][p], total[i][p - 1], run[i][p])
-    found: list[int | None] = [None] * len(words)
-    i, p, paired = len(words), len(tokens), False
-    while i and p:
-        if not paired and total[i][p] == total[i][p - 1]:
-            p -= 1
-        elif not paired and total[i][p] == total[i - 1][p]:
-            i -= 1
-        else:
-            found[i - 1] = p - 1
-            paired = run[i - 1][p - 1] + 3 == run[i][p]
-            i, p = i - 1, p - 1
-    return found
 
 
 def _html_of(text: str, spans: Sequence[tuple[int, int]]) -> str:

@@ -1,6 +1,5 @@
 """How much memory a training process needs, estimated before anything is loaded; what cannot fit is refused."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from latentwire.llms.loading import Shape, device_map, shape_of
 from latentwire.models.weights import weights_bytes
 from latentwire.training.settings import TrainSettings
 from latentwire.training.stages import STAGES
+from latentwire.utils.surroundings import memory_mb
 
 _HEAD, _TAIL = 256, 64  # positions: worked examples; question, anchor and answer
 _APART = 16  # places with a label beyond K + 1: the answers of a batch end together, and begin apart
@@ -75,8 +75,8 @@ def kept_bytes(shape: Shape, size: int) -> int:
 
 
 def total_bytes(device: str) -> int:
-    """Memory of the device: of one GPU (of all, with DEVICE_MAP), or of this machine."""
+    """Memory of the device: of one GPU (of all, with DEVICE_MAP), or of this machine or container."""
     if device.startswith("cuda"):
         cards = range(torch.cuda.device_count()) if device_map() else [device]
         return sum(torch.cuda.get_device_properties(card).total_memory for card in cards)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(1e6 * memory_mb())

@@ -28,7 +28,7 @@ VARIABLES = {
     "LATENTWIRE_TRACEBACK": "1 shows where an error came from",
     "LATENTWIRE_TOKEN": "bearer token that the service asks for; needed where it listens beyond this machine",
     "DEVICE_MAP": "auto: accelerate spreads the layers of each LLM over all GPUs (one process)",
-    "RAY_ADDRESS": "address of a Ray cluster for the sweep; default: this machine alone",
+    "RAY_ADDRESS": "address of a Ray cluster for the sweep and for corpora; default: this machine alone",
     "LLAMA_ID": "model of the LLM called llama: a hub id, a folder, or offline:NAME",
     "QWEN_ID": "model of the LLM called qwen; any other name X in LLMS has its X_ID",
     "PYTHON": "for scripts: another interpreter that has what requirements.txt names",

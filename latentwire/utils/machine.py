@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from latentwire.utils.surroundings import native_bfloat16
+
 T = TypeVar("T")
 NATIVE = "native"  # a dtype that the device decides
 
@@ -27,13 +29,6 @@ def on_this_machine(config: T) -> T:
     fast = device != "cpu" or (config.dtype == NATIVE and native_bfloat16())
     dtype = config.dtype if config.dtype not in ("", NATIVE) else ("bfloat16" if fast else "float32")
     return dataclasses.replace(config, device=device, dtype=dtype)
-
-
-def native_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices itself (AVX-512 BF16, AMX): others only imitate it, slowly."""
-    import torch  # slow to import
-
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def device_of(name: str) -> str:

@@ -91,7 +91,7 @@ def test_the_shape_of_a_model_is_known_without_its_weights(llms, llm_folders, tm
     shape, model = shape_of(name, str(folder)), llms[name].model
     assert shape.parameters == sum(weight.numel() for weight in model.parameters())
     assert (shape.layers, shape.width, shape.inner_width) == (2, llms[name].width, 2 * llms[name].width)
-    assert shape.vocabulary == len(llms[name].embedding_table())
+    assert shape.vocabulary == len(llms[name].embedding_table()) == len(llms[name].tokenizer)
     assert 2 * shape.layers * shape.key_width * 4 == llms[name].kv_bytes, "keys and values, layers, width, bytes"
 
 
