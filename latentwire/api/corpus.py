@@ -74,6 +74,7 @@ def encode_corpus(config: CorpusSettings) -> dict:
     )  # fmt: skip
     _probe(lw, config)  # a codec or a checkpoint that is wrong is told before Ray starts
     given = sources(config.input, config.split)
+    require(bool(given), "input", config.input, "names nothing; name files, a data set or a hub id")
     _require_columns(config, given)
     facts = {"latent_len": config.latent_len or lw.m, "encoder": lw.wire_id.hex(), "source": lw.source}
     facts |= {"content": digest(*(source.digest() for source in given)), "tables": None}
@@ -257,7 +258,7 @@ class _Encoder:
             except ValueError as error:
                 id_ = row.get(self.config.id_column) if isinstance(row, Mapping) else None
                 id_ = id_ if id_ is None or str(id_).isprintable() else shown(id_)  # no half of a surrogate pair is
-                errors.append({"place": place, "id": id_ and str(id_), "error": str(error)})
+                errors.append({"place": place, "id": None if id_ is None else str(id_), "error": str(error)})
         wires = self._encoded(rows, errors)
         table = self._table(rows, wires)
         stands = slice(2, 3 if question_in_tail(self.lw.source) else 4)  # what the wires stand for

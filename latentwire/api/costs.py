@@ -9,7 +9,6 @@ before the latents is the same for all questions: it is kept with the head of th
 from latentwire.api.encoding import LatentWire
 from latentwire.api.message import Wire
 from latentwire.llms.loading import model_of
-from latentwire.models.weights import read_weights, weights_file
 
 _TABLES = ("embedding", "codebook")  # looked up, not multiplied
 
@@ -17,8 +16,8 @@ _TABLES = ("embedding", "codebook")  # looked up, not multiplied
 def break_even(lw: LatentWire, wire: Wire) -> dict[str, dict]:
     """Per LLM: encode_gflop, saved_gflop (per question), questions (to break even; None where nothing is saved), and
     the same in words under "says"."""
-    weights = read_weights(weights_file(lw.folder, "encoder"))
-    encoder = sum(w.numel() for name, w in weights.items() if w.ndim > 1 and not any(t in name for t in _TABLES))
+    weights = [*lw.encoder.named_parameters(), *lw.encoder.named_buffers()]  # with LoRA the frozen ones are buffers
+    encoder = sum(w.numel() for name, w in weights if w.ndim > 1 and not any(t in name for t in _TABLES))
     cost = 2 * encoder * wire.text_tokens / 1e9
     saved_positions = wire.text_tokens - wire.m
     found = {}

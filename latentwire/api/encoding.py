@@ -22,7 +22,7 @@ from latentwire.api.settings import is_folder
 from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.question import Question
 from latentwire.data.relevance import relevance
-from latentwire.models.weights import FORMS, asked, read_config, wire_id
+from latentwire.models.weights import FORMS, TABLES, asked, read_config, wire_id
 from latentwire.models.wire import CODECS, COMPACT, SCALAR
 from latentwire.utils.cli import reason, require
 from latentwire.utils.machine import device_of
@@ -89,7 +89,7 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
     @property
     def codecs(self) -> tuple[str, ...]:
         """Codecs that this checkpoint can send: those that need tables, where they were fitted (fit_codec.py)."""
-        return tuple(CODECS) if (self.folder / "codec").is_dir() else SCALAR
+        return tuple(CODECS) if (self.folder / TABLES).is_file() else SCALAR
 
     @cached_property
     def _compact(self) -> "Compact":
@@ -229,6 +229,8 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         )  # fmt: skip
         shutil.copytree(self.folder, save_directory, ignore=shutil.ignore_patterns(*_NOT_KEPT), dirs_exist_ok=True)
         as_safetensors(self.folder, save_directory)
+        if (self.folder / TABLES).is_file():
+            shutil.copy(self.folder / TABLES, save_directory / TABLES)
 
 
 def require_text(name: str, text: object) -> None:

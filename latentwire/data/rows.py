@@ -67,14 +67,16 @@ def sources(given: str, split: str) -> list[Source]:
     Raises FileNotFoundError or ValueError naming what is no such thing.
     """
     import_all(latentwire.data)
-    found, documents = [], []
+    found, documents, seen = [], [], set()
     for name in filter(None, map(str.strip, given.split(","))):
         if name in DATASETS:
             found.append(Source((name,), questions, split))
             continue
         files = _files(name)
-        documents += [file for file in files if file.endswith((".txt", ".md"))]
-        found += [Source((file,), _form(file)) for file in files if not file.endswith((".txt", ".md"))]
+        new = [file for file in files if file not in seen]  # a file that two names stand for is read once
+        seen.update(new)
+        documents += [file for file in new if file.endswith((".txt", ".md"))]
+        found += [Source((file,), _form(file)) for file in new if not file.endswith((".txt", ".md"))]
         if not files:
             if name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(name).suffix in _FORMS:
                 raise FileNotFoundError(
@@ -86,6 +88,8 @@ def sources(given: str, split: str) -> list[Source]:
 
 def _files(name: str) -> list[str]:
     """The files of a folder, a pattern or a file's own name, in order."""
+    if Path(name).is_file():  # its name may look like a pattern
+        return [name]
     inside = sorted(Path(name).rglob("*")) if Path(name).is_dir() else map(Path, sorted(glob(name, recursive=True)))
     return [str(path) for path in inside if path.is_file() and not path.name.startswith(".")]
 

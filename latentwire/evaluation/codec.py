@@ -10,8 +10,8 @@ from latentwire.data.squad import load
 from latentwire.evaluation.settings import CodecSettings
 from latentwire.models.checkpoint import load_encoder
 from latentwire.models.closed_form import fit_texts, token_counts
-from latentwire.models.weights import asked, read_config
-from latentwire.models.wire.compact import TABLES, Compact, codebook_of
+from latentwire.models.weights import TABLES, asked, read_config
+from latentwire.models.wire.compact import Compact, codebook_of
 from latentwire.utils.machine import device_of
 
 _AT_ONCE = 64

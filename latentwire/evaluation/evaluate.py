@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
+from torch import Tensor
+
 from latentwire.conditions.base import (
     Condition,
     Reader,
@@ -175,8 +177,7 @@ def _check(config: EvalSettings, conditions: Sequence[tuple[Condition, int]]) ->
 def _evaluate(plan: Plan, predictions: Predictions) -> dict:
     config, chosen = plan.config, plan.chosen
     ids = {q.id for q in chosen.questions}
-    before = predictions.finished(plan.conditions, config.latent_len, config.llm_names, ids)
-    plan = dataclasses.replace(plan, conditions=[*plan.conditions, *before])
+    plan.conditions += predictions.finished(plan.conditions, config.latent_len, config.llm_names, ids)
     ready, shared, made = _ready(plan, predictions.path.parent)
     require_heads(predictions.path.parent, ready)
     if sum(missing for *_, missing in _missing(predictions, ready, shared, plan.conditions)) >= LONG_ANSWERS:
@@ -241,12 +242,20 @@ def _ready(plan: Plan, folder: Path | None) -> tuple[list[Reader], Shared, dict]
         encoder, adapters, _ = closed_form({r.llm.name: r.llm for r in ready}, plan.train_texts, config.d_z)
         shared.untrained = Sender(encoder, config.source, plan.scalar), adapters
     if "tuned" in used and not config.estimate:
-        shared.soft_prompts = {
-            condition.name: load_soft_prompts(Path(config.tuned) / condition.name / "checkpoint_best", config.llm_ids)
-            for condition, _ in plan.conditions
-            if "tuned" in condition.uses
-        }
+        rivals = [(condition, m) for condition, m in plan.conditions if "tuned" in condition.uses]
+        shared.soft_prompts = {condition.name: _soft_prompts(config, condition, m) for condition, m in rivals}
     return ready, shared, dict(made)
+
+
+def _soft_prompts(config: EvalSettings, condition: Condition, m: int) -> dict[str, Tensor]:
+    """Those of a tuned rival, by LLM; ValueError where they were trained for other texts or prompts."""
+    folder = Path(config.tuned) / condition.name / "checkpoint_best"
+    made, wanted = read_config(folder), {"source": config.source, "wordings": config.llm_wordings}
+    wanted |= {"latent_len": m} if "m" in condition.uses else {}
+    found = {name: made.get(name, value) for name, value in wanted.items()}  # older ones do not say
+    found["wordings"] = {name: found["wordings"].get(name) for name in config.llm_names}
+    require(found == wanted, "tuned", str(folder), f"was trained for {found}, and is asked for {wanted}; train it anew")
+    return load_soft_prompts(folder, config.llm_ids)
 
 
 def _wire(plan: Plan, ready: Sequence[Reader], folder: Path | None) -> tuple[Sender, Mapping[str, Adapter], dict]:

@@ -32,13 +32,11 @@ def bytes_table(questions: Sequence[Question], source: str, m: int, shared: Shar
     encoder, codec = shared.sender.encoder, shared.sender.codec
     texts = [content(source, q.context, q.question).text.strip() for q in some]
     ids = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    dictionary = zstandard.train_dictionary(_DICTIONARY, [text.encode() for text in shared.train_texts])
-    squeeze = zstandard.ZstdCompressor(level=19, dict_data=dictionary).compress
     rows = [
         _row(f"the wire, {codec}", [len(packed) for packed in shared.sender.send(some, m)]),
         _row("text, UTF-8", [len(text.encode()) for text in texts]),
         _row("text, zlib", [len(zlib.compress(text.encode(), 9)) for text in texts]),
-        _row("text, zstd with a dictionary of train text", [len(squeeze(text.encode())) for text in texts]),
+        *_by_zstd(texts, shared.train_texts),
         _row("text, 2 bytes per token", [2 * len(one) for one in ids]),
     ]
     if encoder.chooses_tokens:
@@ -47,6 +45,16 @@ def bytes_table(questions: Sequence[Question], source: str, m: int, shared: Shar
     if max(len(reader.prompts.plain(text)) for text in texts) < min(_LONGEST, reader.llm.positions or _LONGEST):
         rows.append(_row(f"text, coded by {reader.llm.name} itself", _by_llm(reader, texts)))
     return rows
+
+
+def _by_zstd(texts: Sequence[str], train_texts: Sequence[str]) -> list[dict]:
+    """With a dictionary of train text; no row where there are too few texts to make one."""
+    try:
+        dictionary = zstandard.train_dictionary(_DICTIONARY, [text.encode() for text in train_texts])
+    except zstandard.ZstdError:
+        return []
+    squeeze = zstandard.ZstdCompressor(level=19, dict_data=dictionary).compress
+    return [_row("text, zstd with a dictionary of train text", [len(squeeze(text.encode())) for text in texts])]
 
 
 def _by_llm(reader: Reader, texts: Sequence[str]) -> list[int]:

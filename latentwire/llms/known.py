@@ -60,17 +60,27 @@ class LLMSettings(Settings):
     def llm_ids(self) -> dict[str, str]:
         """Model id of each LLM by name: X_ID in the environment, else the checkpoint's that is begun with, else the
         default of this machine."""
-        begun = Path(getattr(self, "ckpt", "") or getattr(self, "init", ""), "config.json")
-        made_for = read_sealed(begun).get("llms", {}) if begun.is_file() else {}
-        return {name: llm_id(name, made_for, self.device) for name in self.llm_names}
+        return {name: llm_id(name, self._begun.get("llms", {}), self.device) for name in self.llm_names}
 
     @property
     def llm_wordings(self) -> dict[str, str]:
-        """Wording of each LLM's prompt by name."""
+        """Wording of each LLM's prompt by name: the one that is given, else that of the checkpoint which is begun with,
+        if it is the same LLM there, else the one chosen for the model."""
         given = dict(part.strip().partition("=")[::2] for part in self.wordings.split(",") if part.strip())
-        for name in given:
+        for name, wording in given.items():
             require(name in self.llm_names, "wordings", name, f"not among --llms {self.llms}; write LLM=WORDING,...")
-        return {name: given.get(name) or CHOSEN_WORDINGS.get(llm, "chat") for name, llm in self.llm_ids.items()}
+            require(bool(wording), "wordings", name, "write LLM=WORDING,...")
+        llms, kept = (self._begun.get(key, {}) for key in ("llms", "wordings"))
+        ids = self.llm_ids
+        chosen = {name: CHOSEN_WORDINGS.get(llm, "chat") for name, llm in ids.items()}
+        return chosen | {name: kept[name] for name in kept if name in ids and ids[name] == llms.get(name)} | given
+
+    @property
+    def _begun(self) -> dict:
+        """config.json of the checkpoint that is begun with, if one is named."""
+        name = getattr(self, "ckpt", "") or getattr(self, "init", "")
+        path = Path(name, "config.json")
+        return read_sealed(path) if name and path.is_file() else {}
 
 
 def llm_id(name: str, made_for: Mapping[str, str], device: str = "") -> str:

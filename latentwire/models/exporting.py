@@ -11,6 +11,7 @@ from latentwire.models.adapters import Adapter
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.weights import (
     OF_EACH_LLM,
+    TABLES,
     load_adapters,
     read_config,
     read_weights,
@@ -18,7 +19,7 @@ from latentwire.models.weights import (
     weights_stems,
     wire_id,
 )
-from latentwire.models.wire.compact import TABLES, tables_of
+from latentwire.models.wire.compact import tables_of
 from latentwire.utils.cli import reason, require
 from latentwire.utils.files import read_json, sha256_of, write_sealed
 

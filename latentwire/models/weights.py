@@ -25,6 +25,7 @@ FORMS = (".safetensors", ".pt")  # of weights; the first one that is there is re
 PROMPT = "prompt"  # the one tensor of a soft prompt's file
 PARTS = ("wire_tokenizer", "backbone")  # folders of what an encoder reads with
 OF_EACH_LLM = ("llms", "wordings", "frozen_sha256")  # what every config keeps by LLM
+TABLES = Path("codec", "tables.safetensors")  # of compact codecs
 _WIRE_ID = 8  # bytes
 
 M = TypeVar("M", bound=nn.Module)

@@ -89,7 +89,8 @@ def rates(compared: Mapping) -> Figure:
     figure = Figure(figsize=(1.3 * _WIDTH, _WIDTH), layout="constrained")
     panel = figure.subplots()
     for number, llm in enumerate(llms_of(compared["rows"])):
-        rows = sorted((row for row in compared["rows"] if row["llm"] == llm), key=lambda row: row["wire_bytes"])
+        sent = [row for row in compared["rows"] if row["llm"] == llm and row["wire_bytes"] is not None]
+        rows = sorted(sent, key=lambda row: row["wire_bytes"])
         colour = f"C{number}"
         for row in rows:
             low, high = row["f1_ci95"]
@@ -192,6 +193,7 @@ def documents(runs: Sequence[Mapping]) -> list[dict]:
             {"name": f"{GROWTH}documents", "value": rows + part["rows"], "seconds": seconds + part["seconds"],
              "peak_memory_mb": part["memory_mb"]}
             for part in run.get("progress", [])
+            if rows + part["rows"]  # nothing grew before the first
         ]  # fmt: skip
         rows, seconds = rows + run["rows"], seconds + run["seconds"]
     return lines

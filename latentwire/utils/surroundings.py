@@ -70,7 +70,8 @@ def cards() -> dict[str, int]:
     except (OSError, subprocess.TimeoutExpired):
         return {}
     rows = [line.split(", ") for line in told.stdout.splitlines()] if told.returncode == 0 else []
-    return {f"{number}: {name}": int(memory) for number, name, memory in (row for row in rows if len(row) == 3)}
+    told_of = [row for row in rows if len(row) == 3 and row[2].isdigit()]  # a driver may not know the memory
+    return {f"{number}: {name}": int(memory) for number, name, memory in told_of}
 
 
 def aside(ask: Callable[[], bool]) -> Callable[[], bool]:

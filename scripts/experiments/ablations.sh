@@ -13,7 +13,7 @@ row() {
     local folder=$OUTPUT_DIR/$1
     shift
     env "$@" OUTPUT_DIR="$folder" bash scripts/experiments/train_latentwire.sh
-    OUTPUT_DIR=$folder program eval --ckpt "$folder/checkpoint_best" --split held_out --samples "$EVAL_SAMPLES" \
+    OUTPUT_DIR=$folder LATENT_LEN='' program eval --ckpt "$folder/checkpoint_best" --split held_out --samples "$EVAL_SAMPLES" \
         --conditions latentwire --save_dir "$folder/eval"
 }
 

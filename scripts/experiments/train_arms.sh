@@ -26,6 +26,9 @@ begin() { train --stage codebook --init "$CKPT" --adapter_type "$ADAPTER_TYPE" -
 begin "$OUTPUT_DIR/base"
 base=$OUTPUT_DIR/base/checkpoint_best
 
+# judge FLAG...: an evaluation; M is the checkpoint's, whatever LATENT_LEN says.
+judge() { LATENT_LEN='' program eval "$@" "${judged[@]}"; }
+
 # arm NAME SEED: its training and its evaluation.
 arm() {
     local folder=$OUTPUT_DIR/seed$2/$1 with=(--seed "$2" --samples "$SAMPLES") from=$base encoder=$1
@@ -33,7 +36,7 @@ arm() {
     case "$1" in
         *_tuned)
             train --stage "$1" --init "$base" "${with[@]}" --save_dir "$folder/$1"
-            program eval --ckpt "$base" --tuned "$folder" --conditions "$1" "${judged[@]}" --save_dir "$folder/eval"
+            judge --ckpt "$base" --tuned "$folder" --conditions "$1" --save_dir "$folder/eval"
             return
             ;;
         latentwire)
@@ -48,11 +51,11 @@ arm() {
     esac
     train --stage adapters --encoder_type "$encoder" --init "$from" "${with[@]}" --save_dir "$folder"
     local made=$folder/checkpoint_best
-    [ "$1" = more_ids ] || program eval --ckpt "$made" --conditions "$asked" "${judged[@]}" --save_dir "$folder/eval"
+    [ "$1" = more_ids ] || judge --ckpt "$made" --conditions "$asked" --save_dir "$folder/eval"
     [ -n "${CODECS[$1]:-}" ] || return 0
     [ -f "$made/codec/tables.safetensors" ] || program fit_codec --ckpt "$made"
     for codec in ${CODECS[$1]}; do
-        program eval --ckpt "$made" --conditions latentwire "${judged[@]}" --codec "$codec" --save_dir "$folder/eval_$codec"
+        judge --ckpt "$made" --conditions latentwire --codec "$codec" --save_dir "$folder/eval_$codec"
     done
 }
 
@@ -70,7 +73,7 @@ same_places=() same_bytes=()
 for one in $ARMS; do
     case "$one" in
         untrained)
-            program eval --ckpt "$base" --conditions "${UNTRAINED// /,}" "${judged[@]}" --save_dir "$OUTPUT_DIR/untrained"
+            judge --ckpt "$base" --conditions "${UNTRAINED// /,}" --save_dir "$OUTPUT_DIR/untrained"
             for rival in $UNTRAINED; do same_places+=("$OUTPUT_DIR/untrained:$rival"); done
             ;;
         *_tuned) same_places+=("$(of eval "$one"):$one") ;;
@@ -82,9 +85,13 @@ for one in $ARMS; do
         *) same_places+=("$(of eval "$one")") ;;
     esac
 done
-pair() { program compare "${@:2}" --margin 0.02 --selection "$base" --save_dir "$1"; }
-[ ${#same_places[@]} -eq 0 ] || pair "$OUTPUT_DIR" "${same_places[@]}"
-[ ${#same_bytes[@]} -eq 0 ] || pair "$OUTPUT_DIR/same_bytes" "${same_bytes[@]}"
+# pair FOLDER RUN...: the comparison, where there is more than one evaluation.
+pair() {
+    [ $# -gt 2 ] || [[ ${2:-} == *,* ]] || return 0
+    program compare "${@:2}" --margin 0.02 --selection "$base" --save_dir "$1"
+}
+pair "$OUTPUT_DIR" "${same_places[@]}"
+pair "$OUTPUT_DIR/same_bytes" "${same_bytes[@]}"
 for one in $ARMS; do # the same weights, in fewer bytes
     if [ "$one" = more_ids ] || [ -z "${CODECS[$one]:-}" ]; then continue; fi
     mapfile -t coded < <(for codec in ${CODECS[$one]}; do of "eval_$codec" "$one"; done)

@@ -17,7 +17,7 @@ import pytest
 from latentwire import LatentWire, answer
 from latentwire.api.corpus import _cause, _pool, encode_corpus
 from latentwire.api.settings import CorpusSettings
-from latentwire.reporting.charts import documents
+from latentwire.reporting.charts import documents, growth
 from latentwire.utils import cli
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def rows(short_questions):
 def written(rows, tmp_path_factory):
     """A file of lines; three more of them are damaged."""
     path = tmp_path_factory.mktemp("input") / "texts.jsonl"
-    more = [{"name": "empty", "body": " ", "ask": "?"}, {"name": "half", "body": "a\ud800", "ask": "?"}]
+    more = [{"name": 0, "body": " ", "ask": "?"}, {"name": "half", "body": "a\ud800", "ask": "?"}]
     lines = [json.dumps(row) for row in [*rows[:4], *more, *rows[4:]]]
     path.write_text("\n".join([*lines[:2], "{no JSON", *lines[2:]]) + "\n")
     return path
@@ -79,7 +79,7 @@ def test_damaged_rows_are_named_and_kept_out(whole):
     said = {Path(error["place"]).name: (error["id"], error["error"]) for error in errors}
     assert [*said] == ["texts.jsonl:3", "texts.jsonl:6", "texts.jsonl:7"]
     assert said["texts.jsonl:3"][0] is None and "no JSON" in said["texts.jsonl:3"][1]
-    assert said["texts.jsonl:6"] == ("empty", "body=' ': empty; give a text")
+    assert said["texts.jsonl:6"] == ("0", "body=' ': empty; give a text")
     assert said["texts.jsonl:7"][0] == "half" and "surrogate" in said["texts.jsonl:7"][1]
 
 
@@ -148,6 +148,7 @@ def test_a_folder_of_another_corpus_is_refused_by_name(whole, flags, checkpoint_
         ({"text_column": "text"}, "text_column='text': .* has ask, body, name"),
         ({"codec": "compact2"}, "codec='compact2': choose one of"),
         ({"input": "no/such/file.jsonl"}, "'no/such/file.jsonl' is no file"),
+        ({"input": " , "}, "input=' , ': names nothing"),
         ({"ckpt": "./nothing"}, "no checkpoint in './nothing'"),
     ],
 )
@@ -170,6 +171,13 @@ def test_a_broken_file_ends_the_run_with_its_name_and_what_was_done_stays(flags,
     change = {"input": str(tmp_path / "cut.jsonl.gz"), "id_column": ""}
     with pytest.raises(ValueError, match=r"cut\.jsonl\.gz: broken gzip file after line \d+"):
         encode_corpus(CorpusSettings(**(flags | change), output=str(tmp_path / "out")))
+
+
+def test_growth_begins_with_the_first_row():
+    """A first part whose rows are all damaged has none."""
+    parts = [{"rows": rows, "seconds": 1.0 + rows, "memory_mb": 9.0} for rows in (0, 3)]
+    lines = documents([{"rows": 3, "seconds": 4.0, "progress": parts}])
+    assert [line["value"] for line in lines] == [3] and growth(lines).axes
 
 
 def test_encoders_share_the_gpus_that_there_are(flags):

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from latentwire.conditions.latents import latents
 from latentwire.llms.known import LLMSettings
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.weights import read_config
+from latentwire.models.wire.compact import Compact, codebook_of
 from latentwire.utils.machine import on_this_machine
 
 M = 12
@@ -197,6 +199,18 @@ def test_saved_and_opened_again_it_sends_the_same_as_safetensors_alone(lw, short
     assert again.reader("llama").answer(lw.encode(q.context, q.question)) is not None
     with pytest.raises(ValueError, match="lies there already"):
         again.save_pretrained(tmp_path / "copy")
+
+
+def test_saved_again_it_reads_its_compact_wires(checkpoint_of, short_questions, tmp_path):
+    lw, q = LatentWire.from_pretrained(checkpoint_of("prompt", seed=7)), short_questions[0]
+    codes, latents = codebook_of(lw.folder), torch.from_numpy(lw.wire(lw.encode(q.context, q.question)).z)
+    Compact.fit(codes, latents, torch.ones(len(codes))).save(lw.folder)
+    lw.save_pretrained(tmp_path / "copy")
+    again, wire = LatentWire.from_pretrained(tmp_path / "copy"), lw.encode(q.context, q.question, codec="compact2")
+    assert again.encode(q.context, q.question, codec="compact2") == wire
+    assert np.array_equal(again.wire(wire).z, lw.wire(wire).z)
+    (tmp_path / "copy" / "codec" / "tables.safetensors").unlink()
+    assert "compact2" in lw.codecs and "compact2" not in LatentWire(tmp_path / "copy").codecs
 
 
 def test_a_hub_id_is_fetched_and_what_is_nowhere_is_said_in_one_line(lw, monkeypatch):

@@ -98,6 +98,7 @@ def test_every_way_of_the_bytes_table_codes_the_same_texts(fitted, variables, mo
     assert found["the wire, fp16"] == 18 + 2 * 12 * 24
     assert found["text, coded by llama itself"] > 0
     assert sizes._by_llm(reader, ["a"]) == [2], "one token"
+    assert sizes._by_zstd(["a text"], ["one train text"]) == [], "too few for a dictionary"
     monkeypatch.setattr(sizes, "_LONGEST", 20)
     ways = [row["way"] for row in sizes.bytes_table(questions, "prompt", 12, shared, reader)]
     assert ways == [*found][:-1], "not by an LLM that cannot read the texts"

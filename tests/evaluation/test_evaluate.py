@@ -362,6 +362,15 @@ def test_tuned_rivals_are_read_from_their_folder(finished, tmp_path, llms):
             rival, base = rows[llm, f"{name}_tuned"], rows[llm, name]
             assert (rival["constant_positions"], base["constant_positions"]) == (16, 0)
             assert all(rival[key] == base[key] for key in ("llm_positions", "wire_bytes"))
+    budget = tmp_path / "tuned" / "token_budget_tuned" / "checkpoint_best"
+    for made, says in (
+        ({"latent_len": 99}, r"'latent_len': 99.*'latent_len': 16"),
+        ({"source": "context"}, "'source': 'context'"),
+        ({"wordings": dict.fromkeys(ids, "zero_shot")}, "'zero_shot'"),
+    ):
+        save_soft_prompts(budget, soft, {"llms": ids, **made})
+        with pytest.raises(ValueError, match=rf"tuned=.*token_budget_tuned.*was trained for .*{says}"):
+            evaluate(config(tmp_path / "other", tuned=str(tmp_path / "tuned"), conditions=conditions))
     save_soft_prompts(tmp_path / "tuned" / "text_tuned" / "checkpoint_best", soft, {"llms": ids, "stage": "other"})
     with pytest.raises(ValueError, match="tuned_sha256"):
         evaluate(config(tmp_path / "r", tuned=str(tmp_path / "tuned"), conditions=conditions))
@@ -384,9 +393,9 @@ def test_a_run_is_not_continued_with_other_weights_or_other_questions(finished, 
     save_checkpoint(ckpt, encoder, adapters, made)
     with pytest.raises(ValueError, match="checkpoint_sha256"):
         evaluate(config(tmp_path / "r", ckpt=str(ckpt), conditions="latentwire"))
-    others = itertools.count()
+    hashes = itertools.chain(["a" * 64], itertools.repeat("b" * 64))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=r"ckpt=.*a training replaced it"):
-        patch.setattr("latentwire.evaluation.evaluate.checkpoint_sha256", lambda _: f"{next(others):016}")
+        patch.setattr("latentwire.evaluation.evaluate.checkpoint_sha256", lambda _: next(hashes))
         evaluate(config(tmp_path / "meanwhile", ckpt=str(ckpt), conditions="latentwire"))
     data = tmp_path / "data.json"
     data.write_text((SAMPLE_DIR / "dev.json").read_text())

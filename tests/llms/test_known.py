@@ -78,8 +78,25 @@ def test_a_model_has_the_wording_that_was_chosen_for_it_unless_another_is_named(
     assert LLMSettings(wordings="llama=zero_shot, ").llm_wordings == chosen | {"llama": "zero_shot"}
     monkeypatch.setenv("LLAMA_ID", "some/llama")
     assert LLMSettings().llm_wordings == chosen | {"llama": "chat"}, "a wording belongs to a model, not to a name"
-    with pytest.raises(ValueError, match=r"wordings='gemma'.*llama,qwen"):
-        _ = LLMSettings(wordings="gemma=chat").llm_wordings
+    for wrong, says in (
+        ("gemma=chat", "wordings='gemma'.*llama,qwen"),
+        ("llama", "wordings='llama': write LLM=WORDING"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            _ = LLMSettings(wordings=wrong).llm_wordings
+
+
+def test_a_checkpoints_llm_keeps_the_wording_that_it_was_trained_with(tmp_path, monkeypatch):
+    made = {"llms": {"llama": DEFAULT_LLMS["llama"]}, "wordings": {"llama": "zero_shot"}}
+    (tmp_path / "config.json").write_text(json.dumps(made))
+    chosen, ckpt = LLMSettings().llm_wordings, str(tmp_path)
+    assert chosen["llama"] != "zero_shot"
+    assert Begun(ckpt=ckpt).llm_wordings == chosen | {"llama": "zero_shot"}
+    assert Begun(ckpt=ckpt, wordings="llama=chat").llm_wordings == chosen | {"llama": "chat"}
+    monkeypatch.chdir(tmp_path)
+    assert Begun().llm_wordings == chosen, "no checkpoint was named"
+    monkeypatch.setenv("LLAMA_ID", "other/llama")
+    assert Begun(ckpt=ckpt).llm_wordings["llama"] == "chat", "it is another LLM"
 
 
 def test_the_large_models_have_shapes_for_times_without_their_weights():

@@ -249,7 +249,8 @@ def test_a_wrong_number_of_processes_starts_nothing(recorded, wrong):
 
 def test_ablations_change_one_thing_per_row_and_are_paired_with_three_seeds(recorded, copy):
     script = copy / "scripts/experiments/ablations.sh"
-    done, calls = recorded(script, OUTPUT_DIR="", SAMPLES="5", ROWS="byte random_codes kd no_span perturbed M8")
+    rows = "byte random_codes kd no_span perturbed M8"
+    done, calls = recorded(script, OUTPUT_DIR="", SAMPLES="5", LATENT_LEN="48", ROWS=rows)
     assert done.returncode == 0, done.stdout + done.stderr
     trained = {v["OUTPUT_DIR"]: v for call, v in calls if "train.py" in call}
     folder, rows = "runs/ablations", ("byte", "random_codes", "kd", "no_span", "perturbed", "M8")
@@ -266,6 +267,7 @@ def test_ablations_change_one_thing_per_row_and_are_paired_with_three_seeds(reco
     assert all(shared.items() <= variables.items() for variables in trained.values())
     evaluations = [call for call in calls if "eval.py" in call[0]]
     assert all("--split held_out" in call for call, _ in evaluations) and len(evaluations) == 9
+    assert not any(variables.get("LATENT_LEN") for _, variables in evaluations), "M is the checkpoint's"
     assert {flag(call, "samples") for call in evaluations} == {"300"}
     first = ",".join(f"{folder}/{name}/eval" for name in ("base", "seed1", "seed2"))
     others = " ".join(f"{folder}/{name}/eval" for name in rows)
@@ -307,10 +309,17 @@ def test_arms_are_sent_in_fewer_bytes_too(recorded, copy):
     assert any(" ".join(places) in call for call, _ in calls)
 
 
+def test_one_seed_of_one_arm_is_paired_with_nothing(recorded, copy):
+    script = copy / "scripts/experiments/train_arms.sh"
+    done, calls = recorded(script, OUTPUT_DIR="out", CKPT="", SEEDS="0", ARMS="ids more_ids")
+    assert done.returncode == 0 and not any("compare.py" in call for call, _ in calls)
+
+
 def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
     script, arms = copy / "scripts/experiments/train_arms.sh", "latentwire ids more_ids text_tuned untrained"
-    done, calls = recorded(script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS=arms, SAMPLES="5")
+    done, calls = recorded(script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS=arms, SAMPLES="5", LATENT_LEN="16")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not any(variables.get("LATENT_LEN") for call, variables in calls if "eval.py" in call)
     (start, _), *trained = [call for call in calls if "train.py" in call[0]]
     assert flag((start, {}), "init") == "checkpoints/latentwire_m32" and "--stage codebook" in start
     assert flag((start, {}), "adapter_type") == "preamble"
@@ -388,6 +397,7 @@ def test_the_rivals_are_trained_and_evaluated_where_the_documents_say(recorded, 
     ]  # fmt: skip
     evaluation = calls[2]
     assert flag(evaluation, "conditions") == "text_tuned,token_budget_tuned"
+    assert flag(evaluation, "latent_len") == "32", "as they were trained"
     assert {"OUTPUT_DIR": f"{folder}/eval", "TUNED": folder, "SAMPLES": "7"}.items() <= evaluation[1].items()
     assert [v["SAMPLES"] for _, v in calls[:2]] == ["5", "5"]
     assert calls[3][0].endswith(f"report.py {folder}/eval")

@@ -57,6 +57,7 @@ def test_a_folder_is_writable_when_a_file_can_be_made_in_it(tmp_path):
         ("0, NVIDIA H100 80GB HBM3, 81559\n1, NVIDIA A10, 23028\n",
          {"0: NVIDIA H100 80GB HBM3": 81559, "1: NVIDIA A10": 23028}),
         ("NVIDIA-SMI has failed\n", {}),
+        ("0, NVIDIA GB10, [N/A]\n", {}),
     ],
 )  # fmt: skip
 def test_the_driver_tells_of_cards(monkeypatch, tmp_path, said, expected):

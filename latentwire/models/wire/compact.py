@@ -28,10 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentwire.models.weights import read_config, read_weights, weights_file
+from latentwire.models.weights import TABLES, read_config, read_weights, weights_file
 from latentwire.utils.cli import reason
 
-TABLES = Path("codec", "tables.safetensors")
 DIRECTIONS = 8  # that are kept; a codec may use fewer
 LEVELS = 15  # a value is -15 to 15 steps
 _ID = 2  # bytes
