@@ -129,11 +129,12 @@ def device_map() -> str | None:
 def random_llm(name: str, llm_id: str, device: str, dtype: str) -> FrozenLLM:
     """The large model of this name in its true shape, with random weights made on the device: right for times, never
     for answers. It reads with the tokenizer of `llm_id`, whose ids must fit. Raises ValueError for an unknown name."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     require(name in LARGE_SHAPES, "llms", name, f"random weights have the shapes of {', '.join(LARGE_SHAPES)}")
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**LARGE_SHAPES[name]), dtype=getattr(torch, dtype)
         )
-    return FrozenLLM(name, model, load_llm(name, llm_id, "cpu", dtype).tokenizer, f"{name}, random weights")
+    tokenizer = AutoTokenizer.from_pretrained(**_where(name, llm_id)[0])
+    return FrozenLLM(name, model, tokenizer, f"{name}, random weights")

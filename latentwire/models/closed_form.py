@@ -189,10 +189,12 @@ def principal_directions(centred: Tensor, weights: Tensor, k: int) -> tuple[Tens
 
     The sign of each direction is fixed, so that the same input gives the same directions.
     """
-    covariance = torch.zeros(centred.shape[1], centred.shape[1], dtype=torch.float64)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    covariance = torch.zeros(centred.shape[1], centred.shape[1], dtype=torch.float64, device=device)
     for rows, share in zip(centred.split(_CHUNK), weights.split(_CHUNK), strict=True):  # bounds the float64 copies
+        rows, share = rows.to(device), share.to(device)
         covariance += (rows * share).double().T @ rows.double()
-    variances, directions = torch.linalg.eigh(covariance)
+    variances, directions = (found.cpu() for found in torch.linalg.eigh(covariance))
     directions = directions.flip(1)[:, :k]
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     return (directions * largest.sign()).float(), variances.flip(0).float()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from latentwire.data.settings import DataSettings
 from latentwire.llms.known import DEFAULT_LLMS, LLMSettings
-from latentwire.training.settings import require_trainable
+from latentwire.training.settings import require_first_gpu
 from latentwire.utils.cli import Settings, is_path, option, require, require_there
 
 PARTS = ("train", "text_eval", "serving", "encode", "mfu", "growth", "processes")
@@ -108,8 +108,9 @@ class BenchmarkSettings(LLMSettings):
     dataset: str = option(
         "squad", "squad (SQUAD_DIR, else the hub, else the sample set), sample, or a path", there=is_path
     )
-    # The plain step keeps what every layer computed: 16 questions of it take more than 24 GB of a CPU's memory.
-    batch_size: int = option(4, "questions per step, and per batch of an evaluation", gpu=32, least=1)
+    # The plain step keeps what every layer computed: 16 questions of it take more than 24 GB of a CPU's memory, and of
+    # 8B and 7B models more than a GPU's 80.
+    batch_size: int = option(4, "questions per step, and per batch of an evaluation", gpu=8, least=1)
     recompute: bool = option(
         False, "the plain step computes its layers again in the backward pass (gradient checkpointing), so that more "
         "questions fit",
@@ -129,7 +130,8 @@ class BenchmarkSettings(LLMSettings):
         super().check()
         for part in self.part_names:
             require(part in PARTS, "parts", part, f"choose among {', '.join(PARTS)}")
-        require_trainable(self.device, self.dtype)
+        require(self.dtype != "float16", "dtype", self.dtype, "training takes float32 or bfloat16")
+        require_first_gpu(self.device)
         require(
             not (self.ckpt and self.random_weights),
             "ckpt",

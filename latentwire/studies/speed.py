@@ -10,7 +10,6 @@ import os
 import re
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +40,7 @@ from latentwire.training.teacher import teach
 from latentwire.training.trainer import Job, Trainer
 from latentwire.utils.cli import SCHEMA, fields_of, variable_of
 from latentwire.utils.files import read_json, write_json, write_text
-from latentwire.utils.machine import machine, on_this_machine, set_seed
+from latentwire.utils.machine import machine, now, on_this_machine, set_seed
 from latentwire.utils.runs import RunFolder, identity
 
 _ENCODER = "hf"  # that is trained
@@ -115,11 +114,9 @@ class Bench:
 
     def seconds(self, work: Callable[[], object]) -> float:
         """Wall time of one call, the device's queue included."""
-        self._wait()
-        started = time.perf_counter()
+        started = now(self.config.device)
         work()
-        self._wait()
-        return time.perf_counter() - started
+        return now(self.config.device) - started
 
     def side_by_side(self, ways: Mapping[str, Callable[[], object]]) -> list[dict[str, float]]:
         """Seconds of each way, repeat by repeat in turns, after one round that is not counted."""
@@ -129,10 +126,6 @@ class Bench:
         ]
         return rounds[1:]
 
-    def _wait(self) -> None:
-        if self.config.device.startswith("cuda"):
-            torch.cuda.synchronize()
-
 
 def train_part(bench: Bench) -> list[dict]:
     """Seconds of the same training steps: ours (with its share of the teacher's cache) and plainly."""
@@ -140,9 +133,9 @@ def train_part(bench: Bench) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         for reader in bench.readers:
             llm, weights = reader.llm, reader.llm.weights_sha256()
-            started = time.perf_counter()
+            started = now(config.device)
             teacher[llm.name] = teach(llm, weights, reader.prompts, bench.questions, config.k, cache=Path(folder))
-            teaching += time.perf_counter() - started
+            teaching += now(config.device) - started
     ours = bench.trainer(bench.readers, teacher)
     readers = [dataclasses.replace(reader, llm=PlainLLM(reader.llm, config.recompute)) for reader in bench.readers]
     plain = bench.trainer(readers, {})
@@ -297,10 +290,12 @@ def processes_part(bench: Bench) -> list[dict]:
     config, lines = bench.config, []
     if config.random_weights:
         return lines
+    models = [reader.llm.model.to("cpu") for reader in bench.readers]  # other processes need the room on the GPU
+    torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory() as folder:
         begun = Path(folder) / "codebook"
         _train(config, 1, begun, "--stage", "codebook")
-        for processes in range(1, max(2, torch.cuda.device_count()) + 1):
+        for processes in range(1, (torch.cuda.device_count() if config.device != "cpu" else 2) + 1):
             run = Path(folder) / str(processes)
             samples = str((config.steps + 1) * config.batch_size * processes)
             _train(
@@ -313,6 +308,8 @@ def processes_part(bench: Bench) -> list[dict]:
                 "name": f"{GROWTH}processes", "value": processes, "unit": "s", "examples_per_s": speed,
                 "seconds": config.batch_size * processes / speed, "peak_memory_mb": taken[-1]["memory_mb"],
             })  # fmt: skip
+    for model in models:
+        model.to(config.device)
     return lines
 
 

@@ -1,5 +1,6 @@
 """How much memory a training process needs, estimated before anything is loaded; what cannot fit is refused."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,19 +21,26 @@ _ENCODER_QUESTION = 60e6  # bytes that the encoder's backward pass keeps for one
 _FREE = 0.95  # of the memory may be planned for
 
 
-def require_memory(config: TrainSettings, questions: Sequence[Question]) -> str:
-    """What a process is expected to need, as a line to print. config: with its device and dtype set; questions: those
-    to train on, whose longest context fills a batch of its like.
+def within_memory(config: TrainSettings, questions: Sequence[Question]) -> tuple[TrainSettings, str]:
+    """The settings with `micro_batch`, and what a process is expected to need, as a line to print. Unless it is given,
+    the batch is halved until it fits. config: with its device and dtype set; questions: those to train on, whose
+    longest context fills a batch of its like.
 
-    Raises ValueError with the numbers and what to change where that is more than there is, unless config.ignore_memory.
+    Raises ValueError with the numbers and what to change where not even that fits, unless config.ignore_memory.
     """
     llm_ids = config.llm_ids if STAGES[config.stage].needs_llms else {}
     shapes = {name: shape_of(name, llm_id) for name, llm_id in llm_ids.items()}
-    parts = training_bytes(config, shapes, max(len(q.context) for q in questions))
-    there, needed = total_bytes(config.device), sum(parts.values())
+    there, longest = total_bytes(config.device), max(len(q.context) for q in questions)
+    size = config.micro_batch or config.batch_size
+    while True:
+        parts = training_bytes(config, shapes, longest, size)
+        needed = sum(parts.values())
+        if config.micro_batch or size % 2 or needed <= _FREE * there:
+            break
+        size //= 2
     told = f"{needed / 1e9:.1f} GB per process ({', '.join(f'{what} {n / 1e9:.1f}' for what, n in parts.items())})"
     if needed > _FREE * there and not config.ignore_memory:
-        remedies = [f"BATCH_SIZE (--batch_size) below {config.batch_size}"] if config.batch_size > 1 else []
+        remedies = [f"MICRO_BATCH (--micro_batch) below {size}"] if size > 1 else []
         remedies += ["DTYPE=bfloat16"] if config.dtype == "float32" else []
         remedies += ["fewer LLMS"] if len(shapes) > 1 else []
         remedies += ["DEVICE_MAP=auto with NPROC=1"] if torch.cuda.device_count() > 1 else []
@@ -41,18 +49,20 @@ def require_memory(config: TrainSettings, questions: Sequence[Question]) -> str:
             f"memory: this training needs about {told}, and {there / 1e9:.1f} GB are there; "
             f"choose {' or '.join(remedies)}, or a larger device; --ignore_memory starts it all the same"
         )
-    return f"memory: about {told}, of {there / 1e9:.1f} GB"
+    at_once = f"; {size} questions at a time" if size < config.batch_size else ""
+    config = dataclasses.replace(config, micro_batch=size if size < config.batch_size else None)
+    return config, f"memory: about {told}, of {there / 1e9:.1f} GB{at_once}"
 
 
-def training_bytes(config: TrainSettings, shapes: Mapping[str, Shape], longest: int) -> dict[str, float]:
+def training_bytes(config: TrainSettings, shapes: Mapping[str, Shape], longest: int, at_once: int) -> dict[str, float]:
     """Bytes at the peak of a step, by what takes them; shapes: of the LLMs that take part; longest: characters of the
-    longest context, which only one stage's LLMs read as it is."""
+    longest context, which only one stage's LLMs read as it is; at_once: questions."""
     size = torch.empty(0, dtype=getattr(torch, config.dtype)).element_size()
     stage = STAGES[config.stage]
     whole = bool(stage.rival) and CONDITIONS[stage.rival].cost == "whole"
     slot = longest // _CHARACTERS if whole else config.most_latents
-    positions = config.batch_size * (slot + _TAIL)
-    heads = config.batch_size * _HEAD
+    positions = at_once * (slot + _TAIL)
+    heads = at_once * _HEAD
     parts = {"weights of the LLMs": 0.0, "kept for the gradient": 0.0, "logits": 0.0}
     for shape in shapes.values():
         parts["weights of the LLMs"] += size * shape.parameters
@@ -60,11 +70,11 @@ def training_bytes(config: TrainSettings, shapes: Mapping[str, Shape], longest: 
             positions * kept_bytes(shape, size) + heads * 2 * shape.key_width * size
         )
         # as they come, in float32, and the gradient of both
-        parts["logits"] += config.batch_size * (config.k + 1 + _APART) * shape.vocabulary * 2 * (size + 4)
+        parts["logits"] += at_once * (config.k + 1 + _APART) * shape.vocabulary * 2 * (size + 4)
     if not stage.rival:
         # float32 weights, gradients and AdamW's two moments
         parts["encoder and adapters"] = 4.0 * (weights_bytes(Path(config.init)) if config.init else 0)
-        parts["encoder and adapters"] += config.batch_size * _ENCODER_QUESTION
+        parts["encoder and adapters"] += at_once * _ENCODER_QUESTION
     return parts
 
 

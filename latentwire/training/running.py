@@ -1,15 +1,15 @@
 """Run one stage of training, or all of them in order; continue what was begun; say how long it will take."""
 
 import dataclasses
+import gc
 import importlib.util
 import sys
 import tempfile
-import time
 from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
 from latentwire.conditions.base import CONDITIONS, Reader, begin_adapters, readers, require_heads, require_positions
@@ -27,20 +27,20 @@ from latentwire.models.encoders.selecting import SelectingEncoder
 from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, load_training, read_config
 from latentwire.training import joining
 from latentwire.training.jobs import Start, job_of
-from latentwire.training.memory import require_memory
-from latentwire.training.settings import TrainSettings
+from latentwire.training.memory import within_memory
+from latentwire.training.settings import TrainSettings, require_first_gpu
 from latentwire.training.stages import ALL, STAGES, Stage, needed
 from latentwire.training.teacher import teach
 from latentwire.training.trainer import Job, Trainer, steps_of
 from latentwire.utils.cli import SCHEMA, refuse_long, require
-from latentwire.utils.machine import on_this_machine, set_seed
+from latentwire.utils.machine import now, on_this_machine, set_seed
 from latentwire.utils.runs import RunFolder, digest, identity
 
 _PROBE = 8  # questions that time the teacher
 # Settings that do not make two runs different ones.
 _NO_PART = (
     "save_dir", "resume", "estimate", "json", "save_minutes", "tracker", "ignore_memory", "llms", "scores_epochs",
-    "scores_samples",
+    "scores_samples", "micro_batch",
 )  # fmt: skip
 
 
@@ -96,6 +96,7 @@ def _estimate_all(config: TrainSettings) -> dict[str, dict[str, float]]:
 
 def _stage(config: TrainSettings, shared: bool = True) -> dict[str, float] | None:
     """shared: whether all processes have one folder, which the first of them writes."""
+    require_first_gpu(config.device)
     config = on_this_machine(joining.of_the_wire(config) if STAGES[config.stage].joins else config)
     accelerator = _accelerator(config)
     set_seed(config.seed)
@@ -120,6 +121,7 @@ def _stage(config: TrainSettings, shared: bool = True) -> dict[str, float] | Non
     finally:
         if run:
             run.close()
+        gc.collect()  # hooks of a training and of DEVICE_MAP keep LLMs, which the next stage needs the room of
 
 
 def _run(
@@ -137,7 +139,8 @@ def _run(
         _say(config, accelerator, f"{folder} is finished already")
         return None
     if not closed:
-        _say(config, accelerator, require_memory(config, questions.questions))
+        config, said = within_memory(config, questions.questions)
+        _say(config, accelerator, said)
     there = dataclasses.replace(config, device=str(accelerator.device))
     ready = readers(there, config.source) if stage.needs_llms else []
     frozen = {reader.llm.name: reader.llm.weights_sha256() for reader in ready}
@@ -145,7 +148,8 @@ def _run(
     if run:
         require_heads(folder, ready)
     if closed:
-        _closed_form(config, ready, origin, run)
+        if run:  # others wait for its checkpoint
+            _closed_form(config, ready, origin, run)
         _say(config, accelerator, f"wrote {folder / 'checkpoint_best'}")
         return None
     whole = bool(config.kd_weight) or (bool(stage.rival) and CONDITIONS[stage.rival].cost == "whole")
@@ -179,7 +183,10 @@ def _accelerator(config: TrainSettings) -> Accelerator:
         mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
         log_with=config.tracker or None,
         project_dir=config.save_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # others wait while one validates
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # others wait while one validates
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # none changes, and with LoRA they are large
+        ],
     )
 
 
@@ -215,13 +222,12 @@ def _origin(config: TrainSettings, questions: QuestionSet, frozen: dict[str, str
     }  # fmt: skip
 
 
-def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: RunFolder | None) -> None:
+def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: RunFolder) -> None:
     """What there is without steps: the codebook, or the adapters of LLMs that join one."""
     if STAGES[config.stage].joins:
         encoder, adapters, made = joining.begin(config, ready)
-        if run:
-            whole = origin | {"interface": made["interface"]}
-            joining.save(run.path / "checkpoint_best", encoder, adapters, config, whole)
+        whole = origin | {"interface": made["interface"]}
+        joining.save(run.path / "checkpoint_best", encoder, adapters, config, whole)
         return
     llms = {reader.llm.name: reader.llm for reader in ready}
     seed = config.seed if config.codes == "random" else None
@@ -235,8 +241,7 @@ def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: 
             before.name == config.encoder_type, "encoder_type", config.encoder_type, f"that of --init is {before.name}"
         )
         encoder = before.with_codes_of(encoder, config.encoder)
-    if run:
-        save_checkpoint(run.path / "checkpoint_best", encoder, adapters, origin | {"interface": figures})
+    save_checkpoint(run.path / "checkpoint_best", encoder, adapters, origin | {"interface": figures})
 
 
 def _constant(config: TrainSettings, stage: Stage) -> int:
@@ -288,10 +293,10 @@ def question_flops(config: TrainSettings, text: float) -> tuple[float, float]:
 def _teaching_seconds(reader: Reader, job: Job) -> float:
     """How long an LLM reads the whole texts of all questions, from a few of them."""
     llm, prompts, probe = reader.llm, reader.prompts, job.questions[:_PROBE]
-    started = time.perf_counter()
+    started = now(llm.device)
     texts = [llm.embed(prompts.plain(prompts.content_text(q.context, q.question))) for q in probe]
     llm.prefill(prompts.head, texts, [prompts.tail(q.question) for q in probe])
-    return (time.perf_counter() - started) / len(probe) * len(job.questions)
+    return (now(llm.device) - started) / len(probe) * len(job.questions)
 
 
 def _teach(job: Job, frozen: dict[str, str], accelerator: Accelerator, seconds: float) -> None:
@@ -303,10 +308,10 @@ def _teach(job: Job, frozen: dict[str, str], accelerator: Accelerator, seconds: 
     tuned = _teachers_prompts(config)
     for reader in job.readers:
         name = reader.llm.name
-        with accelerator.main_process_first():  # it writes the cache that the others read
-            job.teacher[name] = teach(
-                reader.llm, frozen[name], reader.prompts, job.questions, config.k, soft=tuned.get(name)
-            )
+        share = accelerator.process_index, accelerator.num_processes
+        job.teacher[name] = teach(
+            reader.llm, frozen[name], reader.prompts, job.questions, config.k, soft=tuned.get(name), share=share
+        )
 
 
 def _teachers_prompts(config: TrainSettings) -> dict[str, Tensor]:

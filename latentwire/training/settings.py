@@ -18,9 +18,8 @@ def _encoders() -> dict[str, type[Settings]]:
     return {name: kind.Settings for name, kind in glance("latentwire.models.encoders.base").ENCODERS.items()}
 
 
-def require_trainable(device: str, dtype: str) -> None:
-    """ValueError for what training cannot do. accelerate takes a process's own GPU, whichever is named."""
-    require(dtype != "float16", "dtype", dtype, "training takes float32 or bfloat16")
+def require_first_gpu(device: str) -> None:
+    """ValueError for another one: accelerate gives each process a GPU of its own, whichever is named."""
     remedy = "training takes the first GPU that it sees: let it see that one alone, by CUDA_VISIBLE_DEVICES"
     require(device.partition(":")[2] in ("", "0"), "device", device, remedy)
 
@@ -47,6 +46,9 @@ class TrainSettings(LLMSettings, DataSettings):
     scores_epochs: int = option(3, "stage all: passes of stage scores", least=1)
     scores_samples: int | None = option(None, "stage all: questions of stage scores; default: as samples", least=1)
     batch_size: int = option(16, "questions per step and process", gpu=32, least=1)
+    micro_batch: int | None = option(
+        None, "questions of a step that a process reads at once; default: all, or as many as fit the memory", least=1
+    )
     latent_len: int = option(32, "M, latents per question", least=1)
     latent_lens: str = option(
         "", "numbers, for example 16,32,64: each step draws its M among them, so that one checkpoint serves all; "
@@ -111,7 +113,7 @@ class TrainSettings(LLMSettings, DataSettings):
 
     def check(self) -> None:
         super().check()
-        require_trainable(self.device, self.dtype)
+        require(self.dtype != "float16", "dtype", self.dtype, "training takes float32 or bfloat16")
         require(self.stage in (*STAGES, "all"), "stage", self.stage, f"choose all or one of {', '.join(STAGES)}")
         closed = self.stage != "all" and STAGES[self.stage].joins
         require(self.samples != 0 or closed, "samples", 0, f"stage {self.stage} needs questions: at least 1")

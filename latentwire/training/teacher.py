@@ -47,17 +47,21 @@ def teach(
     *,
     soft: Tensor | None = None,
     cache: Path | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> dict[str, TeacherLine]:
     """The teacher's lines by question id, for each question's labels (`PromptBuilder.labels`). soft: a learned prompt
-    [vectors, d] before each text; cache: default LATENTWIRE_CACHE."""
+    [vectors, d] before each text; cache: default LATENTWIRE_CACHE; share: which process this is of how many: each
+    begins with blocks of its own, and finds those of the others."""
     cache = cache or cache_dir()
     folder, locks = cache / "teacher", cache / "teacher_locks"
     for made in (folder, locks):
         made.mkdir(parents=True, exist_ok=True)
     ordered = sorted(questions, key=lambda q: (len(q.context), q.id))
     lines: dict[str, TeacherLine] = {}
-    with tqdm(total=len(ordered), desc=f"{llm.name} teacher", unit="q", mininterval=1) as bar:
-        for start in range(0, len(ordered), BLOCK):
+    starts, (rank, world) = [*range(0, len(ordered), BLOCK)], share
+    own = len(starts) * rank // world
+    with tqdm(total=len(ordered), desc=f"{llm.name} teacher", unit="q", mininterval=1, disable=rank > 0) as bar:
+        for start in starts[own:] + starts[:own]:
             block = ordered[start : start + BLOCK]
             labels = (k, "and the end")
             depends = (

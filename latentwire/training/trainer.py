@@ -6,9 +6,9 @@ and the epoch, so the only state to keep is that of model, optimizer and schedul
 
 import math
 import random
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,17 +31,10 @@ from latentwire.training.soft_prompts import SoftPrompts
 from latentwire.training.stages import STAGES
 from latentwire.training.teacher import TeacherLine
 from latentwire.utils.cli import reason, require
-from latentwire.utils.machine import peak_memory_mb
+from latentwire.utils.machine import now, peak_memory_mb
+from latentwire.utils.stopping import Stop, Terminated
 
-TERMINATED = 143  # exit status after SIGTERM, as shells have it: 128 + 15
 _POOL = 50  # batches that are sorted by length together
-
-
-class Terminated(SystemExit):
-    """SIGTERM came: the checkpoint is saved, and the program ends with status 143."""
-
-    def __init__(self) -> None:
-        super().__init__(TERMINATED)
 
 
 @dataclass
@@ -131,7 +124,8 @@ class Trainer:
         ]
         optimizer = torch.optim.AdamW(groups, fused=True)
         rising = math.ceil(config.warmup * self.total)
-        self.schedule = LambdaLR(optimizer, lambda step: rate_share(step, rising, self.total))
+        total = self.total  # a function that knew self would keep the LLMs in memory until they are collected
+        self.schedule = LambdaLR(optimizer, lambda step: rate_share(step, rising, total))
         self.model, self.optimizer = accelerator.prepare(job.model, optimizer)
         self.step, self.best = 0, None
         if state is not None:
@@ -142,12 +136,12 @@ class Trainer:
     def run(self) -> None:
         """All steps that are left. Raises Terminated after SIGTERM, ValueError at a loss that is not finite."""
         log = TrainingLog(self.folder / "metrics.jsonl", self.step or -1) if self.accelerator.is_main_process else None
-        with _Stop(self.accelerator) as stopping:
+        with Stop(self.accelerator) as stopping:
             self._run(stopping, log)
         if log:
             log.close()
 
-    def _run(self, stopping: "_Stop", log: TrainingLog | None) -> None:
+    def _run(self, stopping: Stop, log: TrainingLog | None) -> None:
         saved = time.monotonic()
         bar = tqdm(
             total=self.total, initial=self.step, desc=self.stage.name, unit="step", mininterval=1, disable=log is None
@@ -178,27 +172,25 @@ class Trainer:
     def seconds_per_step(self, steps: int = 2) -> float:
         """Measured on the first batches, or where M is in the middle of its fall; nothing is changed by it."""
         first = self.total // 3 if self.job.config.first_latent_len else 0
-        started = time.perf_counter()
-        for step in range(first, first + steps):
-            loss, _, _ = self._loss(step)
-            self.accelerator.backward(loss)
+        for step in range(first - (self.accelerator.device.type == "cuda"), first + steps):  # a GPU's first one is slow
+            if step == first:
+                started = now(self.accelerator.device)
+            self._backward(max(step, 0))
             self.optimizer.zero_grad()
-        return (time.perf_counter() - started) / steps
+        return (now(self.accelerator.device) - started) / steps
 
     def take_step(self) -> dict:
         """Step number `self.step`; what metrics.jsonl says of it."""
         started, config = time.perf_counter(), self.job.config
         self.model.train()
         _without_dropout(self.job.model)
-        loss, parts, ids = self._loss(self.step)
         self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        parts, ids = self._backward(self.step)
         device = self.accelerator.device
         norms = {found.name: _norm(found.parameters, device) for found in self.components}
         trained = [param for found in self.components for param in found.parameters]
         total = self.accelerator.clip_grad_norm_(trained, config.clip)
-        parts = {("", "loss"): loss.detach() / self.accelerator.num_processes} | parts
-        values = torch.stack([value.detach().float() for value in parts.values()])
+        values = torch.stack([value.float() for value in parts.values()])
         values = self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
         *values, length = torch.cat([values, torch.stack([*norms.values(), total])]).tolist()  # a GPU waits here alone
         figures = dict(zip(parts, values, strict=False))
@@ -229,9 +221,10 @@ class Trainer:
     def _too_large(self, error: RuntimeError) -> str:
         """How large the step was that memory ran out in, and what to try."""
         config, batch = self.job.config, self.batches[self.step]
-        smaller = f"BATCH_SIZE={config.batch_size // 2}" if config.batch_size > 1 else "fewer LLMS, or smaller ones,"
+        size = config.micro_batch or config.batch_size
+        smaller = f"MICRO_BATCH={size // 2}" if size > 1 else "fewer LLMS, or smaller ones,"
         return (
-            f"out of memory at step {self.step}: {config.batch_size} questions per process, the longest context of "
+            f"out of memory at step {self.step}: {size} questions of a process at once, the longest context of "
             f"{max(len(q.context) for q in batch)} characters, {self.job.model.m} latents each, "
             f"{', '.join(config.llm_names)} in {config.dtype} ({reason(error)}); try {smaller} in another folder; what "
             "was saved is kept"
@@ -244,13 +237,32 @@ class Trainer:
                 "by this step. Lower LR, or look at these questions; --resume goes on from the last checkpoint"
             )
 
-    def _loss(self, step: int) -> tuple[Tensor, dict[tuple[str, str], Tensor], list[str]]:
-        """Loss of this process (divided by counts of all processes' questions, so that averaged gradients are those of
-        the whole batch), its parts by LLM ("" for what concerns none) and name, and the ids of all questions."""
+    def _backward(self, step: int) -> tuple[dict[tuple[str, str], Tensor], list[str]]:
+        """Add up the gradients of a step, micro_batch questions at a time. What it is made of by LLM and name, the loss
+        among it, and the ids of all questions."""
+        parts, each = {}, self.job.config.batch_size
+        full = len(self.batches[step]) == each * self.accelerator.num_processes  # else all processes take one part
+        size = self.job.config.micro_batch or each
+        for begin in range(0, each if full else 1, size if full else 1):
+            last = not full or begin + size >= each
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, found, ids = self._loss(step, begin)
+                self.accelerator.backward(loss)
+            found = {("", "loss"): loss / self.accelerator.num_processes} | found
+            parts = {key: parts.get(key, 0.0) + value.detach() for key, value in found.items()}
+        return parts, ids
+
+    def _loss(self, step: int, begin: int = 0) -> tuple[Tensor, dict[tuple[str, str], Tensor], list[str]]:
+        """Loss of this process's questions from `begin` on, micro_batch of them (divided by counts of all processes'
+        questions, so that averaged gradients are those of the whole batch), its parts by LLM ("" for what concerns
+        none) and name, and the ids of all questions."""
         config, rank, world = self.job.config, self.accelerator.process_index, self.accelerator.num_processes
         whole = self.batches[step]
         mine = whole[len(whole) * rank // world : len(whole) * (rank + 1) // world]
-        torch.manual_seed((config.seed * 1_000_003 + step) * world + rank)
+        if config.micro_batch and len(mine) == config.batch_size:
+            mine = mine[begin : begin + config.micro_batch]
+        if begin == 0:
+            torch.manual_seed((config.seed * 1_000_003 + step) * world + rank)
         if config.latent_lens or config.first_latent_len:
             self.job.model.m = self._latents(step)
         slots = self.model(mine)
@@ -305,7 +317,7 @@ class Trainer:
             loss = loss + config.kd_weight * parts["kd"]
         spread = torch.cat([row.detach().float() for row in rows])
         scale = llm.embedding_rms()
-        parts["prefix_rms"] = spread.square().mean().sqrt() / scale / self.accelerator.num_processes
+        parts["prefix_rms"] = spread.square().mean().sqrt() / scale * len(mine) / len(whole)
         return loss, parts
 
     def _note(self, log: TrainingLog, line: dict) -> None:
@@ -330,30 +342,6 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
         }  # fmt: skip
         self.job.save(self.folder / "checkpoint_last", state, {"step": self.step})
-
-
-class _Stop:
-    """Whether SIGTERM came, to any process. Outside of it, as between two stages, SIGTERM does what it did before."""
-
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.signalled = accelerator, False
-
-    def __enter__(self) -> "_Stop":
-        self.before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self.before)
-
-    def _note(self, *_: object) -> None:
-        self.signalled = True
-
-    def asked(self) -> bool:
-        """The same answer in all processes."""
-        if self.accelerator.num_processes == 1:
-            return self.signalled
-        flag = torch.tensor(float(self.signalled), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
 
 
 def rate_share(step: int, rising: int, total: int) -> float:

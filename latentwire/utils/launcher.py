@@ -24,7 +24,7 @@ from pathlib import Path
 
 VARIABLE = "LATENTWIRE_LAUNCHER"  # process ids of the launchers, the outermost first
 _LOOK_S = 0.5  # between two looks, where the system cannot tell of an end
-_GRACE_S = 0.5  # for a training to save its checkpoint
+_GRACE_S = 30  # for a training to end its step and save its checkpoint; torchrun gives as much
 
 
 def end_with_launchers(end: Callable[[], None] | None = None) -> None:
@@ -91,9 +91,13 @@ def allocator() -> str:
 
 if __name__ == "__main__":
     from latentwire.utils.cli import has_driver  # which imports this file
+    from latentwire.utils.surroundings import cores
 
     end_with_launchers()
     if not has_driver():
         os.environ.setdefault("LD_PRELOAD", allocator())
+    processes = [int(flag.partition("=")[2]) for flag in sys.argv if flag.startswith("--nproc_per_node=")]
+    if processes and processes[0] > 1:  # else torchrun gives each one thread
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes[0])))
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

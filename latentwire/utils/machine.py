@@ -6,6 +6,7 @@ import platform
 import random
 import resource
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +47,15 @@ def device_of(name: str) -> str:
     if found.type == "cuda" and (found.index or 0) >= cards:
         raise ValueError(f"device={device!r}: this machine has {cards} CUDA devices; try cpu")
     return device
+
+
+def now(device: object) -> float:
+    """Seconds on a clock, once a device has done what it was given: a GPU works on while Python goes on."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def machine() -> dict:

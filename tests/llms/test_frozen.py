@@ -228,6 +228,26 @@ def test_a_head_is_copied_for_rows_of_any_length_and_never_changed(llms):
         torch.testing.assert_close(first.logits[row], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_where_a_head_is_copied_to_each_row_as_on_a_gpu_the_same_comes_out(llms, questions, monkeypatch, name):
+    llm, generator, found = llms[name], torch.Generator().manual_seed(0), []
+    head, ids, tails, answers = prompts_of(llm, questions[:5:2])
+    layers, width = llm.kv_shape
+    added = [torch.randn(layers, 2, len(each), width, generator=generator) for each in ids]
+    for delta in added:
+        delta[:, :, :2] = 0
+    for shares in (True, False):
+        monkeypatch.setattr(llm, "shares", shares)
+        slots = [torch.cat([llm.embed([8, 9]), llm.embed(each[2:])]).requires_grad_() for each in ids]
+        llm.loss_with_prefix(head, slots, tails, answers, added).nll.sum().backward()
+        prefill = llm.prefill(head, [slot.detach() for slot in slots], tails, added, 2)
+        assert bool(prefill.cache.head) == shares
+        found.append([prefill.logits, llm.answer_nll(prefill, answers), *(slot.grad for slot in slots)])
+        found[-1].append(torch.tensor([len(answer) for answer in llm.generate(prefill, 5)]))
+    for shared, copied in zip(*found, strict=True):
+        torch.testing.assert_close(copied, shared, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", [*NAMES, "mistral"])
 def test_what_all_slots_begin_with_is_read_once_with_the_head_and_changes_nothing(llms, questions, monkeypatch, name):
     """As a preamble does; with layers that see the last positions only, too; until it is trained further."""

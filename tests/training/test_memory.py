@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from latentwire.data.squad import load
 from latentwire.llms.loading import Shape
 from latentwire.training import memory
-from latentwire.training.memory import kept_bytes, require_memory, training_bytes
+from latentwire.training.memory import kept_bytes, training_bytes, within_memory
 from latentwire.training.settings import TrainSettings
 
 CONFIG = TrainSettings(stage="joint", init="-", device="cpu", dtype="float32", batch_size=32)
@@ -47,9 +47,10 @@ def test_more_questions_and_wider_numbers_need_more():
     shapes = {"llama": Shape(10**9, 16, 2048, 8192, 512, 128256)}
 
     def needed(longest=800, **changes):
-        return sum(training_bytes(dataclasses.replace(CONFIG, **changes), shapes, longest).values())
+        size = changes.pop("at_once", 32)
+        return sum(training_bytes(dataclasses.replace(CONFIG, **changes), shapes, longest, size).values())
 
-    assert needed(batch_size=64) > 1.5 * needed(batch_size=32)
+    assert needed(at_once=64) > 1.5 * needed(at_once=32)
     assert needed(dtype="bfloat16") < 0.7 * needed()
     assert needed(latent_len=64) > needed(latent_len=32)
     rival = {"stage": "text_tuned", "init": ""}
@@ -59,15 +60,22 @@ def test_more_questions_and_wider_numbers_need_more():
 
 def test_an_impossible_plan_is_refused_with_the_numbers_and_what_to_change(tiny_models, monkeypatch):
     questions = load("sample", "train").questions
-    assert require_memory(CONFIG, questions).startswith("memory: about 2.0 GB per process")
-    monkeypatch.setattr(memory, "total_bytes", lambda device: 10**8)
-    with pytest.raises(ValueError, match=r"needs about .* GB .*0\.1 GB are there; choose BATCH_SIZE .*DTYPE=bfloat16"):
-        require_memory(CONFIG, questions)
+    config, said = within_memory(CONFIG, questions)
+    assert said.startswith("memory: about 2.0 GB per process") and config.micro_batch is None
+    monkeypatch.setattr(memory, "total_bytes", lambda device: 7 * 10**8)
+    config, said = within_memory(CONFIG, questions)
+    assert said.endswith("of 0.7 GB; 8 questions at a time") and (config.micro_batch, config.batch_size) == (8, 32)
+    given = dataclasses.replace(CONFIG, micro_batch=32)
+    with pytest.raises(ValueError, match=r"about 2\.0 GB .* 0\.7 GB are there; choose MICRO_BATCH .*below 32"):
+        within_memory(given, questions)
+    monkeypatch.setattr(memory, "total_bytes", lambda device: 10**6)
+    with pytest.raises(ValueError, match=r"needs about .* GB .*0\.0 GB are there; choose DTYPE=bfloat16"):
+        within_memory(CONFIG, questions)
     monkeypatch.setattr(memory, "total_bytes", lambda device: 10**7)
     smallest = dataclasses.replace(CONFIG, batch_size=1, llms="llama", dtype="bfloat16")
     with pytest.raises(
         ValueError, match="choose smaller LLMs, or a larger device; --ignore_memory starts it all the same"
     ):
-        require_memory(smallest, questions)
-    said = require_memory(dataclasses.replace(smallest, ignore_memory=True), questions)
+        within_memory(smallest, questions)
+    _, said = within_memory(dataclasses.replace(smallest, ignore_memory=True), questions)
     assert said.startswith("memory: about ") and said.endswith(", of 0.0 GB")

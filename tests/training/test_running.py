@@ -285,7 +285,6 @@ def test_memory_that_would_not_do_is_ignored_where_that_is_asked_for(short, code
         ({"codes": "loud"}, "codes='loud'.*random"),
         ({"tracker": "paper"}, "tracker='paper'.*tensorboard"),
         ({"dtype": "float16"}, "dtype='float16'"),
-        ({"device": "cuda:1"}, "device='cuda:1'.*CUDA_VISIBLE_DEVICES"),
         ({"source": "book"}, "source='book'"),
         ({"llms": ","}, "llms=','"),
     ],
@@ -293,6 +292,13 @@ def test_memory_that_would_not_do_is_ignored_where_that_is_asked_for(short, code
 def test_a_wrong_setting_is_refused_by_name_and_value(short, tmp_path, change, match):
     with pytest.raises(ValueError, match=match):
         short(tmp_path, **({"init": "x"} | change))
+
+
+def test_a_process_has_its_own_gpu_and_a_user_names_none_but_the_first(short, tmp_path):
+    config = short(tmp_path / "r", stage="codebook")
+    assert dataclasses.replace(config, device="cuda:3").device == "cuda:3", "as the fourth of several processes has"
+    with pytest.raises(ValueError, match=r"device='cuda:1'.*CUDA_VISIBLE_DEVICES"):
+        train(dataclasses.replace(config, device="cuda:1"))
 
 
 def test_the_settings_of_an_encoder_are_checked_and_are_flags():

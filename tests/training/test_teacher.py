@@ -92,6 +92,13 @@ def test_a_second_call_asks_nothing_whatever_the_order_of_the_questions(llms, fo
     assert same(teach(llms["llama"], "w", prompts_of(llms), some[::-1], K), lines)
 
 
+def test_a_process_begins_with_blocks_of_its_own_and_finds_those_of_others(llms, folder, some, asked):
+    second = teach(llms["llama"], "w", prompts_of(llms), some, K, share=(1, 2))
+    assert asked["llama"] == [3, 1, 3], "the last two of three blocks, then the first"
+    first = teach(llms["llama"], "w", prompts_of(llms), some, K, share=(0, 2))
+    assert len(asked["llama"]) == 3 and same(first, second)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 0.5, 0.99])
 def test_a_cut_file_is_computed_again_and_no_other(llms, folder, some, asked, keep):
     lines = teach(llms["llama"], "w", prompts_of(llms), some, K)

@@ -1,9 +1,11 @@
 """The loop: which questions a step asks, what it minimises, how fast it learns, and what it writes down."""
 
 import dataclasses
+import gc
 import math
 import os
 import signal
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +18,8 @@ from latentwire.models.encoders.selecting import SelectingEncoder
 from latentwire.models.weights import read_config
 from latentwire.training.running import train
 from latentwire.training.stages import STAGES, Stage
-from latentwire.training.trainer import Batches, Terminated, Trainer, rate_share, steps_of
+from latentwire.training.trainer import Batches, Trainer, rate_share, steps_of
+from latentwire.utils.stopping import Terminated
 
 pytestmark = pytest.mark.usefixtures("surroundings")
 OF_A_STEP = {"step", "epoch", "loss", "span", "lr", "examples_per_s", "memory_mb", "grad_norms", "llms"}
@@ -145,6 +148,32 @@ def test_two_processes_mean_the_loss_and_gradient_of_one(joint_config, tmp_path,
         torch.testing.assert_close(total, whole[2][key], rtol=1e-4, atol=1e-5)
 
 
+def test_a_step_that_is_read_in_parts_has_the_gradients_of_the_whole(joint_config, tmp_path):
+    found = []
+    for size in (None, 3):
+        trainer = ready_trainer(joint_config(tmp_path / str(size), kd_weight=0.5, micro_batch=size))
+        trainer.model.eval()  # no dropout, which differs
+        parts, ids = trainer._backward(1)
+        gradients = {name: p.grad for name, p in trainer.job.model.named_parameters() if p.grad is not None}
+        found.append((ids, {key: value for key, value in parts.items() if key[1] != "prefix_rms"}, gradients))
+    (ids, parts, gradients), (same_ids, same_parts, same_gradients) = found
+    assert ids == same_ids and parts.keys() == same_parts.keys() and gradients.keys() == same_gradients.keys()
+    for key, value in (parts | gradients).items():
+        torch.testing.assert_close((same_parts | same_gradients)[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_finished_training_leaves_the_memory_at_once(joint_config, tmp_path):
+    """The next stage loads LLMs of its own: two sets of large ones fit no GPU."""
+    trainer = ready_trainer(joint_config(tmp_path / "r", kd_weight=0.0))
+    left = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert left() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(("weight", "there"), [(0.0, False), (2.0, True)])
 def test_the_spans_count_as_much_as_is_asked_for(joint_config, tmp_path, weight, there):
     trainer = ready_trainer(joint_config(tmp_path / "r", kd_weight=0.0, span_weight=weight))
@@ -214,10 +243,10 @@ def test_between_two_stages_a_signal_does_what_it_did_before(joint_config, tmp_p
 def test_a_signal_in_the_last_step_begins_no_next_stage(short, scores, tmp_path, monkeypatch, capsys):
     loss = Trainer._loss
 
-    def told(self, step):
+    def told(self, step, begin=0):
         if (self.folder / "metrics.jsonl").is_file():  # not while the steps are timed
             os.kill(os.getpid(), signal.SIGTERM)
-        return loss(self, step)
+        return loss(self, step, begin)
 
     settings = {"stage": "adapters", "init": str(scores / "checkpoint_best"), "samples": 8, "val_samples": 1}
     with monkeypatch.context() as patch, pytest.raises(Terminated) as end:

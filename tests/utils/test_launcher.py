@@ -14,6 +14,7 @@ import pytest
 
 from latentwire.utils import launcher
 from latentwire.utils.cli import has_driver
+from latentwire.utils.surroundings import cores
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 2.0
@@ -22,12 +23,18 @@ PROGRAM = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
 
+from latentwire.utils import launcher
 from latentwire.utils.cli import run
 
 folder = Path(sys.argv[1])
 
 
+if "stubborn" in sys.argv:
+    launcher._GRACE_S = 0.5
+
+
 def saved(*_):
+    time.sleep(1.5 if "slow" in sys.argv else 0)
     (folder / f"asked {os.getpid()}").touch()
     if "stubborn" not in sys.argv:
         sys.exit(143)
@@ -47,6 +54,7 @@ run(main)
 OURS = {
     "program": 'logged "$PYTHON" -u {program} {folder}',
     "stubborn": 'logged "$PYTHON" -u {program} {folder} stubborn',
+    "slow": 'logged "$PYTHON" -u {program} {folder} slow',
     "inner": "bash {inner}",
     "torchrun": 'logged "$PYTHON" -u -m latentwire.utils.launcher torch.distributed.run --standalone '
     "--nproc_per_node=2 {program} {folder}",
@@ -106,7 +114,7 @@ def left_after(pids, seconds=WITHIN_S):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("program", 1), ("stubborn", 1), ("inner", 1), ("torchrun", 2), ("replaced", 2)]
+    ("name", "count"), [("program", 1), ("stubborn", 1), ("slow", 1), ("inner", 1), ("torchrun", 2), ("replaced", 2)]
 )
 def test_nothing_outlives_a_launcher_that_is_killed(start, tmp_path, name, count):
     top, workers = start(OURS[name], count)
@@ -116,6 +124,16 @@ def test_nothing_outlives_a_launcher_that_is_killed(start, tmp_path, name, count
     assert not left_after(tree, 10.0)  # much sooner on a machine that has little else to do
     asked = {int(path.name.split()[1]) for path in tmp_path.glob("asked *")}
     assert asked == {worker.pid for worker in workers} - {top.pid}, "each had a moment to save"
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("--nproc_per_node=2", str(max(1, cores() // 2))), ("more", "")])
+def test_processes_share_the_processors(tmp_path, flag, expected):
+    """torchrun would give each of them one thread."""
+    (tmp_path / "says.py").write_text("import os\nprint(os.environ.get('OMP_NUM_THREADS', ''))")
+    command = [sys.executable, "-m", "latentwire.utils.launcher", "says", flag]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{tmp_path}"
+    assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip() == expected
 
 
 def test_a_torchrun_that_is_still_importing_ends_with_its_launcher(start):

@@ -97,7 +97,7 @@ def _training(config: PlanSettings, llms: Mapping[str, Model], records: Records)
             device="cpu",
         ),
         {n: Shape(m.parameters, m.layers, m.width, m.inner, m.key_width, m.vocabulary) for n, m in llms.items()},
-        longest=0,
+        longest=0, at_once=config.batch_size,
     )  # fmt: skip
     held = [(what, f"{n / _GB:.1f}") for what, n in memory.items()]
     held.append((f"all, of {config.gpu_gb:.0f}", f"{sum(memory.values()) / _GB:.1f}"))
