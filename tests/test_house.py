@@ -86,6 +86,14 @@ def test_folders_are_small(folder):
     assert len([path for path in (PACKAGE / folder).iterdir() if path.is_file()]) <= 12
 
 
+def test_utils_import_no_torch():
+    """Programs read their settings and tell what is wrong before they import it."""
+    lines = [node for path in FILES if path.parts[0] == "utils" for node in tree(path).body]
+    names = [alias.name for line in lines if isinstance(line, ast.Import) for alias in line.names]
+    names += [line.module for line in lines if isinstance(line, ast.ImportFrom)]
+    assert not [name for name in names if name.partition(".")[0] == "torch"]
+
+
 def test_nothing_shares_its_name_with_a_library():
     """`python latentwire/eval.py` puts the package's folder first on the path."""
     ours = {Path(path.parts[0]).stem for path in FILES} - {"__init__"}

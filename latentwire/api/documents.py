@@ -66,8 +66,8 @@ def measure(config: DocumentSettings) -> dict:
             lines += found
     results = {
         "schema": SCHEMA, "dataset": "sample", "split": "dev", "n": len(questions), "words": len(document.split()),
-        "source": lw.source, "checkpoint": config.ckpt, "encode_seconds": seconds, "encodings": 1 if not known else
-        len(questions), "git": git_sha(), "machine": machine(), "results": rows,
+        "source": lw.source, "checkpoint": config.ckpt, "codec": config.codec, "encode_seconds": seconds,
+        "encodings": len(questions) if known else 1, "git": git_sha(), "machine": machine(), "results": rows,
     }  # fmt: skip
     folder = Path(config.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def table(results: dict) -> str:
     ]  # fmt: skip
     about = (
         f"A document of {results['words']:,} words from the sample set, {results['n']} questions on it; source "
-        f"{results['source']}; checkpoint {results['checkpoint']}; "
+        f"{results['source']}; checkpoint {results['checkpoint']}; wire {results.get('codec', 'fp16')}; "
         f"{results['encode_seconds'] / results['encodings']:.1f} s per encoding; "
         f"commit {results['git']}; {machine_line(results['machine'])}."
     )

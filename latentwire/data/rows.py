@@ -73,8 +73,8 @@ def sources(given: str, split: str) -> list[Source]:
             found.append(Source((name,), questions, split))
             continue
         files = _files(name)
-        new = [file for file in files if file not in seen]  # a file that two names stand for is read once
-        seen.update(new)
+        new = [file for file in files if Path(file).resolve() not in seen]  # one that two names stand for is read once
+        seen.update(Path(file).resolve() for file in new)
         documents += [file for file in new if file.endswith((".txt", ".md"))]
         found += [Source((file,), _form(file)) for file in new if not file.endswith((".txt", ".md"))]
         if not files:
@@ -89,7 +89,7 @@ def sources(given: str, split: str) -> list[Source]:
 def _files(name: str) -> list[str]:
     """The files of a folder, a pattern or a file's own name, in order."""
     if Path(name).is_file():  # its name may look like a pattern
-        return [name]
+        return [str(Path(name))]
     inside = sorted(Path(name).rglob("*")) if Path(name).is_dir() else map(Path, sorted(glob(name, recursive=True)))
     return [str(path) for path in inside if path.is_file() and not path.name.startswith(".")]
 

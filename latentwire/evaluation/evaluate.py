@@ -251,7 +251,8 @@ def _soft_prompts(config: EvalSettings, condition: Condition, m: int) -> dict[st
     """Those of a tuned rival, by LLM; ValueError where they were trained for other texts or prompts."""
     folder = Path(config.tuned) / condition.name / "checkpoint_best"
     made, wanted = read_config(folder), {"source": config.source, "wordings": config.llm_wordings}
-    wanted |= {"latent_len": m} if "m" in condition.uses else {}
+    several = str(made.get("settings", {}).get("latent_lens") or made.get("latent_len", m)).split(",")
+    wanted |= {"latent_len": m} if "m" in condition.uses and str(m) not in several else {}
     found = {name: made.get(name, value) for name, value in wanted.items()}  # older ones do not say
     found["wordings"] = {name: found["wordings"].get(name) for name in config.llm_names}
     require(found == wanted, "tuned", str(folder), f"was trained for {found}, and is asked for {wanted}; train it anew")

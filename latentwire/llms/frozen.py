@@ -45,7 +45,7 @@ class Prefill:
 
 
 @dataclass
-class _Begin:
+class _Opening:
     """What all rows begin with, read once: embeds [H, d], and their keys and values, one row, never to be changed."""
 
     embeds: Tensor
@@ -91,7 +91,7 @@ class FrozenLLM:
         self._sees_all = attention.sees_all(self.who, model) and "position_ids" in known
         self._cache_name = "cache" if "cache" in known else "past_key_values"  # renamed in transformers 5.24
         self.shares = self._sees_all and attention.share_heads(model)
-        self._begun: dict[tuple[tuple[int, ...], int], _Begin] = {}
+        self._openings: dict[tuple[tuple[int, ...], int], _Opening] = {}
         self._rms: Tensor | None = None
 
     def embed(self, ids: Sequence[int]) -> Tensor:
@@ -158,10 +158,10 @@ class FrozenLLM:
         """
         rests = [self.embed(tail) for tail in tails]
         assert not constant or all(torch.equal(slot[:constant], slots[0][:constant]) for slot in slots)
-        begin = self._begin(head, slots[0][:constant])
+        opening = self._opening(head, slots[0][:constant])
         own = [slot[constant:] for slot in slots]
         deltas = [delta if delta is None else delta[:, :, constant:] for delta in deltas]
-        logits, mask, cache = self._read(begin, own, rests, deltas, torch.ones(1, dtype=torch.long), kept=True)
+        logits, mask, cache = self._read(opening, own, rests, deltas, torch.ones(1, dtype=torch.long), kept=True)
         return Prefill(cache, mask, logits[:, -1])
 
     def generate(self, prefill: Prefill, max_new_tokens: int) -> list[str]:
@@ -232,7 +232,7 @@ class FrozenLLM:
         wanted = pad_sequence(which, batch_first=True, padding_side="left")  # [B, longest] bool
         columns = wanted.any(dim=0).nonzero()[:, 0]  # [A]
         labels = labels.masked_fill(~wanted.to(self.device), IGNORE)[:, columns]
-        logits, *_ = self._read(self._begin(head), slots, rests, deltas, longest + 1 - columns)
+        logits, *_ = self._read(self._opening(head), slots, rests, deltas, longest + 1 - columns)
         nll = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
         return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, logits)
 
@@ -244,7 +244,7 @@ class FrozenLLM:
 
     def _read(
         self,
-        begin: _Begin,
+        opening: _Opening,
         slots: Sequence[Tensor],
         rests: Sequence[Tensor],
         deltas: Sequence[Tensor | None],
@@ -255,35 +255,35 @@ class FrozenLLM:
         `from_end` counts from each row's end (1: the last), mask [B, H + L] and cache, which is of use only if it is
         kept. A row that is too short has others, of no meaning, there."""
         if self.shares:
-            return self._read_packed(begin, slots, rests, deltas, from_end, kept)
+            return self._read_packed(opening, slots, rests, deltas, from_end, kept)
         rows = [torch.cat([s.to(self.device, self.dtype), rest]) for s, rest in zip(slots, rests, strict=True)]
         if self._sees_all:
-            embeds, mask = self._left_pad(rows, len(begin.embeds))
-            cache = self._copy(begin.cache, len(rows))
+            embeds, mask = self._left_pad(rows, len(opening.embeds))
+            cache = self._copy(opening.cache, len(rows))
         else:
-            embeds, mask, cache = self._pad_in_front(begin, rows)
+            embeds, mask, cache = self._pad_in_front(opening, rows)
         begins = [(number, embeds.shape[1] - len(row)) for number, row in enumerate(rows)]
         with self.adding(deltas, begins, embeds):
             return self._forward(embeds, mask, cache, embeds.shape[1] - from_end), mask, cache
 
     def _read_packed(
         self,
-        begin: _Begin,
+        opening: _Opening,
         slots: Sequence[Tensor],
         rests: Sequence[Tensor],
         deltas: Sequence[Tensor | None],
         from_end: Tensor,
         kept: bool,
     ) -> tuple[Tensor, Tensor, "DynamicCache"]:
-        """The same where all rows share the begin's keys and values: they stand behind each other, without padding, and
-        a slot that several rows share stands there once."""
+        """The same where all rows share the opening's keys and values: they stand behind each other, without padding,
+        and a slot that several rows share stands there once."""
         first = attention.alike(slots, deltas)
         parts, rows, begins = attention.behind_each_other(slots, rests, first)
         embeds = torch.cat([part.to(self.device, self.dtype) for part in parts])[None]
-        cache, by_row, read = self._new_cache(), attention.Packed.of(rows, self.device), len(begin.embeds)
+        cache, by_row, read = self._new_cache(), attention.Packed.of(rows, self.device), len(opening.embeds)
         trees, branches = attention.branching(rows, slots, first)
         packed = attention.Packed.of(trees, self.device)
-        cache.head = [(layer.keys, layer.values) for layer in begin.cache.layers]
+        cache.head = [(layer.keys, layer.values) for layer in opening.cache.layers]
         mask = torch.cat([by_row.real.new_ones(len(rows), read), by_row.real], dim=1).long()
         keep = torch.stack([row[(len(row) - from_end).clamp(min=0)] for row in rows])
         positions = torch.empty(embeds.shape[1], dtype=torch.long)
@@ -317,21 +317,21 @@ class FrozenLLM:
             line[head : head + embeds.shape[1] - len(row)] = 0
         return embeds, mask
 
-    def _pad_in_front(self, begin: _Begin, rows: list[Tensor]) -> tuple[Tensor, Tensor, "DynamicCache"]:
+    def _pad_in_front(self, opening: _Opening, rows: list[Tensor]) -> tuple[Tensor, Tensor, "DynamicCache"]:
         """The same in the order padding, head, row, so that nothing stands between head and row.
 
         A row that is g positions shorter than the longest moves the head by g: the cache holds padding and the head but
         for its last g positions, which are read again with the row, in the places where its padding would be.
         """
-        longest, whole = max(map(len, rows)), len(begin.embeds)
+        longest, whole = max(map(len, rows)), len(opening.embeds)
         gaps = [longest - len(row) for row in rows]
-        again = [torch.cat([begin.embeds[max(0, whole - gap) :], row]) for gap, row in zip(gaps, rows, strict=True)]
+        again = [torch.cat([opening.embeds[max(0, whole - gap) :], row]) for gap, row in zip(gaps, rows, strict=True)]
         embeds = pad_sequence(again, batch_first=True, padding_side="left")  # [B, L, d]
         first = torch.tensor(gaps, device=self.device)[:, None]  # [B, 1]
         mask = (torch.arange(whole + longest, device=self.device) >= first).long()  # [B, H + L]
         places = (torch.arange(whole, device=self.device) - first).clamp(min=0)  # [B, H]
         cache = self._new_cache()
-        for number, layer in enumerate(begin.cache.layers):
+        for number, layer in enumerate(opening.cache.layers):
             at = places.to(layer.keys.device)
             cache.update(*(t[0][:, at].transpose(0, 1) for t in (layer.keys, layer.values)), number)
         return embeds, mask, cache
@@ -352,16 +352,16 @@ class FrozenLLM:
 
     @torch.inference_mode(False)  # kept for training too, which cannot use what was made in inference mode
     @torch.no_grad()
-    def _begin(self, head: tuple[int, ...], vectors: Tensor | None = None) -> _Begin:
+    def _opening(self, head: tuple[int, ...], vectors: Tensor | None = None) -> _Opening:
         """The head, and the vectors [constant, d] that all slots begin with: read once, until they are others."""
         own = self.embed([]) if vectors is None else vectors.to(self.device, self.dtype)
-        key, kept = (head, len(own)), self._begun.get((head, len(own)))
+        key, kept = (head, len(own)), self._openings.get((head, len(own)))
         if kept is None or not torch.equal(kept.embeds[len(head) :], own):
             cache, embeds = self._new_cache(), torch.cat([self.embed(head), own])
             mask = torch.ones(1, len(embeds), dtype=torch.long, device=self.device)
             self._forward(embeds[None], mask, cache, keep=1)
-            self._begun[key] = _Begin(embeds, cache)
-        return self._begun[key]
+            self._openings[key] = _Opening(embeds, cache)
+        return self._openings[key]
 
     def _new_cache(self) -> "DynamicCache":
         """An empty cache that forgets nothing: one without the configuration keeps what is beyond a layer's window."""

@@ -60,7 +60,8 @@ class LLMSettings(Settings):
     def llm_ids(self) -> dict[str, str]:
         """Model id of each LLM by name: X_ID in the environment, else the checkpoint's that is begun with, else the
         default of this machine."""
-        return {name: llm_id(name, self._begun.get("llms", {}), self.device) for name in self.llm_names}
+        made_for = self._begun.get("llms", {})
+        return {name: llm_id(name, made_for, self.device) for name in self.llm_names}
 
     @property
     def llm_wordings(self) -> dict[str, str]:

@@ -66,7 +66,7 @@ def closed_form(
     tokenizer = next(iter(llms.values())).tokenizer
     tables = {name: wire_table(llm, tokenizer) for name, llm in llms.items()}
     counts = token_counts(tokenizer, texts)
-    found = joint_codebook(tables, counts, d_z)
+    found = joint_codebook(tables, counts, d_z, next(iter(llms.values())).device)
     if random_seed is not None:
         found = random_codebook(found, random_seed)
     encoder = ClosedFormEncoder.from_codebook(tokenizer, found.codebook)
@@ -113,8 +113,11 @@ def _text_of(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
     return tokenizer.decode([first, token])[len(tokenizer.decode([first])) :]
 
 
-def joint_codebook(tables: Mapping[str, Tensor], counts: Tensor, d_z: int) -> ClosedForm:
-    """Joint codebook and adapters of LLMs given their wire tables [V, d_l] and the tokens' counts [V]."""
+def joint_codebook(
+    tables: Mapping[str, Tensor], counts: Tensor, d_z: int, device: torch.device | str = "cpu"
+) -> ClosedForm:
+    """Joint codebook and adapters of LLMs given their wire tables [V, d_l] and the tokens' counts [V]; device: that
+    finds the directions."""
     width = sum(table.shape[1] for table in tables.values())
     if not 1 <= d_z <= width:
         raise ValueError(f"d_z={d_z}: the LLMs' embeddings span {width} dimensions together; choose 1 to {width}")
@@ -124,7 +127,7 @@ def joint_codebook(tables: Mapping[str, Tensor], counts: Tensor, d_z: int) -> Cl
     # One scale per LLM: dimensions keep their relative size, and every LLM has the same total variance.
     scales = {name: (weights * table.square()).sum().sqrt() for name, table in centred.items()}
     stacked = torch.cat([centred[name] / scales[name] for name in tables], dim=1)
-    directions, _ = principal_directions(stacked, weights, d_z)
+    directions, _ = principal_directions(stacked, weights, d_z, device)
     codes = stacked @ directions
     rms = (weights * codes.square()).sum().div(d_z).sqrt()
     blocks = directions.split([table.shape[1] for table in tables.values()])
@@ -184,12 +187,14 @@ def report(found: ClosedForm, tables: Mapping[str, Tensor], counts: Tensor) -> d
     return figures
 
 
-def principal_directions(centred: Tensor, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Top k principal directions [d, k] and all d variances, largest first, of rows [V, d] with weights [V, 1].
+def principal_directions(
+    centred: Tensor, weights: Tensor, k: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Top k principal directions [d, k] and all d variances, largest first, of rows [V, d] with weights [V, 1], found
+    on a device.
 
     The sign of each direction is fixed, so that the same input gives the same directions.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     covariance = torch.zeros(centred.shape[1], centred.shape[1], dtype=torch.float64, device=device)
     for rows, share in zip(centred.split(_CHUNK), weights.split(_CHUNK), strict=True):  # bounds the float64 copies
         rows, share = rows.to(device), share.to(device)

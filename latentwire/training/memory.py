@@ -35,9 +35,9 @@ def within_memory(config: TrainSettings, questions: Sequence[Question]) -> tuple
     while True:
         parts = training_bytes(config, shapes, longest, size)
         needed = sum(parts.values())
-        if config.micro_batch or size % 2 or needed <= _FREE * there:
+        if config.ignore_memory or config.micro_batch or size == 1 or needed <= _FREE * there:
             break
-        size //= 2
+        size = (size + 1) // 2
     told = f"{needed / 1e9:.1f} GB per process ({', '.join(f'{what} {n / 1e9:.1f}' for what, n in parts.items())})"
     if needed > _FREE * there and not config.ignore_memory:
         remedies = [f"MICRO_BATCH (--micro_batch) below {size}"] if size > 1 else []

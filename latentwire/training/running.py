@@ -141,6 +141,8 @@ def _run(
     if not closed:
         config, said = within_memory(config, questions.questions)
         _say(config, accelerator, said)
+    if closed and not run:
+        return None  # the next stage waits for the main process
     there = dataclasses.replace(config, device=str(accelerator.device))
     ready = readers(there, config.source) if stage.needs_llms else []
     frozen = {reader.llm.name: reader.llm.weights_sha256() for reader in ready}
@@ -148,8 +150,7 @@ def _run(
     if run:
         require_heads(folder, ready)
     if closed:
-        if run:  # others wait for its checkpoint
-            _closed_form(config, ready, origin, run)
+        _closed_form(config, ready, origin, run)
         _say(config, accelerator, f"wrote {folder / 'checkpoint_best'}")
         return None
     whole = bool(config.kd_weight) or (bool(stage.rival) and CONDITIONS[stage.rival].cost == "whole")
@@ -264,6 +265,7 @@ def _estimate(
     if accelerator.is_main_process and not config.first_latent_len:  # whose steps differ
         work_of(config).note(config.batch_size * question_flops(config, text_tokens(job.questions))[0], each)
     teaching = sum(_teaching_seconds(reader, job) for reader in job.readers) if config.kd_weight else 0.0
+    teaching /= accelerator.num_processes if config.device != "cpu" else 1  # a CPU's processes share it
     _say(
         config, accelerator,
         f"estimate: {(seconds + teaching) / 60:.0f} minutes for {steps} steps ({teaching / 60:.0f} of them for the "

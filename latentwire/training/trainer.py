@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -34,6 +35,7 @@ from latentwire.utils.cli import reason, require
 from latentwire.utils.machine import now, peak_memory_mb
 from latentwire.utils.stopping import Stop, Terminated
 
+T = TypeVar("T")
 _POOL = 50  # batches that are sorted by length together
 
 
@@ -149,7 +151,7 @@ class Trainer:
         while self.step < self.total:
             if self.step == 0 and log:
                 self._validate(log)
-            line = self._step_within_memory()
+            line = self._within_memory(self.take_step)
             self.step += 1
             if log:
                 self._note(log, line)
@@ -175,7 +177,7 @@ class Trainer:
         for step in range(first - (self.accelerator.device.type == "cuda"), first + steps):  # a GPU's first one is slow
             if step == first:
                 started = now(self.accelerator.device)
-            self._backward(max(step, 0))
+            self._within_memory(self._backward, max(step, 0))
             self.optimizer.zero_grad()
         return (now(self.accelerator.device) - started) / steps
 
@@ -210,9 +212,9 @@ class Trainer:
             "examples_per_s": len(ids) / (time.perf_counter() - started), "memory_mb": peak_memory_mb(),
         }  # fmt: skip
 
-    def _step_within_memory(self) -> dict:
+    def _within_memory(self, work: Callable[..., T], *given: object) -> T:
         try:
-            return self.take_step()
+            return work(*given)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -222,12 +224,12 @@ class Trainer:
         """How large the step was that memory ran out in, and what to try."""
         config, batch = self.job.config, self.batches[self.step]
         size = config.micro_batch or config.batch_size
-        smaller = f"MICRO_BATCH={size // 2}" if size > 1 else "fewer LLMS, or smaller ones,"
+        smaller = f"MICRO_BATCH={size // 2}" if size > 1 else "fewer LLMS, or smaller ones, in another folder"
         return (
             f"out of memory at step {self.step}: {size} questions of a process at once, the longest context of "
             f"{max(len(q.context) for q in batch)} characters, {self.job.model.m} latents each, "
-            f"{', '.join(config.llm_names)} in {config.dtype} ({reason(error)}); try {smaller} in another folder; what "
-            "was saved is kept"
+            f"{', '.join(config.llm_names)} in {config.dtype} ({reason(error)}); try {smaller}; what was saved is "
+            "kept"
         )
 
     def _require_finite(self, what: str, value: float, ids: Sequence[str]) -> None:
@@ -240,28 +242,27 @@ class Trainer:
     def _backward(self, step: int) -> tuple[dict[tuple[str, str], Tensor], list[str]]:
         """Add up the gradients of a step, micro_batch questions at a time. What it is made of by LLM and name, the loss
         among it, and the ids of all questions."""
-        parts, each = {}, self.job.config.batch_size
-        full = len(self.batches[step]) == each * self.accelerator.num_processes  # else all processes take one part
-        size = self.job.config.micro_batch or each
-        for begin in range(0, each if full else 1, size if full else 1):
-            last = not full or begin + size >= each
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, found, ids = self._loss(step, begin)
+        figures, world = {}, self.accelerator.num_processes
+        least, more = divmod(len(self.batches[step]), world)
+        most = least + (more > 0)  # of a process: all of them take as many parts, and none is empty
+        parts = max(1, min(-(-most // (self.job.config.micro_batch or most)), least))
+        for part in range(parts):
+            with nullcontext() if part == parts - 1 else self.accelerator.no_sync(self.model):
+                loss, found, ids = self._loss(step, part, parts)
                 self.accelerator.backward(loss)
-            found = {("", "loss"): loss / self.accelerator.num_processes} | found
-            parts = {key: parts.get(key, 0.0) + value.detach() for key, value in found.items()}
-        return parts, ids
+            found = {("", "loss"): loss / world} | found
+            figures = {key: figures.get(key, 0.0) + value.detach() for key, value in found.items()}
+        return figures, ids
 
-    def _loss(self, step: int, begin: int = 0) -> tuple[Tensor, dict[tuple[str, str], Tensor], list[str]]:
-        """Loss of this process's questions from `begin` on, micro_batch of them (divided by counts of all processes'
-        questions, so that averaged gradients are those of the whole batch), its parts by LLM ("" for what concerns
-        none) and name, and the ids of all questions."""
+    def _loss(self, step: int, part: int = 0, of: int = 1) -> tuple[Tensor, dict[tuple[str, str], Tensor], list[str]]:
+        """Loss of one part of this process's questions (divided by counts of all processes' questions, so that averaged
+        gradients are those of the whole batch), what it is made of by LLM ("" for what concerns none) and name, and the
+        ids of all questions."""
         config, rank, world = self.job.config, self.accelerator.process_index, self.accelerator.num_processes
         whole = self.batches[step]
         mine = whole[len(whole) * rank // world : len(whole) * (rank + 1) // world]
-        if config.micro_batch and len(mine) == config.batch_size:
-            mine = mine[begin : begin + config.micro_batch]
-        if begin == 0:
+        mine = mine[len(mine) * part // of : len(mine) * (part + 1) // of]
+        if part == 0:
             torch.manual_seed((config.seed * 1_000_003 + step) * world + rank)
         if config.latent_lens or config.first_latent_len:
             self.job.model.m = self._latents(step)

@@ -3,8 +3,6 @@
 import signal
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -38,5 +36,7 @@ class Stop:
         """The same answer in all processes."""
         if self.accelerator.num_processes == 1:
             return self.signalled
+        import torch  # slow to import
+
         flag = torch.tensor(float(self.signalled), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)

@@ -61,7 +61,7 @@ def test_a_folder_a_pattern_and_files_with_commas(tmp_path):
     assert found[3].startswith("no UTF-8 text")
     assert [row for _, row in rows(tmp_path / "[ab].txt")] == found[1:3]
     assert [row for _, row in rows(f"{tmp_path / 'b.txt'}, {tmp_path / 'd.jsonl'}")] == [found[0], found[2]]
-    twice = f"{tmp_path / '[ab].txt'},{tmp_path / 'b.txt'},{tmp_path / 'd.jsonl'},{tmp_path / 'd*'}"
+    twice = f"{tmp_path / '[ab].txt'},{tmp_path}/./a.txt,{tmp_path / 'b.txt'},{tmp_path / 'd.jsonl'},{tmp_path / 'd*'}"
     assert [row for _, row in rows(twice)] == found[:3], "a file that two names stand for is read once"
     (tmp_path / "f[1].txt").write_text("no pattern")
     assert [row for _, row in rows(tmp_path / "f[1].txt")] == [{"text": "no pattern"}]

@@ -217,11 +217,11 @@ def test_a_head_is_copied_for_rows_of_any_length_and_never_changed(llms):
     llm = FrozenLLM("mistral", MistralForCausalLM(config), llms["llama"].tokenizer)
     head, slots, tails = (5, 6, 7), [[9], [8] * 4, [11] * 30], [[20], [21, 22], [23]]
     first = llm.prefill(head, [llm.embed(s) for s in slots], tails)
-    kept = [layer.keys.clone() for layer in llm._begin(head).cache.layers]
+    kept = [layer.keys.clone() for layer in llm._opening(head).cache.layers]
     again = llm.prefill(head, [llm.embed(s) for s in slots], tails)
     assert torch.equal(first.logits, again.logits)
     assert first.mask.sum(dim=1).tolist() == [5, 9, 34] and first.mask.shape == (3, 34)
-    assert all(torch.equal(old, layer.keys) for old, layer in zip(kept, llm._begin(head).cache.layers, strict=True))
+    assert all(torch.equal(old, layer.keys) for old, layer in zip(kept, llm._opening(head).cache.layers, strict=True))
     assert all(layer.keys.shape[2] == 34 for layer in first.cache.layers), "nothing beyond the window is forgotten"
     for row, (slot, tail) in enumerate(zip(slots, tails, strict=True)):
         expected = llm.model(input_ids=torch.tensor([[*head, *slot, *tail]])).logits[0, -1]

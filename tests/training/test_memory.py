@@ -65,6 +65,10 @@ def test_an_impossible_plan_is_refused_with_the_numbers_and_what_to_change(tiny_
     monkeypatch.setattr(memory, "total_bytes", lambda device: 7 * 10**8)
     config, said = within_memory(CONFIG, questions)
     assert said.endswith("of 0.7 GB; 8 questions at a time") and (config.micro_batch, config.batch_size) == (8, 32)
+    config, _ = within_memory(dataclasses.replace(CONFIG, ignore_memory=True), questions)
+    assert config.micro_batch is None, "it starts as it is"
+    config, _ = within_memory(dataclasses.replace(CONFIG, batch_size=21), questions)
+    assert config.micro_batch == 6, "21, 11, 6"
     given = dataclasses.replace(CONFIG, micro_batch=32)
     with pytest.raises(ValueError, match=r"about 2\.0 GB .* 0\.7 GB are there; choose MICRO_BATCH .*below 32"):
         within_memory(given, questions)

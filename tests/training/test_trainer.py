@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import weakref
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -162,6 +163,24 @@ def test_a_step_that_is_read_in_parts_has_the_gradients_of_the_whole(joint_confi
         torch.testing.assert_close((same_parts | same_gradients)[key], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("n", "size", "parts"), [(31, 8, 2), (16, 3, 3), (3, 1, 1), (5, None, 1)])
+def test_two_processes_take_as_many_parts_of_any_step_and_leave_no_question_out(joint_config, tmp_path, n, size, parts):
+    trainer = ready_trainer(joint_config(tmp_path / "r", kd_weight=0.0))
+    trainer.batches, trainer.job.config.micro_batch = [trainer.job.questions[:n]], size
+    read, model = {}, trainer.model
+    for rank in range(2):
+        synchronised = []
+        trainer.accelerator = SimpleNamespace(
+            process_index=rank, num_processes=2, device=torch.device("cpu"), backward=lambda loss: loss.backward(),
+            no_sync=lambda _, told=synchronised: nullcontext(told.append("no")),
+        )  # fmt: skip
+        read[rank] = []
+        trainer.model = lambda some, seen=read[rank]: (seen.append([q.id for q in some]), model(some))[1]
+        _, ids = trainer._backward(0)
+        assert len(read[rank]) == parts == len(synchronised) + 1 and all(read[rank])
+    assert [i for rank in read for part in read[rank] for i in part] == ids and len(set(ids)) == len(ids) > 2
+
+
 def test_a_finished_training_leaves_the_memory_at_once(joint_config, tmp_path):
     """The next stage loads LLMs of its own: two sets of large ones fit no GPU."""
     trainer = ready_trainer(joint_config(tmp_path / "r", kd_weight=0.0))
@@ -243,10 +262,10 @@ def test_between_two_stages_a_signal_does_what_it_did_before(joint_config, tmp_p
 def test_a_signal_in_the_last_step_begins_no_next_stage(short, scores, tmp_path, monkeypatch, capsys):
     loss = Trainer._loss
 
-    def told(self, step, begin=0):
+    def told(self, step, *part):
         if (self.folder / "metrics.jsonl").is_file():  # not while the steps are timed
             os.kill(os.getpid(), signal.SIGTERM)
-        return loss(self, step, begin)
+        return loss(self, step, *part)
 
     settings = {"stage": "adapters", "init": str(scores / "checkpoint_best"), "samples": 8, "val_samples": 1}
     with monkeypatch.context() as patch, pytest.raises(Terminated) as end:
