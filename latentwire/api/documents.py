@@ -85,9 +85,10 @@ def table(results: dict) -> str:
          row["wire_bytes"], row["text_tokens"])
         for row in results["results"]
     ]  # fmt: skip
+    sent = f"wire {results['codec']}; " if "codec" in results else ""  # older ones were float16
     about = (
         f"A document of {results['words']:,} words from the sample set, {results['n']} questions on it; source "
-        f"{results['source']}; checkpoint {results['checkpoint']}; wire {results.get('codec', 'fp16')}; "
+        f"{results['source']}; checkpoint {results['checkpoint']}; {sent}"
         f"{results['encode_seconds'] / results['encodings']:.1f} s per encoding; "
         f"commit {results['git']}; {machine_line(results['machine'])}."
     )
