@@ -24,10 +24,10 @@ def stop_in_step(patch, step, error=Stopped):
     """Let the step's loss raise; not while the steps are timed before the first."""
     loss = Trainer._loss
 
-    def stopping(self, now):
+    def stopping(self, now, *part):
         if now == step and (self.folder / "metrics.jsonl").is_file():
             raise error
-        return loss(self, now)
+        return loss(self, now, *part)
 
     patch.setattr(Trainer, "_loss", stopping)
 

@@ -24,12 +24,12 @@ from latentwire.utils.cli import run
 way, loss = sys.argv.pop(1), Trainer._loss
 
 
-def dying(self, step):
+def dying(self, step, *part):
     if step == 2 and os.environ["RANK"] == "1" and self.step == 2:
         if way == "killed":
             os._exit(9)
         raise ValueError("a damaged question")
-    return loss(self, step)
+    return loss(self, step, *part)
 
 
 Trainer._loss = dying

@@ -49,10 +49,10 @@ def kill(number=signal.SIGKILL):
 def in_step(step, number=signal.SIGKILL):
     loss = Trainer._loss
 
-    def dying(self, now):
+    def dying(self, now, *part):
         if now == step and (self.folder / "metrics.jsonl").is_file():  # not while the steps are timed
             kill(number)
-        return loss(self, now)
+        return loss(self, now, *part)
 
     Trainer._loss = dying
 
@@ -206,8 +206,8 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(stopped, jo
 def test_what_is_not_finite_stops_before_any_weight_changes(stopped, joint_config, joint, monkeypatch, what):
     whole = Trainer._loss
 
-    def spoiled(self, step):
-        loss, parts, ids = whole(self, step)
+    def spoiled(self, step, *part):
+        loss, parts, ids = whole(self, step, *part)
         (codes,) = (found.parameters for found in self.components if found.kind == "codebook")
         nothing = sum(p.sum() for p in codes) * 0
         return loss + (nothing / 0 if what == "loss" else nothing.sqrt()), parts, ids
@@ -242,7 +242,7 @@ def test_out_of_memory_tells_the_steps_size_and_a_smaller_batch(stopped, joint_c
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "take_step", full)
-        with pytest.raises(ValueError, match=r"out of memory at step 4: 8 questions .* try BATCH_SIZE=4 in another"):
+        with pytest.raises(ValueError, match=r"out of memory at step 4: 8 questions .* try MICRO_BATCH=4; what was"):
             train(joint_config(stopped))
     train(joint_config(stopped))
     assert_same_run(stopped, joint)
