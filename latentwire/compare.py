@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="FOLDER[,FOLDER...][:CONDITION] of evaluations")
     parser.add_argument("--condition", default="latentwire", help="where a RUN names none (default: latentwire)")
     parser.add_argument("--margin", type=float, help="say whether F1 differs by less than this (equivalence)")
+    parser.add_argument("--pair_seeds", action="store_true", help="seeds of the same place belong together")
     parser.add_argument("--selection", type=Path, help="a checkpoint: tell apart the questions whose answer it sends")
     parser.add_argument("--save_dir", type=Path, help="where to write comparison.json, .md and .png")
     args = parser.parse_args()
@@ -28,11 +29,12 @@ def main() -> None:
     from latentwire.studies.paired import compare, recompute, write
 
     if len(runs) == len(runs[0].folders) == 1:
-        for name in ("save_dir", "margin", "selection"):
+        for name in ("save_dir", "margin", "pair_seeds", "selection"):
             require(not vars(args)[name], name, str(vars(args)[name]), "one RUN is only recomputed; name two or more")
         again = recompute(runs[0].folders[0])
         return print(table_markdown(again), *again["not_kept"], "equal to results.json", sep="\n")
-    print(comparison_markdown(compared := compare(runs, args.margin, args.selection)), end="")
+    compared = compare(runs, args.margin, args.selection, args.pair_seeds)
+    print(comparison_markdown(compared), end="")
     write(compared, args.save_dir)
 
 

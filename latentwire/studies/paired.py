@@ -63,13 +63,28 @@ class System:
         return replace(self, values={name: value[:, which] for name, value in self.values.items()})
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What all systems are compared on. found: results.json by folder; margin: of equivalence; pair_seeds: seeds of the
+    same place are drawn together."""
+
+    found: Mapping[Path, Mapping]
+    questions: Sequence[Question]
+    margin: float | None
+    pair_seeds: bool
+
+    def of(self, which: np.ndarray) -> "Terms":
+        """Of these questions alone. which: bool [n]."""
+        return replace(self, questions=[self.questions[i] for i in np.flatnonzero(which)])
+
+
 def recompute(folder: Path) -> dict:
     """results.json of an evaluation, made again from its predictions, each answer scored anew; `not_kept`: a line per
     row of which no predictions were kept.
 
     Raises FileNotFoundError without any predictions, ValueError naming what differs from results.json.
     """
-    before, predicted = _results(folder), _lines(folder)
+    before, predicted = _record(folder), _lines(folder)
     questions, score, _ = _questions(folder, before)
     kept = {row_key(line) for line in predicted}
     recorded = [row for row in before["results"] if row_key(row) in kept]
@@ -130,15 +145,18 @@ def write(compared: Mapping, folder: Path | None) -> None:
     print(f"wrote {folder / 'comparison.md'}, comparison.json and comparison.png")
 
 
-def compare(runs: Sequence[Run], margin: float | None = None, selection: Path | None = None) -> dict:
+def compare(
+    runs: Sequence[Run], margin: float | None = None, selection: Path | None = None, pair_seeds: bool = False
+) -> dict:
     """Rows by run, LLM and M; each is paired with the first run's row of its LLM. margin: of equivalence; selection: a
-    checkpoint, so that `parts` says the same of the questions of which it sends a whole answer, and of the others.
+    checkpoint, so that `parts` says the same of the questions of which it sends a whole answer, and of the others;
+    pair_seeds: the i-th trainings of runs that have as many share what their seed draws, so they are drawn together.
 
     Raises FileNotFoundError for a folder without an evaluation, ValueError where two are not of the same questions or
     two seeds are the same training.
     """
     require(margin is None or margin > 0, "margin", str(margin), "must be above 0")
-    found = {folder: _results(folder) for run in runs for folder in run.folders}
+    found = {folder: _record(folder) for run in runs for folder in run.folders}
     (first, base), *others = found.items()
     ids = _ids(first)
     for folder, results in others:
@@ -149,24 +167,19 @@ def compare(runs: Sequence[Run], margin: float | None = None, selection: Path | 
         )
     questions, _, spans = _questions(first, base)
     systems = [system for run in runs for system in _systems(run, found, ids)]
+    terms = Terms(found, questions, margin, pair_seeds)
     if selection:
         require(spans, "selection", str(selection), f"answers of {base['dataset']} are no spans of their contexts")
-    parts = _parts(selection, base["source"], systems, found, questions, margin) if selection else []
+    parts = _parts(selection, base["source"], systems, terms) if selection else []
     return (
-        {"schema": SCHEMA, "condition": ", ".join(dict.fromkeys(run.condition for run in runs)), "margin": margin}
+        {"schema": SCHEMA, "condition": ", ".join(dict.fromkeys(run.condition for run in runs))}
+        | {"margin": margin, "pair_seeds": pair_seeds}
         | {name: base[name] for name in ("machine", *_SAME, "seed")}
-        | {"rows": _rows(systems, found, questions, margin), "parts": parts}
+        | {"rows": _rows(systems, terms), "parts": parts}
     )
 
 
-def _parts(
-    selection: Path,
-    source: str,
-    systems: Sequence[System],
-    found: Mapping[Path, Mapping],
-    questions: Sequence[Question],
-    margin: float | None,
-) -> list[dict]:
+def _parts(selection: Path, source: str, systems: Sequence[System], terms: Terms) -> list[dict]:
     """The rows again, of questions of which `selection` sends a whole answer, and of the others. Where it was trained
     with several M, it is asked for each M of the rows, and tells the rows of this M apart."""
     made = read_config(selection)
@@ -175,11 +188,11 @@ def _parts(
     parts = []
     for m in sizes:
         mine = [system for system in systems if not several or system.row["m"] in (m, None)]
-        inside = answer_is_sent(selection, source, questions, m)
+        inside = answer_is_sent(selection, source, terms.questions, m)
         at = f" at M={m}" if several else ""
         of = {f"a whole answer is among the tokens sent{at}": inside, f"no whole answer is{at}": ~inside}
         parts += [
-            {"part": part, "n": int(which.sum()), "rows": _rows(mine, found, questions, margin, which)}
+            {"part": part, "n": int(which.sum()), "rows": _rows([system.of(which) for system in mine], terms.of(which))}
             for part, which in of.items()
             if which.any()
         ]
@@ -209,30 +222,22 @@ def _systems(run: Run, found: Mapping[Path, Mapping], ids: Sequence[str]) -> lis
     return [_system(run, found, row, ids) for row in there]
 
 
-def _rows(
-    systems: Sequence[System],
-    found: Mapping[Path, Mapping],
-    questions: Sequence[Question],
-    margin: float | None,
-    which: np.ndarray | None = None,
-) -> list[dict]:
+def _rows(systems: Sequence[System], terms: Terms) -> list[dict]:
     """A row per system, each paired with the first run's of its LLM and M, or where that has none of this M, with the
-    first of its LLM. which: bool [n], the questions that are meant; default: all."""
-    names, firsts, rows = _names([*found]), {}, []
+    first of its LLM."""
+    names, firsts, rows = _names([*terms.found]), {}, []
     several = len({system.run.condition for system in systems}) > 1
-    some = questions if which is None else [questions[i] for i in np.flatnonzero(which)]
-    for whole in systems:
-        system = whole if which is None else whole.of(which)
+    for system in systems:
         llm, m = system.row["llm"], system.row["m"]
         first = firsts.setdefault(llm, system)
-        if whole.run == systems[0].run:
+        if system.run == systems[0].run:
             firsts[llm, m] = system
         before = firsts.get((llm, m), first)
         name = _together([names[folder] for folder in system.run.folders])
         rows.append(
             {"name": f"{name}: {system.run.condition}" if several else name}
-            | _figures(system, found, some)
-            | _difference(system, before, some, margin)
+            | _figures(system, terms)
+            | _difference(system, before, terms)
         )
     return rows
 
@@ -254,15 +259,15 @@ def _system(run: Run, found: Mapping[Path, Mapping], row: Mapping, ids: Sequence
     return System(run, row, values, weights)
 
 
-def _figures(system: System, found: Mapping[Path, Mapping], questions: Sequence[Question]) -> dict:
+def _figures(system: System, terms: Terms) -> dict:
     """The figures of one row: means over seeds, with the spread of F1."""
     row, means, mean = system.row, system.values["f1"].mean(axis=1).tolist(), system.values["f1"].mean(axis=0)
     sent = system.values.get("wire_bytes")
     return {
         "condition": row["condition"], "runs": [str(folder) for folder in system.run.folders],
-        "git": sorted({found[folder]["git"] for folder in system.run.folders}), "weights": system.weights,
-        "llm": row["llm"], "llm_id": row["llm_id"], "m": row["m"], "codec": found[system.run.folders[0]]["codec"],
-        "f1": float(mean.mean()), "f1_ci95": mean_ci(mean, [q.paragraph for q in questions]), "seed_f1": means,
+        "git": sorted({terms.found[folder]["git"] for folder in system.run.folders}), "weights": system.weights,
+        "llm": row["llm"], "llm_id": row["llm_id"], "m": row["m"], "codec": terms.found[system.run.folders[0]]["codec"],
+        "f1": float(mean.mean()), "f1_ci95": mean_ci(mean, [q.paragraph for q in terms.questions]), "seed_f1": means,
         "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
         "first_token_acc": _mean(system, "first_token_correct"),
         "first_informative_acc": _mean(system, "first_informative_correct"),
@@ -270,7 +275,7 @@ def _figures(system: System, found: Mapping[Path, Mapping], questions: Sequence[
     }  # fmt: skip
 
 
-def _difference(system: System, before: System, questions: Sequence[Question], margin: float | None) -> dict:
+def _difference(system: System, before: System, terms: Terms) -> dict:
     """F1, and nats per answer token, minus those of `before`, with their intervals and what F1's decide.
 
     Where a trained side has fewer than MIN_SEEDS trainings, the intervals are over questions only, and nothing is
@@ -281,6 +286,7 @@ def _difference(system: System, before: System, questions: Sequence[Question], m
         return found
     same = bool(system.weights) and sorted(system.weights) == sorted(before.weights)
     order = [before.weights.index(own) for own in system.weights] if same else slice(None)
+    pairs = terms.pair_seeds and len(system.weights) == len(before.weights)
     fewest = min((len(side.weights) for side in (system, before) if side.weights), default=MIN_SEEDS)
 
     def draws(name: str, groups: list[str], counts: Sequence[float] | None = None) -> np.ndarray | None:
@@ -289,12 +295,12 @@ def _difference(system: System, before: System, questions: Sequence[Question], m
             value if side.weights and fewest >= MIN_SEEDS else value.mean(axis=0, keepdims=True)
             for side, value in sides
         )
-        return difference_draws(a, b, groups, same, counts=counts)
+        return difference_draws(a, b, groups, same or pairs, counts=counts)
 
-    paragraphs, articles = [q.paragraph for q in questions], [q.title for q in questions]
+    paragraphs, articles = [q.paragraph for q in terms.questions], [q.title for q in terms.questions]
     by_paragraph = draws("f1", paragraphs)
     seeds = fewest >= MIN_SEEDS and max(len(system.weights), len(before.weights)) > 1
-    over = "seeds and questions" if seeds else "questions"
+    over = f"{'seed pairs' if pairs and not same else 'seeds'} and questions" if seeds else "questions"
     found |= {
         "diff_over": f"{over}, same weights" if same else over,
         "diff_ci95": interval(by_paragraph, 0.95), "diff_ci90": interval(by_paragraph, 0.9),
@@ -308,8 +314,8 @@ def _difference(system: System, before: System, questions: Sequence[Question], m
         }
     decided = same or fewest >= MIN_SEEDS
     found["verdict"] = side_verdict(found["diff_ci95"]) if decided else few_seeds(fewest, "not decided")
-    if margin is not None:
-        shown = equivalence_verdict(found["diff_ci90"], margin)
+    if terms.margin is not None:
+        shown = equivalence_verdict(found["diff_ci90"], terms.margin)
         found["equivalence"] = shown if decided else few_seeds(fewest, "not shown")
     return found
 
@@ -319,9 +325,7 @@ def _weights(folder: Path, condition: str) -> str:
     closed form, and rivals from outside, which this program does not know."""
     used = CONDITIONS[condition].uses if condition in CONDITIONS else ()
     keys = [key for part, key in _WEIGHTS.items() if part in used]
-    if keys and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json, which names the weights; evaluate again")
-    config = read_json(folder / "config.json")["config"] if keys else {}
+    config = _record(folder, "config.json")["config"] if keys else {}
     return " ".join(str(config[key]) for key in keys if config.get(key))
 
 
@@ -341,10 +345,10 @@ def _together(names: Sequence[str]) -> str:
     return f"{Path(*shared)} ({len(names)} seeds)" if shared and len(names) > 1 else " ".join(names)
 
 
-def _results(folder: Path) -> dict:
-    if not (folder / "results.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no results.json; name the folder of an evaluation that has ended")
-    return read_json(folder / "results.json")
+def _record(folder: Path, name: str = "results.json") -> dict:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"{folder} holds no {name}; name the folder of an evaluation that has ended")
+    return read_json(folder / name)
 
 
 def _require_row(folders: Sequence[Path], found: Mapping[Path, Mapping], row: Mapping) -> None:
@@ -373,16 +377,12 @@ def _lines(folder: Path) -> list[dict]:
     """The prediction lines of an evaluation, packed or not."""
     lines = read_lines(folder / "predictions.jsonl")
     if not lines:
-        raise FileNotFoundError(
-            f"{folder} holds no predictions (predictions.jsonl or predictions.jsonl.gz), so nothing can be recomputed"
-        )
+        raise FileNotFoundError(f"{folder} holds no predictions (predictions.jsonl, or .gz): evaluate again")
     return lines
 
 
 def _ids(folder: Path) -> list[str]:
-    if not (folder / "manifest.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no manifest.json, which names the questions; evaluate again")
-    return read_json(folder / "manifest.json")["ids"]
+    return _record(folder, "manifest.json")["ids"]
 
 
 def _questions(folder: Path, results: Mapping) -> tuple[list[Question], Scorer, bool]:

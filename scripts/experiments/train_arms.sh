@@ -88,7 +88,7 @@ done
 # pair FOLDER RUN...: the comparison, where there is more than one evaluation.
 pair() {
     [ $# -gt 2 ] || [[ ${2:-} == *,* ]] || return 0
-    program compare "${@:2}" --margin 0.02 --selection "$base" --save_dir "$1"
+    program compare "${@:2}" --pair_seeds --margin 0.02 --selection "$base" --save_dir "$1"
 }
 pair "$OUTPUT_DIR" "${same_places[@]}"
 pair "$OUTPUT_DIR/same_bytes" "${same_bytes[@]}"

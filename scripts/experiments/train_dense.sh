@@ -96,4 +96,4 @@ for one in $ARMS; do
         dense | codes | lead) apart=(--selection "$OUTPUT_DIR/seed${SEEDS%% *}/$one/checkpoint_best") ;;
     esac
 done
-program compare "${runs[@]}" "$OUTPUT_DIR/rivals:token_budget" "$OUTPUT_DIR/rivals:text" "${apart[@]}" --save_dir "$OUTPUT_DIR"
+program compare "${runs[@]}" "$OUTPUT_DIR/rivals:token_budget" "$OUTPUT_DIR/rivals:text" "${apart[@]}" --pair_seeds --save_dir "$OUTPUT_DIR"

@@ -193,7 +193,7 @@ def test_dense_latents_are_taught_trained_alike_and_judged_at_every_m(recorded, 
     assert {flag(call, "conditions") for call in judged} == {"latentwire@4,latentwire@8,shuffled_z@8"}
     assert {(flag(call, "samples"), flag(call, "skip")) for call in [rivals, *judged]} == {("1000", "1000")}
     seeds = [",".join(f"out/seed{seed}/{arm}/eval" for seed in (0, 1)) for arm in arms]
-    apart = "--selection out/seed0/lead/checkpoint_best --save_dir out"
+    apart = "--selection out/seed0/lead/checkpoint_best --pair_seeds --save_dir out"
     assert calls[-1][0].endswith(f"compare.py {' '.join(seeds)} out/rivals:token_budget out/rivals:text {apart}")
 
 
@@ -344,7 +344,7 @@ def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
     assert len([call for call, _ in calls if "fit_codec.py" in call]) == 4, "two arms, two seeds"
     places, equal, fewer = (call for call, _ in calls if "compare.py" in call)
     seeds = {name: ",".join(f"out/seed{seed}/{name}" for seed in (0, 1)) for name in folders}
-    ending = "--margin 0.02 --selection out/base/checkpoint_best --save_dir out"
+    ending = "--pair_seeds --margin 0.02 --selection out/base/checkpoint_best --save_dir out"
     rivals = flag(untrained, "conditions").split(",")
     assert {"text", "sentence", "pca_selected", "no_context"} < set(rivals)
     runs = f"{seeds['latentwire/eval']} out/seed0/latentwire/eval:shuffled_context_z {seeds['ids/eval']} "

@@ -51,12 +51,12 @@ def evaluation(folder, scores, weights=None, others=None, nll=(), **more):
     return folder
 
 
-def compared(*runs, margin=None):
+def compared(*runs, margin=None, pair_seeds=False):
     """compare.py's record of runs: folders, lists of them (seeds), or texts as on the command line."""
     texts = [
         run if isinstance(run, str) else ",".join(map(str, run if isinstance(run, list) else [run])) for run in runs
     ]
-    return compare([parse_run(text, "latentwire") for text in texts], margin)
+    return compare([parse_run(text, "latentwire") for text in texts], margin, pair_seeds=pair_seeds)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_what_is_not_there_is_named(runs, tmp_path):
     with pytest.raises(ValueError, match=r"lacks the predictions of .*'latentwire'.* for 1 questions"):
         compared(runs[0], cut)
     (runs[0] / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"base holds no config\.json, which names the weights"):
+    with pytest.raises(FileNotFoundError, match=r"base holds no config\.json; name the folder of an evaluation"):
         compared(*runs[:2])
 
 
@@ -231,6 +231,20 @@ def test_three_seeds_of_each_side_decide(seeds):
     assert row["verdict"] == "higher"
     assert len(row["weights"]) == 3 and row["equivalence"] is None
     assert compared(b, a)["rows"][1]["verdict"] == "lower"
+
+
+def test_seeds_that_belong_together_are_drawn_together(seeds, tmp_path):
+    """Each seed of b is 0.4 above a's of the same place, so all pairs say the same; in another order they do not:
+    two of three pairs are drawn, the same one twice in 1 draw of 9."""
+    a, b = seeds
+    row = compared(a, b, pair_seeds=True)["rows"][1]
+    assert row["diff_over"] == "seed pairs and questions" and row["diff_ci95"] == pytest.approx([0.4, 0.4])
+    row = compared(a, b[::-1], pair_seeds=True)["rows"][1]
+    assert row["diff"] == pytest.approx(0.4) and row["diff_ci95"] == pytest.approx([0.2, 0.6])
+    more = [*b, evaluation(tmp_path / "b3", [0.6] * 6)]
+    for other in (more, f"{a[0]}:text"):
+        first, second = (compared(a, other, pair_seeds=pair)["rows"][1] for pair in (True, False))
+        assert first == second and first["diff_over"] == "seeds and questions", "not as many seeds: no pairs"
 
 
 @pytest.mark.parametrize(("number", "verdict"), [(1, "one seed, not decided"), (2, "2 seeds, not decided")])
