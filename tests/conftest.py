@@ -127,13 +127,6 @@ def llm_folders(llms, tmp_path_factory):
     return folders
 
 
-@pytest.fixture
-def tiny_models(llm_folders, monkeypatch):
-    """Let every program of this test use the small random models."""
-    for name, folder in llm_folders.items():
-        monkeypatch.setenv(name, folder)
-
-
 @contextmanager
 def small_world(variables):
     """Inside, every program uses the small models and a cache of its own; no signal handler is left behind."""
@@ -142,6 +135,7 @@ def small_world(variables):
         for name, value in variables.items():
             patch.setenv(name, value)
         patch.delenv("SQUAD_DIR", raising=False)
+        patch.setattr("latentwire.data.squad._load_from_hub", lambda split: None)
         patch.setattr("latentwire.utils.runs.git_sha", lambda: "a commit")  # somebody may commit while these tests run
         yield patch
     signal.signal(signal.SIGTERM, handler)
@@ -156,6 +150,13 @@ def variables(llm_folders, tmp_path_factory):
 @pytest.fixture(scope="module")
 def surroundings(variables):
     """`small_world` for all tests of a file."""
+    with small_world(variables):
+        yield
+
+
+@pytest.fixture
+def tiny_models(variables):
+    """`small_world` for one test."""
     with small_world(variables):
         yield
 

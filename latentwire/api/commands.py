@@ -4,21 +4,25 @@ import base64
 import binascii
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from tqdm import tqdm
 
 from latentwire.api.costs import break_even
-from latentwire.api.encoding import LatentWire
+from latentwire.api.encoding import LatentWire, require_text
 from latentwire.api.message import Wire
 from latentwire.api.settings import AnswerSettings, InspectSettings, SendSettings
 from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.models.wire import MAGIC
 from latentwire.utils.cli import require
 from latentwire.utils.files import UNREADABLE
+
+if TYPE_CHECKING:
+    from latentwire.api.reading import WireReader
 
 _BATCH = 64  # JSON lines that are encoded before their wires are written
 
@@ -49,19 +53,16 @@ def answer(config: AnswerSettings) -> None:
         print(reader.answer(wire, config.question or None, config.max_new_tokens))
         return
     with _opened(config.wire) as file:
-        start = file.read(len(MAGIC))
-        lines = start.lstrip()[:1] == b"{"
+        start = _beginning(file)
+        lines = start.lstrip().startswith(b"{")
         wire = None if lines else lw.wire(start + file.read())  # a wrong wire is told before the LLM is loaded
         require(not (lines and config.question), "question", config.question, "JSON lines have their own; leave it out")
         reader = lw.reader(config.llm or next(iter(lw.llms)), dtype=config.dtype)
         if wire:
             print(reader.answer(wire, config.question or None, config.max_new_tokens))
             return
-        for some in _batched(_lines(file, start, "wire"), config.batch_size):
-            wires = [_decoded(number, line["wire"]) for number, line in some]
-            asked = [line.get("question") if question_in_tail(lw.source) else None for _, line in some]
-            for (_, line), found in zip(some, reader.answer(wires, asked, config.max_new_tokens), strict=True):
-                _write({key: value for key, value in line.items() if key != "wire"} | {"answer": found})
+        first = (start + file.readline()).splitlines(keepends=True)
+        _answer_lines(lw, reader, chain(first, file), config)
 
 
 def inspect(config: InspectSettings) -> None:
@@ -91,26 +92,56 @@ def _shown(wire: Wire, found: Mapping, ckpt: str) -> str:
 
 
 def _send_lines(lw: LatentWire, how: Mapping) -> None:
+    known = encoder_reads_question(lw.source)
+
+    def ready(line: dict) -> dict:
+        require_text("context", line["context"])
+        if known:
+            require_text("question", line.get("question") or "")
+        return line
+
     with tqdm(unit="text", desc="encoding") as bar:
-        for some in _batched(_lines(sys.stdin.buffer, b"", "context"), _BATCH):
-            contexts = [line["context"] for _, line in some]
-            known = encoder_reads_question(lw.source)
-            asked = [line.get("question") or "" for _, line in some] if known else None
-            try:
-                wires = lw.encode(contexts, asked, **how)
-            except ValueError as error:
-                raise ValueError(f"lines {some[0][0]} to {some[-1][0]}: {error}") from error
-            for (_, line), wire in zip(some, wires, strict=True):
+        for some in _batched(_lines(sys.stdin.buffer, "context", ready), _BATCH):
+            asked = [line["question"] for line in some] if known else None
+            wires = lw.encode([line["context"] for line in some], asked, **how)
+            for line, wire in zip(some, wires, strict=True):
                 kept = {key: value for key, value in line.items() if key != "context"}
                 _write(kept | {"wire": base64.b64encode(wire).decode()})
             bar.update(len(some))
 
 
-def _lines(file: BinaryIO, start: bytes, needed: str) -> Iterator[tuple[int, dict]]:
-    """JSON objects with their line numbers; ValueError that names the line of anything else."""
-    for number, line in enumerate(file, 1):
-        line = start + line
-        start = b""
+def _answer_lines(lw: LatentWire, reader: "WireReader", lines: Iterable[bytes], config: AnswerSettings) -> None:
+    later = question_in_tail(lw.source)
+
+    def ready(line: dict) -> dict:
+        try:
+            packed = base64.b64decode(line["wire"], validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"the wire is no base64 ({error})") from error
+        if later:
+            require_text("question", line.get("question") or "")
+        return line | {"wire": lw.wire(packed)}
+
+    for some in _batched(_lines(lines, "wire", ready), config.batch_size):
+        asked = [line["question"] for line in some] if later else [None] * len(some)
+        answers = reader.answer([line["wire"] for line in some], asked, config.max_new_tokens)
+        for line, found in zip(some, answers, strict=True):
+            _write({key: value for key, value in line.items() if key != "wire"} | {"answer": found})
+
+
+def _beginning(file: BinaryIO) -> bytes:
+    """As much of a file as tells a wire from JSON lines, which a byte order mark and blank lines may stand before."""
+    start = file.read(len(MAGIC))
+    if start.startswith(BOM_UTF8):
+        start = start.removeprefix(BOM_UTF8) + file.read(len(BOM_UTF8))
+    while start.isspace() and (more := file.read(1)):
+        start += more
+    return start
+
+
+def _lines(lines: Iterable[bytes], needed: str, ready: Callable[[dict], dict]) -> Iterator[dict]:
+    """What `ready` makes of each JSON object; ValueError that names the line of anything else."""
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -119,23 +150,34 @@ def _lines(file: BinaryIO, start: bytes, needed: str) -> Iterator[tuple[int, dic
             raise ValueError(f"line {number}: no JSON ({error})") from error
         if not isinstance(found, dict) or not isinstance(found.get(needed), str):
             raise ValueError(f'line {number}: needs an object with "{needed}" as text')
-        yield number, found
+        try:
+            found = ready(found)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        yield found
 
 
-def _decoded(number: int, text: str) -> bytes:
+def _batched(lines: Iterator[dict], size: int) -> Iterator[list[dict]]:
+    """Lists of lines; where one is bad, those before it come first."""
+    some = []
     try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"line {number}: the wire is no base64 ({error})") from error
-
-
-def _batched(lines: Iterator[tuple[int, dict]], size: int) -> Iterator[Sequence[tuple[int, dict]]]:
-    while some := list(islice(lines, size)):
+        for line in lines:
+            some.append(line)
+            if len(some) == size:
+                yield some
+                some = []
+    except ValueError:
+        if some:
+            yield some
+        raise
+    if some:
         yield some
 
 
 def _write(line: dict) -> None:
-    print(json.dumps(line, ensure_ascii=False), flush=True)
+    text = json.dumps(line, ensure_ascii=False)
+    half = any("\ud800" <= sign <= "\udfff" for sign in text)  # of a surrogate pair, which UTF-8 does not have
+    print(json.dumps(line) if half else text, flush=True)
 
 
 def _text(name: str, path: str) -> str:

@@ -8,7 +8,7 @@ before the latents is the same for all questions: it is kept with the head of th
 
 from latentwire.api.encoding import LatentWire
 from latentwire.api.message import Wire
-from latentwire.llms.loading import model_of
+from latentwire.llms.loading import shape_of
 
 _TABLES = ("embedding", "codebook")  # looked up, not multiplied
 
@@ -22,7 +22,7 @@ def break_even(lw: LatentWire, wire: Wire) -> dict[str, dict]:
     saved_positions = wire.text_tokens - wire.m
     found = {}
     for name, llm_id in lw.llms.items():
-        saved = 2 * model_of(name, llm_id).body * saved_positions / 1e9
+        saved = 2 * shape_of(name, llm_id).body * saved_positions / 1e9
         questions = cost / saved if saved > 0 else None
         says = f"encoding {cost:.2f} GFLOP; "
         if questions:

@@ -42,6 +42,7 @@ def measure(config: DocumentSettings) -> dict:
     known, later = encoder_reads_question(lw.source), question_in_tail(lw.source)
     how = config.how
     asked = [q.question for q in questions] if known else None
+    lw.encoder.eval()  # it is loaded now, not while it is timed
     started = time.perf_counter()
     if known:
         whole = lw.encode([document] * len(questions), asked, progress=True, **how)
@@ -57,11 +58,15 @@ def measure(config: DocumentSettings) -> dict:
             for q, wire in zip(tqdm(questions, desc=f"{llm} {name}"), some, strict=True):
                 answer = reader.answer(wire, q.question if later else None)
                 found.append(score(answer, q.answers) | {"id": q.id, "llm": llm, "from": name, "answer": answer})
-            f1, held = [line["f1"] for line in found], lw.wire(some[0])
+            f1, held = [line["f1"] for line in found], list(map(lw.wire, some))
+            sizes = {
+                "blocks": [len(one.blocks) for one in held], "latents": [one.m for one in held],
+                "wire_bytes": [len(one.packed) for one in held], "text_tokens": [one.text_tokens for one in held],
+            }  # fmt: skip
             rows.append({
                 "llm": llm, "from": name, "f1": float(np.mean(f1)),
-                "f1_ci95": mean_ci(f1, [q.paragraph for q in questions]), "blocks": len(held.blocks),
-                "latents": held.m, "wire_bytes": len(held.packed), "text_tokens": held.text_tokens,
+                "f1_ci95": mean_ci(f1, [q.paragraph for q in questions]),
+                **{name: float(np.mean(each)) for name, each in sizes.items()},
             })  # fmt: skip
             lines += found
     results = {
@@ -79,10 +84,10 @@ def measure(config: DocumentSettings) -> dict:
 
 def table(results: dict) -> str:
     """The rows in Markdown, with what they were measured on."""
+    sizes = ("blocks", "latents", "wire_bytes", "text_tokens")  # means
     head = ("LLM", "read from", "F1 [95% interval]", "blocks", "latents", "wire bytes", "tokens of the text")
     rows = [
-        (row["llm"], row["from"], f1_label(row, results["n"]), row["blocks"], row["latents"],
-         row["wire_bytes"], row["text_tokens"])
+        (row["llm"], row["from"], f1_label(row, results["n"]), *(round(row[size]) for size in sizes))
         for row in results["results"]
     ]  # fmt: skip
     sent = f"wire {results['codec']}; " if "codec" in results else ""  # older ones were float16

@@ -90,8 +90,10 @@ def _files(name: str) -> list[str]:
     """The files of a folder, a pattern or a file's own name, in order."""
     if Path(name).is_file():  # its name may look like a pattern
         return [str(Path(name))]
-    inside = sorted(Path(name).rglob("*")) if Path(name).is_dir() else map(Path, sorted(glob(name, recursive=True)))
-    return [str(path) for path in inside if path.is_file() and not path.name.startswith(".")]
+    if not Path(name).is_dir():
+        return [str(Path(path)) for path in sorted(glob(name, recursive=True)) if Path(path).is_file()]
+    inside = {path: path.relative_to(name).parts for path in sorted(Path(name).rglob("*")) if path.is_file()}
+    return [str(path) for path, parts in inside.items() if not any(part.startswith(".") for part in parts)]
 
 
 def _form(file: str) -> Callable[[Source], Iterator[tuple[str, Row]]]:
@@ -117,7 +119,8 @@ def table(source: Source) -> Iterator[tuple[str, Row]]:
     reader = csv.DictReader(decoded, strict=True)  # else a quote that is never closed would hide all rows behind it
     for number in itertools.count(1):
         try:
-            yield f"{name}:{number}", next(reader)
+            row = next(reader)
+            yield f"{name}:{number}", "no CSV (more fields than the header has)" if None in row else row
         except StopIteration:
             return
         except csv.Error as error:

@@ -45,7 +45,7 @@ class Demo:
                 prompts.head, [slot.embeds], [tail], self.longest, [slot.deltas], slot.constant
             )
             lines.append(
-                f"{llm.name:>8} from {shown}  {len(slot.embeds):>5} positions  {slot.sent:>6} bytes   "
+                f"{llm.name:>8} from {shown}  {len(slot.embeds) - slot.constant:>5} positions  {slot.sent:>6} bytes   "
                 f"{answer or '(nothing)'}"
             )
         return lines

@@ -36,7 +36,7 @@ from latentwire.evaluation.settings import (
     EvalSettings,
 )
 from latentwire.evaluation.sizes import bytes_table
-from latentwire.llms.loading import model_of
+from latentwire.llms.loading import shape_of
 from latentwire.llms.pace import ANSWERING, Work, answer_operations, text_tokens
 from latentwire.llms.prompts import WORDINGS
 from latentwire.models.adapters import SOFT_VECTORS, Adapter
@@ -47,7 +47,7 @@ from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, read
 from latentwire.models.wire import COMPACT, SCALAR
 from latentwire.models.wire.compact import tables_of
 from latentwire.utils.cli import SCHEMA, refuse_long, require
-from latentwire.utils.files import write_json
+from latentwire.utils.files import read_json, write_json
 from latentwire.utils.machine import on_this_machine, set_seed
 from latentwire.utils.runs import RunFolder, digest, identity
 
@@ -100,7 +100,7 @@ def evaluate(config: EvalSettings) -> dict | None:
     config = plan.config
     if config.estimate:
         ready, shared, _ = _ready(plan, None)
-        predictions = Predictions(Path(config.save_dir) / "predictions.jsonl")
+        predictions = Predictions(Path(config.save_dir) / "predictions.jsonl", read_only=True)
         _announce(predictions, ready, shared, plan)
         return None
     reused = reusable(config.reuse, plan.identity, plan.conditions, config.llm_names) if config.reuse else []
@@ -199,7 +199,7 @@ def _evaluate(plan: Plan, predictions: Predictions) -> dict:
             print(line_of(row), flush=True)
     return record(config, chosen, rows, scores) | {
         "train_seed": made.get("train_seed"), "codec": config.codec, "checkpoint": config.ckpt or "untrained",
-        "interface": made.get("interface"), "bytes_table": _bytes(plan, ready[0], shared),
+        "interface": made.get("interface"), "bytes_table": _bytes(plan, ready[0], shared, predictions.path.parent),
     }  # fmt: skip
 
 
@@ -213,11 +213,14 @@ def record(config: AnsweringSettings, chosen: QuestionSet, rows: Sequence[dict],
     }  # fmt: skip
 
 
-def _bytes(plan: Plan, reader: Reader, shared: Shared) -> list[dict]:
-    """What the texts take by other means, where there is a wire; printed."""
+def _bytes(plan: Plan, reader: Reader, shared: Shared, folder: Path) -> list[dict]:
+    """What the texts take by other means, where there is a wire; printed. Counted once per evaluation."""
     if shared.sender is None:
         return []
-    rows = bytes_table(shared.questions, plan.config.source, plan.config.latent_len, shared, reader)
+    before = read_json(folder / "results.json") if (folder / "results.json").is_file() else {}
+    rows = before.get("bytes_table") or bytes_table(
+        shared.questions, plan.config.source, plan.config.latent_len, shared, reader
+    )
     for row in rows:
         print(f"{row['bytes']:>8.0f} bytes per question: {row['way']}", flush=True)
     return rows
@@ -252,7 +255,7 @@ def _soft_prompts(config: EvalSettings, condition: Condition, m: int) -> dict[st
     folder = Path(config.tuned) / condition.name / "checkpoint_best"
     made, wanted = read_config(folder), {"source": config.source, "wordings": config.llm_wordings}
     several = str(made.get("settings", {}).get("latent_lens") or made.get("latent_len", m)).split(",")
-    wanted |= {"latent_len": m} if "m" in condition.uses and str(m) not in several else {}
+    wanted |= {"latent_len": m} if "m" in condition.uses and m not in map(int, several) else {}
     found = {name: made.get(name, value) for name, value in wanted.items()}  # older ones do not say
     found["wordings"] = {name: found["wordings"].get(name) for name in config.llm_names}
     require(found == wanted, "tuned", str(folder), f"was trained for {found}, and is asked for {wanted}; train it anew")
@@ -338,7 +341,7 @@ def _note(
     config: EvalSettings, name: str, batches: Sequence[tuple[float, str, int]], probe: Sequence[Question]
 ) -> None:
     """Keep how fast an LLM answered for later estimates; batches: (seconds, cost, M) of each."""
-    model, text = model_of(name, config.llm_ids[name]), text_tokens(probe)
+    model, text = shape_of(name, config.llm_ids[name]), text_tokens(probe)
     each = [answer_operations(model, cost, m, text, config.max_new_tokens) for _, cost, m in batches]
     work = Work(ANSWERING, config.device, config.dtype, (config.llm_ids[name],))
     work.note(len(probe) * sum(each), sum(took for took, *_ in batches))

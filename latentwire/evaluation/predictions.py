@@ -22,19 +22,23 @@ _FREE = ("ckpt", "checkpoint_sha256", "tuned", "tuned_sha256", "latent_len", "ba
 class Predictions:
     """Appended batch by batch; a line cut off by a kill is dropped and computed again.
 
+    read_only: the file stays as it is, which another process may be writing.
+
     Raises ValueError naming the line when one that was finished is damaged.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, read_only: bool = False):
         self.path = path
-        if not path.is_file() and (packed := read_lines(path)):  # a record's, which further lines are added to
-            write_text(path, "".join(map(json_line, packed)))
+        self._lines: dict[tuple, dict[str, dict]] = {}
+        self._keep(found := read_lines(path))
+        if read_only:
+            return
+        if not path.is_file() and found:  # a record's, packed, which further lines are added to
+            write_text(path, "".join(map(json_line, found)))
         written = path.read_bytes() if path.is_file() else b""
         whole = written.rfind(b"\n") + 1
         if whole < len(written):
             os.truncate(path, whole)
-        self._lines: dict[tuple, dict[str, dict]] = {}
-        self._keep(read_lines(path))
 
     def of(self, row: dict) -> dict[str, dict]:
         """Finished lines, by question id, of the condition, M and LLM that `row` names."""

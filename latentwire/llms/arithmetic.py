@@ -14,9 +14,9 @@ HALF = 2  # bytes of a value in bfloat16
 
 
 @dataclass(frozen=True)
-class Model:
+class Shape:
     """A transformer. inner: width of its MLP; key_width: of a layer's keys, and of its values; products: matrices of
-    its MLP; tied: whether the embeddings are the output's, too."""
+    its MLP; tied: whether the embeddings are the output's, too; counted: all weights, where they were counted."""
 
     layers: int
     width: int
@@ -25,6 +25,7 @@ class Model:
     vocabulary: int
     products: int = 3
     tied: bool = False
+    counted: int = 0
 
     @property
     def body(self) -> int:
@@ -35,8 +36,8 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """All weights, without norms and biases."""
-        return self.body + (1 if self.tied else 2) * self.vocabulary * self.width
+        """All weights; without norms and biases, where they were not counted."""
+        return self.counted or self.body + (1 if self.tied else 2) * self.vocabulary * self.width
 
     @property
     def kv_bytes(self) -> int:
@@ -51,16 +52,16 @@ class Model:
 
 # Of the LLMs that were measured here, and of those that the project is for; llms/known.py has the same shapes.
 LLMS = {
-    "llama3.1-8b": Model(32, 4096, 14336, 1024, 128256),
-    "qwen2.5-7b": Model(28, 3584, 18944, 512, 152064),
-    "smollm2-135m": Model(30, 576, 1536, 192, 49152, tied=True),
-    "gemma-3-270m": Model(18, 640, 2048, 256, 262144, tied=True),
-    "qwen2.5-coder-0.5b": Model(24, 896, 4864, 128, 151936),  # its offline form keeps the output's matrix apart
+    "llama3.1-8b": Shape(32, 4096, 14336, 1024, 128256),
+    "qwen2.5-7b": Shape(28, 3584, 18944, 512, 152064),
+    "smollm2-135m": Shape(30, 576, 1536, 192, 49152, tied=True),
+    "gemma-3-270m": Shape(18, 640, 2048, 256, 262144, tied=True),
+    "qwen2.5-coder-0.5b": Shape(24, 896, 4864, 128, 151936),  # its offline form keeps the output's matrix apart
 }
-ENCODER = Model(6, 384, 1536, 384, 0, products=2)  # all-MiniLM-L6-v2, the backbone of the shipped checkpoint
+ENCODER = Shape(6, 384, 1536, 384, 0, products=2)  # all-MiniLM-L6-v2, the backbone of the shipped checkpoint
 
 
-def known_model(llm_id: str) -> Model | None:
+def known_shape(llm_id: str) -> Shape | None:
     """The shape of an LLM of LLMS by its id; None for any other."""
     return LLMS.get(llm_id.removeprefix("offline:").removesuffix("-instruct"))
 
@@ -78,7 +79,7 @@ MEASURED = {"smollm2-135m": Prompt(182, 18), "qwen2.5-coder-0.5b": Prompt(220, 2
 
 
 def training_flops(
-    llms: Mapping[str, Model], prompt: Prompt, text: int, m: int, k: int, encoder: Model = ENCODER
+    llms: Mapping[str, Shape], prompt: Prompt, text: int, m: int, k: int, encoder: Shape = ENCODER
 ) -> dict[str, float]:
     """Operations of one question in one pass, by part; the teacher reads the text once in all passes.
 
@@ -93,7 +94,7 @@ def training_flops(
     }
 
 
-def answer_flops(llm: Model, prompt: Prompt, slot: float, tokens: int) -> tuple[float, float]:
+def answer_flops(llm: Shape, prompt: Prompt, slot: float, tokens: int) -> tuple[float, float]:
     """(prefill, decoding) operations of one question whose context takes `slot` positions; tokens: of the answer."""
     read = slot + prompt.tail
     return llm.forward(read, prompt.head, 1), tokens * llm.forward(1, prompt.head + read, 1)

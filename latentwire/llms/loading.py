@@ -1,14 +1,14 @@
 """How an LLM comes to be: from the hub, a folder or the offline set, or with random weights in a true shape."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 
-from latentwire.llms.arithmetic import Model, known_model
+from latentwire.llms.arithmetic import Shape, known_shape
 from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.known import LARGE_SHAPES, id_variable
 from latentwire.llms.offline import OFFLINE_LLMS, ensure_offline_model, variant
@@ -19,39 +19,20 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-@dataclass
-class Shape:
-    """What an LLM's size follows from. key_width: width of a layer's keys, and of its values."""
-
-    parameters: int
-    layers: int
-    width: int
-    inner_width: int
-    key_width: int
-    vocabulary: int
-
-
 def shape_of(name: str, llm_id: str) -> Shape:
-    """The shape of an LLM, from its configuration alone: no weight is read. Raises as `load_llm` does."""
+    """The shape of an LLM, known here or told by its configuration; no offline model is fetched for it. Raises as
+    `load_llm` does."""
+    return known_shape(llm_id) or _shape(_config_of(name, llm_id))
+
+
+def counted_shape(name: str, llm_id: str) -> Shape:
+    """The same with its weights counted, which are built without memory: exact for any architecture."""
     from transformers import AutoModelForCausalLM  # slow to import
 
     config = _config_of(name, llm_id)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    inner = config.get_text_config(decoder=True)
-    return Shape(
-        sum(weight.numel() for weight in model.parameters()), inner.num_hidden_layers, inner.hidden_size,
-        _inner_width(inner), _key_width(inner), inner.vocab_size,
-    )  # fmt: skip
-
-
-def model_of(name: str, llm_id: str) -> Model:
-    """The shape of an LLM as its time follows from it: known here, or told by its configuration; no offline model is
-    fetched for it. Raises as `load_llm` does."""
-    if known := known_model(llm_id):
-        return known
-    inner = _config_of(name, llm_id).get_text_config(decoder=True)
-    return Model(inner.num_hidden_layers, inner.hidden_size, _inner_width(inner), _key_width(inner), inner.vocab_size)
+    return replace(_shape(config), counted=sum(weight.numel() for weight in model.parameters()))
 
 
 def _config_of(name: str, llm_id: str) -> "PretrainedConfig":
@@ -64,13 +45,13 @@ def _config_of(name: str, llm_id: str) -> "PretrainedConfig":
         raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
 
 
-def _inner_width(inner: "PretrainedConfig") -> int:
-    return getattr(inner, "intermediate_size", 4 * inner.hidden_size)
-
-
-def _key_width(inner: "PretrainedConfig") -> int:
+def _shape(config: "PretrainedConfig") -> Shape:
+    inner = config.get_text_config(decoder=True)
     heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
-    return heads * (getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads)
+    return Shape(
+        inner.num_hidden_layers, inner.hidden_size, getattr(inner, "intermediate_size", 4 * inner.hidden_size),
+        heads * (getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads), inner.vocab_size,
+    )  # fmt: skip
 
 
 def _where(name: str, llm_id: str) -> tuple[dict, str]:

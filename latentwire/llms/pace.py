@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from latentwire.data.question import Question
-from latentwire.llms.arithmetic import Model, Prompt, answer_flops
+from latentwire.llms.arithmetic import Prompt, Shape, answer_flops
 from latentwire.llms.known import cache_dir
 from latentwire.utils.files import read_json, write_json
 from latentwire.utils.surroundings import threads
@@ -62,7 +62,7 @@ class Work:
         return " ".join([self.kind, self.device, self.dtype, *self.llms, *(["together"] if self.together else [])])
 
 
-def answer_operations(model: Model, cost: str, m: int, text: float, tokens: int) -> float:
+def answer_operations(model: Shape, cost: str, m: int, text: float, tokens: int) -> float:
     """Operations of one answer. cost: of a condition, which tells whether the LLM reads the whole text, M places or
     nothing; text: tokens of the whole; tokens: of the answer."""
     return sum(answer_flops(model, Prompt(), {"whole": text, "places": m, "nothing": 0}[cost], tokens))

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from latentwire.evaluation.scores import shown_ci
 from latentwire.reporting.labels import GROWTH, colour_of, describe_llm, llms_of, row_name
-from latentwire.training.log import flat, read_log
+from latentwire.training.log import flat
+from latentwire.utils.files import read_lines
 
 _MARKERS = "osD^vP*X<>p"
 _WIDTH = 5.2  # inches of a chart for one LLM: its letters can still be read on a phone
@@ -93,7 +94,7 @@ def rates(compared: Mapping) -> Figure:
         rows = sorted(sent, key=lambda row: row["wire_bytes"])
         colour = f"C{number}"
         for row in rows:
-            low, high = row["f1_ci95"]
+            low, high = row["f1_ci95"] or (row["f1"], row["f1"])
             spread = [[row["f1"] - low], [high - row["f1"]]]
             panel.errorbar(row["wire_bytes"], row["f1"], spread, fmt="o", ms=4, color=colour, lw=1)
             panel.annotate(
@@ -223,7 +224,7 @@ def curve_keys(lines: Sequence[Mapping], name: str) -> list[str]:
 
 def draw_curves(folder: Path) -> list[Path]:
     """first_token_accuracy.png and loss.png from the metrics.jsonl of a run; the paths that were drawn."""
-    lines = read_log(folder / "metrics.jsonl")
+    lines = read_lines(folder / "metrics.jsonl")
     drawn = []
     for name in ("first_token_accuracy", "loss"):
         if curve_keys(lines, name):

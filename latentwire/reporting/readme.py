@@ -28,7 +28,8 @@ def renew(document: Path) -> list[str]:
     missing = [name for name in parts if not (document.parent / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{document} includes {', '.join(missing)}, which is not there; write it first")
-    write_text(document, _INCLUDED.sub(lambda m: m[1] + (document.parent / m[2]).read_text() + m[4], text))
+    tables = {name: (document.parent / name).read_text(encoding="utf-8") for name in parts}
+    write_text(document, _INCLUDED.sub(lambda m: m[1] + tables[m[2]] + m[4], text))
     return [*parts]
 
 

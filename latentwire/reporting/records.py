@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from latentwire.training.log import read_log
 from latentwire.utils.files import read_json, read_lines
 
 _SUBFOLDERS = ("*", "stages/*", "checkpoint_best/*")  # the last one: where eval.py writes without --save_dir
@@ -63,7 +62,11 @@ def gather(runs: Sequence[Path]) -> list[Part]:
 
 
 def _is_part(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("results.json", "metrics.jsonl", "diagnostics.json"))
+    if any((folder / name).is_file() for name in ("metrics.jsonl", "diagnostics.json")):
+        return True
+    path = folder / "results.json"
+    found = read_json(path) if path.is_file() else {"schema": None}
+    return "schema" not in found or "comparisons" in found  # other programs write a results.json, too
 
 
 def _read(folder: Path, label: str) -> Part:
@@ -72,7 +75,7 @@ def _read(folder: Path, label: str) -> Part:
         for row in results[name]:
             _require(row, keys, folder / "results.json")
     log = folder / "metrics.jsonl"
-    lines = read_log(log) if log.is_file() else []
+    lines = read_lines(log)
     for line in lines:
         _require(line, ("step",), log)
     return Part(

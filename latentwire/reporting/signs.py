@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentwire.evaluation.scores import show_interval
+from latentwire.evaluation.scores import difference_verdict, show_interval
 
 GOOD, BAD, UNDECIDED = "good", "bad", "undecided"
 
@@ -148,9 +148,7 @@ def _sign(title: str, of: Mapping, level: str, measured: str) -> Sign:
 
 
 def _side(ci: Sequence[float] | None) -> str:
-    if not ci or ci[0] <= 0 <= ci[1]:
-        return UNDECIDED
-    return GOOD if ci[0] > 0 else BAD
+    return {"PASS": GOOD, "FAIL": BAD}.get(difference_verdict(ci), UNDECIDED)
 
 
 def _floor(ci: Sequence[float] | None) -> str:

@@ -5,6 +5,7 @@ Two services, one of them with BATCH=1, are measured in turns, forwards and back
 """
 
 import asyncio
+import math
 import os
 import time
 from collections import Counter
@@ -167,7 +168,8 @@ class _Target:
 
 
 def _quantile(times: Sequence[float], share: float) -> float | None:
-    return 1000 * sorted(times)[min(int(share * len(times)), len(times) - 1)] if times else None
+    """Milliseconds that this share of the requests took at most."""
+    return 1000 * sorted(times)[max(0, math.ceil(share * len(times)) - 1)] if times else None
 
 
 def _ratios(rows: Sequence[Mapping]) -> list[dict]:

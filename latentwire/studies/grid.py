@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentwire.data.question import Question, subset
+from latentwire.data.registry import DATASETS
 from latentwire.data.squad import load
 from latentwire.evaluation.settings import EvalSettings
 from latentwire.studies.programs import (
@@ -26,6 +27,7 @@ from latentwire.studies.programs import (
     teacher_seconds,
     torchrun,
     train_and_evaluate,
+    variables,
 )
 from latentwire.studies.scale.estimates import SAYS, predicted
 from latentwire.studies.settings import SWEEP_SAMPLES, Configuration, SweepSettings
@@ -81,7 +83,7 @@ def sweep(config: SweepSettings) -> int:
 
 def _resolved(config: SweepSettings) -> SweepSettings:
     """Fill in what was left open, and whole paths: the programs run elsewhere."""
-    named = config.dataset in ("squad", "sample")
+    named = config.dataset in DATASETS
     return dataclasses.replace(
         config,
         samples=config.samples or SWEEP_SAMPLES,
@@ -118,16 +120,8 @@ def _environment(config: SweepSettings, cls: type[Settings], varied: Mapping[str
     """What a program finds in its environment, on whichever machine: the sweep's own settings, what it varies, what is
     inherited, where things are, and else the defaults."""
     given = vars(config) | {"latent_lens": ""} | varied  # a trial has one M; a training's latent_lens are drawn among
-    variables = {variable_of(field): field.name for field in fields_of(cls) if variable_of(field)}
-    found = {name: _text(given.get(setting)) for name, setting in variables.items()}  # an empty one is not set
-    found |= dict(_inherited(cls, {"save_dir", "resume"}))
-    found |= {name: os.environ[name] for name in _PLACES if name in os.environ}
-    return found | {f"{name.upper()}_ID": llm_id for name, llm_id in config.llm_ids.items()}
-
-
-def _text(value: object) -> str:
-    """A setting's value as a variable has it."""
-    return "" if value is None else str(int(value) if isinstance(value, bool) else value)
+    found = variables(cls, given, config.llm_ids) | dict(_inherited(cls, {"save_dir", "resume"}))
+    return found | {name: os.environ[name] for name in _PLACES if os.environ.get(name)}
 
 
 def _evaluation(config: SweepSettings, folder: Path, conditions: str, *flags: str) -> Program:

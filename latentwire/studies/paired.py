@@ -65,8 +65,7 @@ class System:
 
 @dataclass(frozen=True)
 class Terms:
-    """What all systems are compared on. found: results.json by folder; margin: of equivalence; pair_seeds: seeds of the
-    same place are drawn together."""
+    """Of all systems. found: results.json by folder; margin: of equivalence; pair_seeds: seeds are drawn in pairs."""
 
     found: Mapping[Path, Mapping]
     questions: Sequence[Question]
@@ -160,23 +159,23 @@ def compare(
     (first, base), *others = found.items()
     ids = _ids(first)
     for folder, results in others:
-        differing = [name for name in _SAME if results[name] != base[name]]
-        same = not differing and _ids(folder) == ids
+        differing = [name for name in _SAME if results[name] != base[name]] or ["ids"] * (_ids(folder) != ids)
         require(
-            same, "run", str(folder), f"is not of the questions of {first} ({', '.join(differing) or 'ids'} differ)"
+            not differing, "run", str(folder), f"is not of the questions of {first} ({', '.join(differing)} differ)"
         )
     questions, _, spans = _questions(first, base)
     systems = [system for run in runs for system in _systems(run, found, ids)]
     terms = Terms(found, questions, margin, pair_seeds)
-    if selection:
-        require(spans, "selection", str(selection), f"answers of {base['dataset']} are no spans of their contexts")
+    orders = {tuple(found[folder].get("train_seed") for folder in system.run.folders) for system in systems}
+    orders = {order for order in orders if len(set(order)) > 1}  # a soft prompt's evaluation does not know its seed
+    require(len(orders) < 2 or not pair_seeds, "pair_seeds", str(sorted(orders)), "name the same seeds in one order")
+    inside = f"answers of {base['dataset']} are no spans of their contexts"
+    require(spans or not selection, "selection", str(selection), inside)
     parts = _parts(selection, base["source"], systems, terms) if selection else []
-    return (
-        {"schema": SCHEMA, "condition": ", ".join(dict.fromkeys(run.condition for run in runs))}
-        | {"margin": margin, "pair_seeds": pair_seeds}
-        | {name: base[name] for name in ("machine", *_SAME, "seed")}
-        | {"rows": _rows(systems, terms), "parts": parts}
-    )
+    conditions = ", ".join(dict.fromkeys(run.condition for run in runs))
+    about = {"schema": SCHEMA, "condition": conditions, "margin": margin, "pair_seeds": pair_seeds}
+    about |= {name: base[name] for name in ("machine", *_SAME, "seed")}
+    return about | {"rows": _rows(systems, terms), "parts": parts}
 
 
 def _parts(selection: Path, source: str, systems: Sequence[System], terms: Terms) -> list[dict]:
@@ -205,8 +204,7 @@ def answer_is_sent(checkpoint: Path, source: str, questions: Sequence[Question],
     Raises ValueError where its encoder chooses no tokens.
     """
     encoder = load_encoder(checkpoint)
-    remedy = f"its encoder {encoder.name!r} chooses no tokens; name a checkpoint that does"
-    require(encoder.chooses_tokens, "selection", str(checkpoint), remedy)
+    require(encoder.chooses_tokens, "selection", str(checkpoint), f"{encoder.name!r} chooses no tokens; name another")
     found = []
     for question in tqdm(questions, desc="what is sent", unit="q", mininterval=1):
         there = {place for span in encoder.chosen_spans(question, source, m) for place in range(*span)}
@@ -233,6 +231,8 @@ def _rows(systems: Sequence[System], terms: Terms) -> list[dict]:
         if system.run == systems[0].run:
             firsts[llm, m] = system
         before = firsts.get((llm, m), first)
+        others = f"is of {system.row['llm_id']}, not of {before.row['llm_id']} as the first run"
+        require(system.row["llm_id"] == before.row["llm_id"], "llm", str(llm), others)
         name = _together([names[folder] for folder in system.run.folders])
         rows.append(
             {"name": f"{name}: {system.run.condition}" if several else name}
@@ -252,10 +252,8 @@ def _system(run: Run, found: Mapping[Path, Mapping], row: Mapping, ids: Sequence
         if all(line.get(name) is not None for seed in lines for line in seed)  # older lines have fewer
     }
     weights = [own for folder in run.folders if (own := _weights(folder, run.condition))]
-    require(
-        len(set(weights)) == len(weights), "run", ",".join(map(str, run.folders)),
-        "holds the same weights twice; seeds of one thing are trainings of their own",
-    )  # fmt: skip
+    twice = "holds the same weights twice; seeds of one thing are trainings of their own"
+    require(len(set(weights)) == len(weights), "run", ",".join(map(str, run.folders)), twice)
     return System(run, row, values, weights)
 
 
@@ -353,10 +351,11 @@ def _record(folder: Path, name: str = "results.json") -> dict:
 
 def _require_row(folders: Sequence[Path], found: Mapping[Path, Mapping], row: Mapping) -> None:
     """ValueError where a seed's evaluation has no such row; M may not differ."""
-    wanted = {name: row[name] for name in ("condition", "llm", "m")}
+    wanted = {name: row[name] for name in ("condition", "llm", "llm_id", "m")} | {"codec": found[folders[0]]["codec"]}
     for folder in folders:
-        rows = [row for row in found[folder]["results"] if all(row[name] == wanted[name] for name in wanted)]
-        require(len(rows) == 1, "run", str(folder), f"has no row {wanted}; seeds of one thing must have the same rows")
+        rows = [found[folder] | row for row in found[folder]["results"]]
+        same = any(all(row[name] == wanted[name] for name in wanted) for row in rows)
+        require(same, "run", str(folder), f"has no row {wanted}; seeds of one thing must have the same rows")
 
 
 def _mean(system: System, name: str) -> float | None:
@@ -393,8 +392,6 @@ def _questions(folder: Path, results: Mapping) -> tuple[list[Question], Scorer, 
     loaded = load(results["dataset"], results["split"])
     by_id = {q.id: q for q in loaded.questions}
     missing = [id_ for id_ in _ids(folder) if id_ not in by_id]
-    require(
-        not missing, "dataset", results["dataset"],
-        f"{len(missing)} of the questions of {folder} are not in the data at hand ({loaded.name}); set SQUAD_DIR",
-    )  # fmt: skip
+    remedy = f"{len(missing)} of the questions of {folder} are not in the data at hand ({loaded.name}); set SQUAD_DIR"
+    require(not missing, "dataset", results["dataset"], remedy)
     return [by_id[id_] for id_ in _ids(folder)], loaded.score, loaded.spans

@@ -18,7 +18,7 @@ from latentwire.conditions.base import Reader
 from latentwire.data.question import Question
 from latentwire.llms.frozen import FrozenLLM, PrefixLoss
 from latentwire.llms.prompts import IGNORE
-from latentwire.training.teacher import TOP, TeacherLine, score_texts
+from latentwire.training.teacher import TeacherLine, score_texts, top_lines
 from latentwire.utils.cli import require
 
 
@@ -78,17 +78,10 @@ class PlainLLM:
             self.model._set_gradient_checkpointing(False)
 
 
-@torch.no_grad()
 def teach_now(reader: Reader, questions: Sequence[Question], k: int) -> dict[str, TeacherLine]:
     """The teacher's lines for one batch, without a cache."""
-    scored = score_texts(reader.llm, reader.prompts, questions, k)
-    top = scored.logits.float().log_softmax(dim=2).topk(TOP, dim=2)
-    lines = {}
-    for row, question in enumerate(questions):
-        real = scored.mask[row]
-        ids, logprobs = top.indices[row, real], top.values[row, real]
-        lines[question.id] = TeacherLine(ids, logprobs, ids[:, 0] == scored.labels[row, real])
-    return lines
+    lines = top_lines(score_texts(reader.llm, reader.prompts, questions, k))
+    return {question.id: line for question, line in zip(questions, lines, strict=True)}
 
 
 @torch.inference_mode()

@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from latentwire.llms.known import id_variable
+from latentwire.utils.cli import Settings, as_variable, fields_of, variable_of
 from latentwire.utils.launcher import VARIABLE, end_with_launchers, with_this_process
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +44,12 @@ class Program:
         """The environment that it runs in."""
         paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
         return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | self.environment
+
+
+def variables(cls: type[Settings], given: Mapping[str, object], llm_ids: Mapping[str, str]) -> dict[str, str]:
+    """What a program finds in its environment: these settings and LLMs; all else is empty, which is not set."""
+    found = {variable_of(field): as_variable(given.get(field.name)) for field in fields_of(cls) if variable_of(field)}
+    return found | {id_variable(name): llm_id for name, llm_id in llm_ids.items()}
 
 
 def program(name: str, *flags: str) -> list[str]:

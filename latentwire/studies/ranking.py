@@ -78,7 +78,7 @@ class Ranking:
                 for row in read_json(folder / "results.json")["results"]
                 if (row["condition"], row["m"]) == ("latentwire", m)
             ]
-            predictions = Predictions(folder / "predictions.jsonl")
+            predictions = Predictions(folder / "predictions.jsonl", read_only=True)
             lines = [predictions.of(row) for row in rows]
             means = [np.mean([found[id_]["f1"] for found in lines]) for id_ in self._paragraphs]
             self._entries[name] = {

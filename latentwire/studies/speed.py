@@ -32,14 +32,13 @@ from latentwire.reporting.charts import growth
 from latentwire.reporting.labels import GROWTH
 from latentwire.reporting.tables import speed_markdown
 from latentwire.studies.plain import PlainLLM, answer_batched, answer_one_by_one, teach_now
-from latentwire.studies.programs import Program, captured, torchrun
+from latentwire.studies.programs import Program, captured, torchrun, variables
 from latentwire.studies.settings import BenchmarkSettings
-from latentwire.training.log import read_log
 from latentwire.training.settings import TrainSettings
 from latentwire.training.teacher import teach
 from latentwire.training.trainer import Job, Trainer
-from latentwire.utils.cli import SCHEMA, fields_of, variable_of
-from latentwire.utils.files import read_json, write_json, write_text
+from latentwire.utils.cli import SCHEMA
+from latentwire.utils.files import read_json, read_lines, write_json, write_text
 from latentwire.utils.machine import machine, now, on_this_machine, set_seed
 from latentwire.utils.runs import RunFolder, identity
 
@@ -302,7 +301,7 @@ def processes_part(bench: Bench) -> list[dict]:
                 config, processes, run, "--stage", "joint", "--init", str(begun / "checkpoint_best"), "--samples",
                 samples, "--val_samples", "1", "--kd_weight", "0", "--epochs", "1",
             )  # fmt: skip
-            taken = [line for line in read_log(run / "metrics.jsonl") if "loss" in line][1:]  # the first one warms up
+            taken = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line][1:]  # the first one warms up
             speed = statistics.median(line["examples_per_s"] for line in taken)
             lines.append({
                 "name": f"{GROWTH}processes", "value": processes, "unit": "s", "examples_per_s": speed,
@@ -323,12 +322,9 @@ def _train(config: BenchmarkSettings, processes: int, folder: Path, *flags: str)
     """One stage of training in processes of its own: with these settings, and else the defaults. Raises ValueError with
     its reason where it fails."""
     same = ("device", "dtype", "dataset", "llms", "wordings", "batch_size", "latent_len", "d_z", "k", "encoder_id")
-    given = {name: str(getattr(config, name)) for name in same}
-    environment = {variable_of(f): given.get(f.name, "") for f in fields_of(TrainSettings) if variable_of(f)}
+    given = {name: getattr(config, name) for name in same}
     command = torchrun(processes, "--standalone", "--save_dir", str(folder), *flags)
-    captured(
-        Program("train.py", command, environment | {f"{name.upper()}_ID": i for name, i in config.llm_ids.items()})
-    )
+    captured(Program("train.py", command, variables(TrainSettings, given, config.llm_ids)))
 
 
 def _take(trainer: Trainer, step: int) -> None:

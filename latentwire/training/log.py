@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from latentwire.utils.files import UNREADABLE
+from latentwire.utils.files import read_lines, write_text
 
 
 class TrainingLog:
@@ -18,10 +18,8 @@ class TrainingLog:
 
     def __init__(self, path: Path, kept: int):
         self.path = path
-        lines = [line for line in read_log(path) if line["step"] <= kept] if path.is_file() else []
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        temporary.replace(path)
+        lines = [line for line in read_lines(path) if line["step"] <= kept]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def write(self, line: Mapping) -> None:
@@ -33,21 +31,6 @@ class TrainingLog:
         """All on disk."""
         os.fsync(self._file.fileno())
         self._file.close()
-
-
-def read_log(path: Path) -> list[dict]:
-    """The lines of metrics.jsonl; a last one that a kill cut off is left out. ValueError naming a damaged one."""
-    text = path.read_text(encoding="utf-8")
-    lines = []
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        if line.endswith("\n"):
-            try:
-                lines.append(json.loads(line))
-            except UNREADABLE as error:
-                raise ValueError(
-                    f"{path}:{number} is damaged ({error}); restore it, or remove the run folder"
-                ) from error
-    return lines
 
 
 def flat(line: Mapping) -> dict[str, float]:

@@ -8,7 +8,8 @@ import torch
 
 from latentwire.conditions.base import CONDITIONS
 from latentwire.data.question import Question
-from latentwire.llms.loading import Shape, device_map, shape_of
+from latentwire.llms.arithmetic import Shape
+from latentwire.llms.loading import counted_shape, device_map
 from latentwire.models.weights import weights_bytes
 from latentwire.training.settings import TrainSettings
 from latentwire.training.stages import STAGES
@@ -29,7 +30,7 @@ def within_memory(config: TrainSettings, questions: Sequence[Question]) -> tuple
     Raises ValueError with the numbers and what to change where not even that fits, unless config.ignore_memory.
     """
     llm_ids = config.llm_ids if STAGES[config.stage].needs_llms else {}
-    shapes = {name: shape_of(name, llm_id) for name, llm_id in llm_ids.items()}
+    shapes = {name: counted_shape(name, llm_id) for name, llm_id in llm_ids.items()}
     there, longest = total_bytes(config.device), max(len(q.context) for q in questions)
     size = config.micro_batch or config.batch_size
     while True:
@@ -81,7 +82,7 @@ def training_bytes(config: TrainSettings, shapes: Mapping[str, Shape], longest: 
 def kept_bytes(shape: Shape, size: int) -> int:
     """Bytes that one position leaves in one frozen layer for the backward pass: queries, keys, values, the attention's
     output, three products of the MLP in the LLM's type, and the inputs of two RMSNorms in float32."""
-    return size * (2 * shape.width + 2 * shape.key_width + 3 * shape.inner_width) + 2 * 4 * shape.width
+    return size * (2 * shape.width + 2 * shape.key_width + 3 * shape.inner) + 2 * 4 * shape.width
 
 
 def total_bytes(device: str) -> int:

@@ -17,13 +17,13 @@ from latentwire.data.content import encoder_reads_question
 from latentwire.data.question import QuestionSet, split_by_article, subset
 from latentwire.data.squad import load
 from latentwire.llms.arithmetic import Prompt, training_flops
-from latentwire.llms.loading import device_map, model_of
+from latentwire.llms.loading import device_map, shape_of
 from latentwire.llms.pace import TRAINING, Work, text_tokens
 from latentwire.models.adapters import ADAPTERS, SOFT_VECTORS
 from latentwire.models.checkpoint import load_encoder, save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
-from latentwire.models.encoders.selecting import SelectingEncoder
+from latentwire.models.encoders.tokens import TokenEncoder
 from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, load_training, read_config
 from latentwire.training import joining
 from latentwire.training.jobs import Start, job_of
@@ -237,7 +237,7 @@ def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: 
     if config.init:
         before = load_encoder(Path(config.init))
         remedy = f"its encoder {before.name!r} has no choice of tokens to keep; leave --init out"
-        require(isinstance(before, SelectingEncoder), "init", config.init, remedy)
+        require(isinstance(before, TokenEncoder), "init", config.init, remedy)
         require(
             before.name == config.encoder_type, "encoder_type", config.encoder_type, f"that of --init is {before.name}"
         )
@@ -286,7 +286,7 @@ def question_flops(config: TrainSettings, text: float) -> tuple[float, float]:
     """Operations of one question in one step of a stage, and of the teacher that reads it once; text: its tokens."""
     stage = STAGES[config.stage]
     whole = bool(stage.rival) and CONDITIONS[stage.rival].cost == "whole"
-    llms = {name: model_of(name, llm_id) for name, llm_id in config.llm_ids.items()} if stage.needs_llms else {}
+    llms = {name: shape_of(name, llm_id) for name, llm_id in config.llm_ids.items()} if stage.needs_llms else {}
     parts = training_flops(llms, Prompt(), text, text if whole else config.latent_len, config.k)
     step = parts["LLMs"] + (0.0 if stage.rival else parts["encoder"])
     return step, parts["teacher, once"] if config.kd_weight else 0.0

@@ -14,6 +14,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from latentwire.data.question import Question
@@ -137,27 +138,26 @@ def score_texts(
 
 
 @torch.no_grad()
+def top_lines(scored: PrefixLoss) -> list[TeacherLine]:
+    """The TOP tokens of each question's labels, by probability."""
+    top = scored.logits.float().log_softmax(dim=2).topk(TOP, dim=2)
+    right = top.indices[..., 0] == scored.labels
+    return [
+        TeacherLine(top.indices[row, real], top.values[row, real], right[row, real])
+        for row, real in enumerate(scored.mask)
+    ]
+
+
 def _compute(
     llm: FrozenLLM, prompts: PromptBuilder, block: Sequence[Question], k: int, soft: Tensor | None, bar: tqdm
 ) -> dict[str, Tensor]:
     """ids int32, logprobs float16 [n, most labels, TOP], right and real bool [n, most labels], left-aligned."""
-    most = max(sum(prompts.labels(q.answers[0], k).learned) for q in block)
-    out = {
-        "ids": torch.zeros(len(block), most, TOP, dtype=torch.int32),
-        "logprobs": torch.zeros(len(block), most, TOP, dtype=torch.float16),
-        "right": torch.zeros(len(block), most, dtype=torch.bool),
-        "real": torch.zeros(len(block), most, dtype=torch.bool),
-    }
+    lines = []
     for start in range(0, len(block), _BATCH):
         batch = block[start : start + _BATCH]
-        scored = score_texts(llm, prompts, batch, k, soft)
-        top = scored.logits.float().log_softmax(dim=2).topk(TOP, dim=2)
-        for row in range(len(batch)):
-            real = scored.mask[row]
-            n = int(real.sum())
-            out["ids"][start + row, :n] = top.indices[row, real].int().cpu()
-            out["logprobs"][start + row, :n] = top.values[row, real].half().cpu()
-            out["right"][start + row, :n] = (top.indices[row, real, 0] == scored.labels[row, real]).cpu()
-            out["real"][start + row, :n] = True
+        for line in top_lines(score_texts(llm, prompts, batch, k, soft)):
+            real = torch.ones(len(line.ids), dtype=torch.bool)
+            lines.append((line.ids.int().cpu(), line.logprobs.half().cpu(), line.right.cpu(), real))
         bar.update(len(batch))
-    return out
+    padded = [pad_sequence(each, batch_first=True) for each in zip(*lines, strict=True)]
+    return dict(zip(("ids", "logprobs", "right", "real"), padded, strict=True))

@@ -285,11 +285,12 @@ def shown_default(field: dataclasses.Field) -> str:
         cpu, gpu = field.metadata["devices"]
         gpu = "one per GPU" if callable(gpu) else gpu
         return f" (default: {cpu} on a CPU, {gpu} on a GPU)"
-    return "" if field.default in ("", None) else f" (default: {_as_variable(field.default)})"
+    return "" if field.default in ("", None) else f" (default: {as_variable(field.default)})"
 
 
-def _as_variable(value: object) -> object:
-    return int(value) if isinstance(value, bool) else value
+def as_variable(value: object) -> str:
+    """A setting as a variable has it: "" for nothing, 1 or 0 for a switch."""
+    return "" if value is None else str(int(value) if isinstance(value, bool) else value)
 
 
 def _kind(field: dataclasses.Field) -> type:

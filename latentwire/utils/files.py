@@ -51,7 +51,7 @@ def _sha256(content: Mapping) -> str:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The finished lines of a predictions.jsonl, or of its .gz beside it; none without either.
+    """The finished lines of a .jsonl file, or of its .gz beside it; none without either.
 
     Raises ValueError naming the file, or the line, that is damaged: one that is no JSON object, or whose CRC-32, where
     it has one (`json_line`), is another.
@@ -61,7 +61,9 @@ def read_lines(path: Path) -> list[dict]:
         try:
             lines.append(_checked(json.loads(text)))
         except UNREADABLE as error:  # not JSON, or not UTF-8
-            raise ValueError(f"{path}:{number} is damaged ({error}); evaluate again with --fresh_eval") from error
+            raise ValueError(
+                f"{path}:{number} is damaged ({error}); restore it, or start the run over (eval.py: --fresh_eval)"
+            ) from error
     return lines
 
 

@@ -101,6 +101,11 @@ class RunFolder:
                 f"{self.path} is not a run folder (its config.json is of something else); choose another one"
             )
         begun = any((self.path / name).is_file() and (self.path / name).stat().st_size for name in BEGUN)
+        if begun and found is None and not fresh:
+            raise ValueError(
+                f"{self.path} holds a run, but no config.json that says of what; restore it, choose another folder, or "
+                f"start over {self._restart}"
+            )
         if found and begun and not fresh:  # a start that failed at once binds nobody
             self._require_same(found["config"], identity)
             if (now := str(git_sha())) not in str(found.get("git")).split(", then "):
@@ -108,7 +113,7 @@ class RunFolder:
                 write_json(record, found)
             self.origin = {key: found.get(key) for key in ("git", "machine")}
             return
-        if found:
+        if found or begun:
             for name in OUTPUTS:
                 (self.path / name).unlink(missing_ok=True)
         self.origin = {"git": git_sha(), "machine": machine()}

@@ -33,7 +33,7 @@ def cores() -> int:
 
 def threads() -> int:
     """Threads that a program computes with on a CPU, as far as can be told without PyTorch."""
-    return int(os.environ.get("OMP_NUM_THREADS") or cores())
+    return int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or cores())  # "4,2": of nested levels
 
 
 def memory_mb() -> float:

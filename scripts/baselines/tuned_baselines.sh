@@ -18,4 +18,5 @@ if [ -n "${CKPT:-}" ]; then
     rivals=(latentwire selected_text_tuned "${rivals[@]}")
 fi
 conditions=$(IFS=, && echo "${rivals[*]}")
-SAMPLES=${EVAL_SAMPLES:-} OUTPUT_DIR=$OUTPUT_DIR/eval evaluate --conditions "$conditions" --latent_len "$places"
+export SAMPLES=${EVAL_SAMPLES:-} OUTPUT_DIR=$OUTPUT_DIR/eval
+evaluate --conditions "$conditions" --latent_len "$places"

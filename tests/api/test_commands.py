@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from latentwire import LatentWire, answer, inspect_wire, send
-from latentwire.llms.loading import model_of
+from latentwire.llms.loading import shape_of
 from latentwire.utils import cli
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +60,24 @@ def test_a_wire_goes_through_a_pipe_and_is_answered_as_the_api_does(lw, warm, sh
     assert done.stdout.rstrip("\n") == lw.reader("qwen").answer(wire)
 
 
+@pytest.mark.parametrize(
+    ("flags", "how"),
+    [
+        (["--latent_len", "5"], {"m": 5}),
+        (["--budget", "9", "--codec", "int8"], {"budget": 9.0, "codec": "int8"}),
+        (["--blocks", "1"], {"blocks": 1}),
+    ],
+)
+def test_how_a_text_becomes_a_wire_is_said_by_flags(call, lw, short_questions, files, tmp_path, flags, how):
+    q, given = short_questions[0], ["--context", str(files / "text.txt")]
+    sent, _ = call(send, *given, "--question", q.question, *flags)
+    assert sent == lw.encode(q.context, q.question, **how) and (
+        how == {"blocks": 1} or sent != lw.encode(q.context, q.question)
+    )
+    nothing, _ = call(send, *given, "--question", q.question, *flags, "--out", str(tmp_path / "z.lwir"))
+    assert (tmp_path / "z.lwir").read_bytes() == sent and not nothing
+
+
 def test_json_lines_keep_their_other_keys(call, lw, short_questions, files):
     sent, _ = call(send, data=(files / "lines.jsonl").read_bytes())
     wires = [json.loads(line) for line in sent.splitlines()]
@@ -98,17 +116,33 @@ def test_inspect_says_what_a_wire_holds(call, lw, short_questions, tmp_path, che
     assert told["words"] == lw.wire(wire).words() and told["blocks"] == [12] and told["bytes"] == len(wire)
     cost = told["break_even"]["qwen"]
     assert cost["questions"] == pytest.approx(cost["encode_gflop"] / cost["saved_gflop"])
-    saved = 2 * model_of("qwen", lw.llms["qwen"]).body * (lw.wire(wire).text_tokens - 12)
+    saved = 2 * shape_of("qwen", lw.llms["qwen"]).body * (lw.wire(wire).text_tokens - 12)
     assert cost["saved_gflop"] == pytest.approx(saved / 1e9)
     other, _ = call(inspect_wire, "--ckpt", str(checkpoint_of("prompt", seed=1)), data=wire)
     assert b"is of another encoder" in other
 
 
-def test_a_bad_line_loses_nothing_that_was_before_it(call, lw, short_questions):
+def test_a_bad_line_is_named_and_loses_nothing_that_was_before_it(call, lw, short_questions):
     wire = base64.b64encode(lw.encode(short_questions[0].context, short_questions[0].question)).decode()
-    good, bad = json.dumps({"id": 1, "wire": wire}), '{"id": 2, "wire": "%%%"}'
-    found, said = call(answer, "--batch_size", "1", data=f"{good}\n{bad}\n".encode(), fails=True)
-    assert json.loads(found)["id"] == 1 and said.startswith("error: line 2: the wire is no base64")
+    good, cut = json.dumps({"id": 1, "wire": wire}), json.dumps({"wire": wire[:80]})
+    for bad, says in (('{"wire": "%%%"}', "the wire is no base64"), (cut, "wire "), ("{", "no JSON")):
+        found, said = call(answer, data=f"{good}\n\n{bad}\n".encode(), fails=True)
+        assert json.loads(found)["id"] == 1 and said.startswith(f"error: line 3: {says}")
+    good = json.dumps({"context": short_questions[0].context, "question": short_questions[0].question})
+    bad = json.dumps({"context": " ", "question": "Who?"})
+    found, said = call(send, data=f"{good}\n{bad}\n{good}\n".encode(), fails=True)
+    assert json.loads(found)["wire"] == wire and said.startswith("error: line 2: context=' '")
+
+
+def test_json_lines_may_begin_with_a_mark_and_blank_lines_and_keep_what_utf8_cannot_say(call, lw, short_questions):
+    q = short_questions[0]
+    line = json.dumps({"name": "\ud83d", "context": q.context, "question": q.question}).encode()
+    sent, _ = call(send, data=b"\xef\xbb\xbf\n\n\n\n\n" + line)
+    for before in (b"", b"\xef\xbb\xbf", b"\n \n\n\n\n"):
+        found, _ = call(answer, data=before + sent)
+        assert json.loads(found)["name"] == "\ud83d" and "answer" in json.loads(found)
+    _, said = call(answer, data=b"\xef\xbb\xbf\n\n\n\n{no", fails=True)
+    assert said.startswith("error: line 5: no JSON")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +156,7 @@ def test_a_bad_line_loses_nothing_that_was_before_it(call, lw, short_questions):
         (inspect_wire, [], b"LWIR\x09 a wire of a program that is to come", "error: wire version 9 is unknown"),
         (send, [], b"no json\n", "error: line 1: no JSON"),
         (send, [], b'{"text": "x"}\n', 'error: line 1: needs an object with "context"'),
-        (send, [], b'{"context": "x"}\n', "error: lines 1 to 1: question=''"),
+        (send, [], b'{"context": "x"}\n', "error: line 1: question=''"),
         (send, ["--question", "Who?"], b"", "error: question='Who?': needs --context"),
         (send, ["--context", "-", "--question", "Who?"], b"\xff\xfe", "error: context='-': not UTF-8"),
         (send, ["--context", "-", "--question", "Who?"], b" \n", "error: context='-': the file is empty"),

@@ -165,7 +165,7 @@ def test_a_checkpoint_of_source_context_takes_no_question(flags, checkpoint_of, 
         encode_corpus(CorpusSettings(**(flags | change), output=str(tmp_path)))
 
 
-def test_a_broken_file_ends_the_run_with_its_name_and_what_was_done_stays(flags, written, tmp_path):
+def test_a_broken_file_ends_the_run_with_its_name(flags, written, tmp_path):
     packed = gzip.compress(written.read_bytes() * 40)
     (tmp_path / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     change = {"input": str(tmp_path / "cut.jsonl.gz"), "id_column": ""}

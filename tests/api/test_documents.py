@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from latentwire import LatentWire
 from latentwire.api.documents import document_of, measure
 from latentwire.api.engine import compare
 from latentwire.api.settings import DocumentSettings, EngineSettings
@@ -33,6 +34,11 @@ def test_every_llm_is_asked_on_the_whole_and_on_each_passage(checkpoint_of, tmp_
     assert (whole["blocks"] > 1) == (source == "context") and whole["latents"] == 12 * whole["blocks"]
     some = [line["f1"] for line in lines if (line["llm"], line["from"]) == ("llama", "document")]
     assert len(some) == results["n"] and whole["f1"] == pytest.approx(sum(some) / len(some))
+    lw, passage = LatentWire(config.ckpt), results["results"][1]
+    _, questions = document_of(config.words, config.each)
+    asked = [q.question for q in questions] if source != "context" else None
+    wires = lw.encode([q.context for q in questions], asked)
+    assert passage["text_tokens"] == pytest.approx(sum(lw.wire(wire).text_tokens for wire in wires) / len(wires))
     assert "| qwen | passage |" in (tmp_path / "table.md").read_text()
 
 

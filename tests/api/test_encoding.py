@@ -77,6 +77,12 @@ def test_with_source_context_the_question_is_asked_when_answering(later, short_q
         later.encode("\u200b")  # a sign, but none that the encoder's tokenizer keeps
 
 
+def _read(reader, wire, question):
+    """What the LLM says to all latents of a wire."""
+    slot, tail = reader.adapter(torch.from_numpy(wire.z)), reader.prompts.tail(question)
+    return reader.llm.generate_with_prefix(reader.prompts.head, [slot], [tail], 12)[0]
+
+
 def test_with_source_aware_the_question_is_needed_on_both_sides(checkpoint_of, short_questions):
     aware = LatentWire.from_pretrained(checkpoint_of("aware"))
     q, other = short_questions[0], short_questions[1]
@@ -85,7 +91,7 @@ def test_with_source_aware_the_question_is_needed_on_both_sides(checkpoint_of, s
     assert (wire.source, wire.blocks, wire.text_bytes) == ("aware", (M,), len(q.context.encode())), "the context alone"
     assert z != aware.encode(q.context, other.question), "the encoder reads the question"
     assert ready.prompt_embeds(z, q.question).shape != ready.prompt_embeds(z, other.question).shape, "and so the LLM"
-    assert isinstance(ready.answer(z, q.question), str)
+    assert ready.answer(z, q.question) == _read(ready, wire, q.question)
     with pytest.raises(ValueError, match="question=None"):
         ready.answer(z)
     with pytest.raises(ValueError, match=r"the source of .* is 'aware', so encoding needs the question"):
@@ -127,7 +133,7 @@ def test_a_long_document_is_read_block_by_block_and_refused_where_it_does_not_fi
     wire = later.wire(later.encode(document))
     assert len(wire.blocks) > 2 and wire.m == sum(wire.blocks)
     ready = later.reader("llama")
-    assert isinstance(ready.answer(wire, "Who?"), str)
+    assert ready.answer(wire, "Who?") == _read(ready, wire, "Who?"), "of all blocks, one behind the other"
     ready.llm.positions = len(ready.prompts.head) + wire.m
     with pytest.raises(ValueError, match=f"{wire.m} latents make a prompt"):
         ready.answer(wire, "Who?")
@@ -196,7 +202,8 @@ def test_saved_and_opened_again_it_sends_the_same_as_safetensors_alone(lw, short
     q = short_questions[0]
     assert again.encode(q.context, q.question) == lw.encode(q.context, q.question)
     assert not list((tmp_path / "copy").glob("*.pt")) and (tmp_path / "copy" / "README.md").is_file()
-    assert again.reader("llama").answer(lw.encode(q.context, q.question)) is not None
+    wire = lw.encode(q.context, q.question)
+    assert again.reader("llama").answer(wire) == lw.reader("llama").answer(wire)
     with pytest.raises(ValueError, match="lies there already"):
         again.save_pretrained(tmp_path / "copy")
 

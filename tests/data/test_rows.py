@@ -36,6 +36,9 @@ def test_a_table_has_a_header_and_its_damage_is_told(tmp_path):
     assert found[0] == {"text": "two\nlines", "n": "1"} and found[1] == {"text": "short", "n": None}
     assert found[2]["text"] == "latin \udce9" and len(found[3]["text"]) == 200_000
     assert found[4].startswith("no CSV (unexpected end of data") and len(found) == 5
+    path.write_text("id,text\n1,one\n2,The mill, built in 1794\n3,three\n")
+    found = [row for _, row in rows(path)]
+    assert found[1] == "no CSV (more fields than the header has)" and found[2] == {"id": "3", "text": "three"}
 
 
 def test_parquet_rows_and_bytes_that_are_no_text(tmp_path):
@@ -53,7 +56,9 @@ def test_parquet_rows_and_bytes_that_are_no_text(tmp_path):
 def test_a_folder_a_pattern_and_files_with_commas(tmp_path):
     (tmp_path / "b.txt").write_text("second")
     (tmp_path / "a.txt").write_text("first")
-    (tmp_path / ".hidden").write_text("no")
+    for hidden in (".hidden", ".git/HEAD", "x/.cache/e.txt"):
+        (tmp_path / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / hidden).write_text("no")
     (tmp_path / "c.txt").write_bytes(b"\xff")
     (tmp_path / "d.jsonl").write_text('{"text": "third"}\n')
     found = [row for _, row in rows(tmp_path)]

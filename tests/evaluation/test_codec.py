@@ -1,8 +1,10 @@
 """The compact codec of a checkpoint: fitted, evaluated, sent and read."""
 
+import math
 import shutil
 
 import pytest
+import torch
 from evaluation.evaluations import config, predictions
 
 from latentwire import LatentWire, Wire
@@ -38,7 +40,10 @@ def test_a_compact_wire_is_answered_from_in_a_few_bytes(fitted, short_questions)
     words = {codec: lw.wire(wire).words() for codec, wire in wires.items()}
     assert all(found == words["fp16"] for found in words.values())
     reader = lw.reader("llama")
-    assert isinstance(reader.answer(wires["compact2"], max_new_tokens=3), str)
+    unpacked = torch.from_numpy(lw.wire(wires["compact2"]).z)
+    slot, tail = reader.adapter(unpacked), reader.prompts.tail("")
+    (expected,) = reader.llm.generate_with_prefix(reader.prompts.head, [slot], [tail], 3)
+    assert reader.answer(wires["compact2"], max_new_tokens=3) == expected
 
 
 def test_tables_are_asked_for_and_change_neither_other_wires_nor_the_encoders_id(
@@ -83,6 +88,16 @@ def test_a_compact_evaluation_needs_a_checkpoint(tmp_path):
         evaluate(config(tmp_path, codec="compact2"))
 
 
+def test_an_evaluation_is_not_continued_with_tables_of_another_fit(fitted, variables, tmp_path):
+    ckpt = shutil.copytree(fitted, tmp_path / "ckpt")
+    more = {"ckpt": str(ckpt), "codec": "compact2", "conditions": "latentwire", "samples": 2}
+    more |= {"latent_len": None, "d_z": None}
+    evaluate(config(tmp_path / "run", **more))
+    fit_codec(CodecSettings(ckpt=str(ckpt), dataset="sample", samples=20, device="cpu"))
+    with pytest.raises(ValueError, match="tables: "):
+        evaluate(config(tmp_path / "run", **more))
+
+
 def test_every_way_of_the_bytes_table_codes_the_same_texts(fitted, variables, monkeypatch, llms, texts):
     questions = load("sample", "dev").questions[:4]
     encoder = load_encoder(fitted)
@@ -96,8 +111,13 @@ def test_every_way_of_the_bytes_table_codes_the_same_texts(fitted, variables, mo
     assert found["text, UTF-8"] == plain
     assert found["text, zstd with a dictionary of train text"] < found["text, zlib"] < plain
     assert found["the wire, fp16"] == 18 + 2 * 12 * 24
-    assert found["text, coded by llama itself"] > 0
-    assert sizes._by_llm(reader, ["a"]) == [2], "one token"
+    llm, text = llms["llama"], questions[0].question
+    ids = reader.prompts.plain(text)
+    with torch.no_grad():
+        logits = llm.model(torch.tensor([[llm.tokenizer.bos_token_id, *ids]])).logits[0].double()
+    bits = sum(-logits[n + 1].log_softmax(0)[token].item() / math.log(2) for n, token in enumerate(ids[1:]))
+    assert sizes._by_llm(reader, [text, "a"]) == [2 + math.ceil(bits / 8), 2], "2 bytes for the first token"
+    assert found["text, coded by llama itself"] > 2
     assert sizes._by_zstd(["a text"], ["one train text"]) == [], "too few for a dictionary"
     monkeypatch.setattr(sizes, "_LONGEST", 20)
     ways = [row["way"] for row in sizes.bytes_table(questions, "prompt", 12, shared, reader)]

@@ -6,9 +6,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -96,6 +94,14 @@ def test_the_same_seed_gives_the_same_files(finished, tmp_path):
     again = evaluate(config(tmp_path / "again"))
     assert timeless(again) == timeless(finished[1])
     assert timeless(predictions(tmp_path / "again")) == timeless(predictions(finished[0]))
+
+
+def test_bytes_by_other_means_are_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("latentwire.evaluation.sizes.QUESTIONS", 5)
+    first = evaluate(config(tmp_path / "run", conditions="latentwire"))
+    assert first["bytes_table"]
+    monkeypatch.setattr("latentwire.evaluation.evaluate.bytes_table", lambda *a: pytest.fail("counted again"))
+    assert evaluate(config(tmp_path / "run", conditions="latentwire"))["bytes_table"] == first["bytes_table"]
 
 
 def test_a_second_call_computes_nothing(run, monkeypatch):
@@ -363,6 +369,11 @@ def test_tuned_rivals_are_read_from_their_folder(finished, tmp_path, llms):
             assert (rival["constant_positions"], base["constant_positions"]) == (16, 0)
             assert all(rival[key] == base[key] for key in ("llm_positions", "wire_bytes"))
     budget = tmp_path / "tuned" / "token_budget_tuned" / "checkpoint_best"
+    save_soft_prompts(budget, soft, {"llms": ids, "latent_len": 16, "settings": {"latent_lens": "16, 32"}})
+    several = {"tuned": str(tmp_path / "tuned"), "samples": 1, "max_new_tokens": 1}
+    evaluate(config(tmp_path / "several", conditions="token_budget_tuned@16,token_budget_tuned@32", **several))
+    with pytest.raises(ValueError, match="'latent_len': 8"):
+        evaluate(config(tmp_path / "none", conditions="token_budget_tuned@8", **several))
     for made, says in (
         ({"latent_len": 99}, r"'latent_len': 99.*'latent_len': 16"),
         ({"source": "context"}, "'source': 'context'"),
@@ -440,22 +451,6 @@ def test_any_number_of_llms_read_the_same_wire(tmp_path, llm_folders, monkeypatc
     assert len({row["wire_bytes"] for row in results["results"]}) == 1
 
 
-def test_a_process_killed_in_the_middle_loses_no_finished_question(finished, warm, tmp_path):
-    folder = tmp_path / "killed"
-    flags = [f"--{k}={v}" for k, v in dataclasses.asdict(config(folder)).items() if v and k != "fresh_eval"]
-    command = [warm["PYTHON"], "-m", "latentwire.eval", *flags]
-    process = subprocess.Popen(command, env=os.environ | warm, stderr=subprocess.PIPE)
-    kept = folder / "predictions.jsonl"
-    while not (kept.is_file() and kept.stat().st_size) and process.poll() is None:  # it is there before its first line
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()  # until nobody writes any more
-    kept = kept.read_text()
-    assert kept and not (folder / "results.json").exists()
-    assert timeless(evaluate(config(folder))) == timeless(finished[1])
-    assert (folder / "predictions.jsonl").read_text().startswith(kept[: kept.rfind("\n") + 1])
-
-
 def test_an_llm_without_an_id_and_a_wording_of_nobody_are_named(tmp_path):
     with pytest.raises(ValueError, match="MISTRAL_ID"):
         evaluate(config(tmp_path / "r", llms="mistral"))
@@ -510,6 +505,16 @@ def test_an_estimate_runs_nothing_and_writes_nothing(finished, tmp_path, capsys,
     done = evaluate(config(tmp_path / "r", conditions=conditions, tuned="not/there/yet", samples=None, estimate=True))
     assert done is None and not (tmp_path / "r").exists()
     assert re.search(r"estimate: \d+ minutes for 960 answers", capsys.readouterr().out)
+
+
+def test_an_estimate_leaves_a_run_alone_that_somebody_is_writing(run):
+    with open(run / "predictions.jsonl", "a") as file:
+        file.write('{"half a li')
+    before = predictions_bytes(run)
+    evaluate(config(run, estimate=True))
+    assert predictions_bytes(run) == before
+    evaluate(config(run))
+    assert predictions_bytes(run) == before.removesuffix(b'{"half a li')
 
 
 def test_an_estimate_for_programs_is_one_json_object_on_standard_output(tmp_path, capsys):

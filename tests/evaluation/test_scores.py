@@ -123,16 +123,30 @@ def test_one_seed_each_gives_the_interval_by_paragraph():
     assert interval(draws, 0.95) == pytest.approx(difference_ci(a, b, groups), abs=1e-12)
 
 
-def test_three_seeds_that_differ_by_a_constant_have_the_variance_of_their_mean():
+def test_three_seeds_that_differ_by_a_constant_have_the_interval_of_students_test():
     """Questions that all differ alike add nothing: what varies is the mean of three seeds, -0.3, 0 and 0.3."""
     b = scores(60)
     a = np.stack([b - 0.3, b, b + 0.3])
-    draws = difference_draws(a, [b], paragraphs(20, 3), same_seeds=False)
-    assert set(np.round(draws, 9)) == {-0.3, -0.15, 0.0, 0.15, 0.3}, "two of three seeds are drawn, so it is unbiased"
-    assert draws.var() == pytest.approx(np.var([-0.3, 0, 0.3], ddof=1) / 3, rel=0.05)
-    assert interval(draws, 0.95) == pytest.approx([-0.3, 0.3])
-    both = difference_draws(a, a, paragraphs(20, 3), same_seeds=False)
-    assert both.var() == pytest.approx(2 * draws.var(), rel=0.05), "each side draws its own seeds"
+    one = interval(difference_draws(a, [b], paragraphs(20, 3), same_seeds=False), 0.95)
+    assert one == pytest.approx([-4.303 * 0.3 / 3**0.5, 4.303 * 0.3 / 3**0.5], rel=0.07), "2 degrees of freedom"
+    both = interval(difference_draws(a, a[::-1], paragraphs(20, 3), same_seeds=False), 0.95)
+    assert both == pytest.approx([-2.776 * 0.3 * (2 / 3) ** 0.5, 2.776 * 0.3 * (2 / 3) ** 0.5], rel=0.07), "4 of them"
+    pairs = interval(difference_draws(a, a[::-1], paragraphs(20, 3), same_seeds=True), 0.95)
+    assert pairs == pytest.approx([2 * bound for bound in one], rel=0.01), "-0.6, 0 and 0.6"
+
+
+@pytest.mark.parametrize(("same", "seeds"), [(True, (3, 3)), (False, (3, 3)), (False, (3, 1))])
+@pytest.mark.parametrize("of_questions", [0.0, 1.0])
+def test_an_interval_covers_what_it_says(monkeypatch, same, seeds, of_questions):
+    """Systems that do not differ, whose seeds do, on questions that do or do not."""
+    monkeypatch.setattr("latentwire.evaluation.scores.DRAWS", 1000)
+    rng, groups, covered = np.random.default_rng(3), paragraphs(50), 0
+    for _ in range(200):
+        own = [rng.normal(0, 1, (size if size > 1 else 1, 1)) * (size > 1) for size in seeds]
+        a, b = (of_seeds + np.zeros(50) for of_seeds in own)
+        low, high = interval(difference_draws(a + rng.normal(0, of_questions * 50**0.5, 50), b, groups, same), 0.95)
+        covered += low <= 0 <= high
+    assert covered >= 0.92 * 200
 
 
 def test_seeds_that_spread_widen_the_interval():

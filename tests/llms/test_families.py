@@ -203,12 +203,15 @@ def test_a_family_continues_as_transformers_does_and_padding_changes_nothing(fam
     assert any(together)
 
 
-def test_an_end_stops_a_familys_answer(family, rows, monkeypatch):
+@pytest.mark.parametrize("family", [next(iter(ATTENTION))], indirect=True)
+def test_an_end_stops_an_answer(family, rows, monkeypatch):
     head, slots, tails, _ = rows(family)
     prompt = head, [family.embed(slots[2])], tails[2:3]
     tokens = []
     family.prefill(*prompt)  # the head is read
-    family.model.register_forward_hook(lambda _model, _inputs, out: tokens.append(int(out.logits[0, -1].argmax())))
+    hook = family.model.register_forward_hook(
+        lambda _model, _inputs, out: tokens.append(int(out.logits[0, -1].argmax()))
+    )
     monkeypatch.setattr(family, "stop_ids", torch.tensor([], dtype=torch.long))
     family.generate_with_prefix(*prompt, 8)
     greedy = tokens[:]
@@ -217,6 +220,7 @@ def test_an_end_stops_a_familys_answer(family, rows, monkeypatch):
     tokens.clear()
     family.generate_with_prefix(*prompt, 8)
     assert tokens == greedy[: greedy.index(greedy[3]) + 1]
+    hook.remove()
 
 
 @pytest.mark.parametrize("name", LIMITED)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from latentwire.llms.known import LARGE_SHAPES
-from latentwire.llms.loading import load_llm, random_llm, shape_of
+from latentwire.llms.loading import counted_shape, load_llm, random_llm
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_the_shape_of_a_model_is_known_without_its_weights(llms, llm_folders, tm
     folder = tmp_path / name
     folder.mkdir()
     shutil.copy(f"{llm_folders[f'{name.upper()}_ID']}/config.json", folder)
-    shape, model = shape_of(name, str(folder)), llms[name].model
+    shape, model = counted_shape(name, str(folder)), llms[name].model
     assert shape.parameters == sum(weight.numel() for weight in model.parameters())
-    assert (shape.layers, shape.width, shape.inner_width) == (2, llms[name].width, 2 * llms[name].width)
+    assert (shape.layers, shape.width, shape.inner) == (2, llms[name].width, 2 * llms[name].width)
     assert shape.vocabulary == len(llms[name].embedding_table()) == len(llms[name].tokenizer)
     assert 2 * shape.layers * shape.key_width * 4 == llms[name].kv_bytes, "keys and values, layers, width, bytes"
 
@@ -98,15 +98,15 @@ def test_the_shape_of_a_model_is_known_without_its_weights(llms, llm_folders, tm
 def test_a_folder_may_be_named_from_the_home_folder(llm_folders, monkeypatch):
     home, _, name = llm_folders["QWEN_ID"].rpartition("/")
     monkeypatch.setenv("HOME", home)
-    assert shape_of("qwen", f"~/{name}") == shape_of("qwen", llm_folders["QWEN_ID"])
+    assert counted_shape("qwen", f"~/{name}") == counted_shape("qwen", llm_folders["QWEN_ID"])
 
 
 def test_the_shape_of_a_model_that_is_not_there_is_refused_like_the_model(tmp_path):
     with pytest.raises(ValueError, match=r"offline:gpt-9.*QWEN_ID"):
-        shape_of("qwen", "offline:gpt-9")
+        counted_shape("qwen", "offline:gpt-9")
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
     with pytest.raises(ValueError, match=r"cannot load.*QWEN_ID"):
-        shape_of("qwen", str(tmp_path))
+        counted_shape("qwen", str(tmp_path))
 
 
 def test_a_tokenizer_that_is_larger_than_its_model_is_refused_at_loading(llm_folders, tmp_path):

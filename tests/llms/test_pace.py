@@ -6,10 +6,10 @@ import json
 import pytest
 
 from latentwire.data.question import Question
-from latentwire.llms.arithmetic import Model, Prompt
+from latentwire.llms.arithmetic import Prompt, Shape
 from latentwire.llms.pace import ANSWERING, RATES, TRAINING, Work, answer_operations, text_tokens
 
-SMALL = Model(layers=2, width=4, inner=8, key_width=2, vocabulary=10)
+SMALL = Shape(layers=2, width=4, inner=8, key_width=2, vocabulary=10)
 TRAINED = Work(TRAINING, "cpu", "float32", ("a", "b"))
 
 

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from evaluation.evaluations import config, predictions
 
 from latentwire import LatentWire
 from latentwire.conditions.base import Reader, Sender, begin_adapters, readers
 from latentwire.data.squad import load
+from latentwire.evaluation.asking import Demo
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.settings import DemoSettings
 from latentwire.llms.known import LLMSettings
 from latentwire.llms.prompts import PromptBuilder
 from latentwire.models.adapters import SOFT_VECTORS, DeepAdapter, PreambleAdapter
@@ -107,10 +111,21 @@ def test_it_trains_is_kept_and_answers_alike_in_evaluation_and_product(short, ru
         wire = lw.encode(question.context)
         free = mine.generate(wire, question.question, max_new_tokens=4, do_sample=False)
         assert [free] == _greedy(mine, wire, question.question, 4)
+        demo = Demo(DemoSettings(ckpt=str(last), llms=reader.llm.name, max_new_tokens=6))
+        as_wire = demo.answers(question.context, question.question).split("\n")[1]
+        assert f"{M} positions" in as_wire and as_wire.endswith(expected[0] or "(nothing)")
         with pytest.raises(ValueError, match=r"use_cache, prefill_chunk_size=.*False"):
             mine.generate(wire, use_cache=False)
         with pytest.raises(ValueError, match="adapter='deep'"):
             mine.prompt_embeds(lw.encode(question.context), question.question)
+
+    asked = {"ckpt": str(last), "source": "context", "conditions": "latentwire", "samples": 4, "max_new_tokens": 6}
+    evaluate(config(tmp_path / "eval", latent_len=None, d_z=None, **asked))
+    by_id = {q.id: q for q in load("sample", "dev").questions}
+    for line in predictions(tmp_path / "eval"):
+        q = by_id[line["id"]]
+        assert line["prediction"] == lw.reader(line["llm"]).answer(lw.encode(q.context), q.question, 6)
+        assert (line["llm_positions"], line["constant_positions"]) == (M, SOFT_VECTORS)
 
 
 def test_a_model_whose_layers_have_no_such_maps_is_refused_by_name(llms, monkeypatch):

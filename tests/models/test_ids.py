@@ -7,8 +7,7 @@ from torch import nn
 from latentwire.models.backbones import load_backbone
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.encoders.codebook import ClosedFormEncoder
-from latentwire.models.encoders.ids import MARKER_UNIT
-from latentwire.models.encoders.selecting import SelectingEncoder, best_spans
+from latentwire.models.encoders.selecting import MARKER_UNIT, SelectingEncoder, best_spans
 
 SOURCES = ("prompt", "aware")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -401,7 +402,8 @@ def test_the_rivals_are_trained_and_evaluated_where_the_documents_say(recorded, 
     assert {"OUTPUT_DIR": f"{folder}/eval", "TUNED": folder, "SAMPLES": "7"}.items() <= evaluation[1].items()
     assert [v["SAMPLES"] for _, v in calls[:2]] == ["5", "5"]
     assert calls[3][0].endswith(f"report.py {folder}/eval")
-    _, calls = recorded(script, OUTPUT_DIR="", CKPT="checkpoints/latentwire_m32")
+    done, calls = recorded(script, OUTPUT_DIR="", CKPT="checkpoints/latentwire_m32", SAMPLES="3200", EVAL_SAMPLES="")
+    assert not calls[3][1].get("SAMPLES") and re.search(r"\bSAMPLES +1000\b", done.stdout), "what is shown is meant"
     assert flag(calls[2], "stage") == "selected_text_tuned" and flag(calls[2], "init") == "checkpoints/latentwire_m32"
     assert flag(calls[3], "conditions") == "latentwire,selected_text_tuned,text_tuned,token_budget_tuned"
     for number, step in enumerate(

@@ -355,6 +355,13 @@ def test_a_folder_with_nothing_to_show_is_named(tmp_path):
             gather([folder])
 
 
+def test_results_of_other_programs_are_no_part(run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    before = [part.label for part in gather([copy])]
+    write_run(copy / "stages" / "benchmark", results={"schema": 1, "raw": {}})
+    assert [part.label for part in gather([copy])] == before
+
+
 def test_a_part_is_shown_once(run):
     assert [part.label for part in gather([run, run / "diagnostics"])] == [
         "trained", "trained/diagnostics", "trained/stages/scores", "trained/checkpoint_best/eval_sample",

@@ -11,11 +11,18 @@ import pytest
 from service.service_tools import listening
 
 from latentwire.service.app import app_of
-from latentwire.service.load import run_load
+from latentwire.service.load import _quantile, run_load
 from latentwire.service.settings import LoadSettings, ServeSettings
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("surroundings")
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "ms"), [(1, 0.5, 1000), (2, 0.5, 1000), (20, 0.95, 19_000), (100, 0.95, 95_000)]
+)
+def test_a_quantile_is_what_the_share_took_at_most(n, share, ms):
+    assert _quantile(list(range(n, 0, -1)), share) == ms and _quantile([], share) is None
 
 
 @pytest.fixture(scope="module")

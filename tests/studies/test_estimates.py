@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.llms.loading import model_of
+from latentwire.llms.loading import shape_of
 from latentwire.llms.pace import ANSWERING, Work
 from latentwire.studies.programs import Program, program, torchrun
 from latentwire.studies.scale.estimates import predicted
@@ -96,9 +96,9 @@ def test_the_first_batches_of_an_evaluation_correct_the_next_estimate(tmp_path, 
 
 
 def test_shapes_are_read_from_a_configuration(llm_folders):
-    small = model_of("llama", os.environ["LLAMA_ID"])
+    small = shape_of("llama", os.environ["LLAMA_ID"])
     assert (small.layers, small.width) == (2, 48) and small.vocabulary >= 700
-    assert model_of("x", "offline:smollm2-135m-instruct").layers == 30, "nothing is fetched"
+    assert shape_of("x", "offline:smollm2-135m-instruct").layers == 30, "nothing is fetched"
 
 
 @pytest.mark.parametrize("name", ["sweep", "suite"])

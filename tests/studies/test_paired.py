@@ -5,6 +5,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,6 +110,29 @@ def test_an_answer_is_sent_if_all_its_tokens_are(trained):
         assert set(answer_is_sent(trained, "prompt", QUESTIONS, m)) == {sent}
 
 
+def test_all_of_one_answer_must_be_sent_whichever_it_is(monkeypatch):
+    context = "Ada met the old queen of Spain in May."
+    question = dataclasses.replace(
+        QUESTIONS[0],
+        context=context,
+        answers=("queen of Spain ", "May"),
+        starts=(context.index("queen"), context.index("May")),
+    )
+    spans = {
+        "half of the first": ([(16, 21)], False),
+        "all of the first but its last space": ([(16, 21), (21, 30)], True),
+        "another": ([(0, 3), (34, 37)], True),
+        "half of each": ([(22, 30), (35, 37)], False),
+    }
+    for chosen, sent in spans.values():
+        encoder = SimpleNamespace(name="x", chooses_tokens=True, chosen_spans=lambda *_, found=chosen: found)
+        monkeypatch.setattr(paired, "load_encoder", lambda _, encoder=encoder: encoder)
+        assert answer_is_sent(Path("checkpoint"), "aware", [question], 4).tolist() == [sent], chosen
+    encoder.chooses_tokens = False
+    with pytest.raises(ValueError, match="chooses no tokens"):
+        answer_is_sent(Path("checkpoint"), "aware", [question], 4)
+
+
 def test_questions_whose_answer_is_not_among_the_tokens_sent_stand_apart(runs, monkeypatch):
     base, _, other = runs
     inside = np.array([True, False, True, False, False, True])
@@ -138,6 +162,22 @@ def test_a_difference_of_nll_is_per_token_and_told_of_each_part(tmp_path, monkey
     assert sent["nll_diff_ci95"] == pytest.approx([2, 2]), "each of these tokens costs 2 nats more"
     assert others["nll_diff"] == pytest.approx(8 / 10) and others["nll_per_token"] == pytest.approx(1.8)
     assert "| +2.000 [2.000, 2.000] |" in comparison_markdown(found)
+
+
+def test_what_is_averaged_or_paired_is_of_one_llm_and_codec_and_of_seeds_in_one_order(tmp_path):
+    a, b = ([evaluation(tmp_path / f"{name}{s}", [0] * 6, train_seed=s) for s in range(3)] for name in "ab")
+    compared(a, b, pair_seeds=True)
+    compared(a, b[::-1])
+    with pytest.raises(ValueError, match=r"pair_seeds=.*\(0, 1, 2\), \(2, 1, 0\).* in one order"):
+        compared(a, b[::-1], pair_seeds=True)
+    small = evaluation(tmp_path / "small", [0] * 6, codec="int8")
+    with pytest.raises(ValueError, match=r"small.* has no row .*'codec': 'fp16'"):
+        compared([a[0], small], b)
+    results = json.loads((small / "results.json").read_text())
+    results["results"][0]["llm_id"] = "offline:another"
+    (small / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"llm='llama': is of offline:another, not of offline:a-model"):
+        compared(a[0], small)
 
 
 def test_where_several_m_are_sent_each_tells_its_own_rows_apart(tmp_path, monkeypatch):
@@ -226,21 +266,21 @@ def test_three_seeds_of_each_side_decide(seeds):
     a, b = seeds
     row = compared(a, b)["rows"][1]
     assert row["diff"] == pytest.approx(0.4) and row["diff_over"] == "seeds and questions"
-    # All questions are alike. Two of three seeds are drawn: 0.2 is 1 draw of 81, 0.25 or less are 5.
-    assert row["diff_ci95"] == pytest.approx([0.25, 0.55]) and row["diff_ci90"] == pytest.approx([0.25, 0.55])
+    # All questions are alike. Student's test of 4 degrees of freedom: 2.776 and 2.132 standard errors.
+    assert row["diff_ci95"] == pytest.approx([0.173, 0.627], abs=0.01)
+    assert row["diff_ci90"] == pytest.approx([0.226, 0.574], abs=0.01)
     assert row["verdict"] == "higher"
     assert len(row["weights"]) == 3 and row["equivalence"] is None
     assert compared(b, a)["rows"][1]["verdict"] == "lower"
 
 
 def test_seeds_that_belong_together_are_drawn_together(seeds, tmp_path):
-    """Each seed of b is 0.4 above a's of the same place, so all pairs say the same; in another order they do not:
-    two of three pairs are drawn, the same one twice in 1 draw of 9."""
+    """Each seed of b is 0.4 above a's of the same place, so all pairs say the same; in another order they do not."""
     a, b = seeds
     row = compared(a, b, pair_seeds=True)["rows"][1]
     assert row["diff_over"] == "seed pairs and questions" and row["diff_ci95"] == pytest.approx([0.4, 0.4])
     row = compared(a, b[::-1], pair_seeds=True)["rows"][1]
-    assert row["diff"] == pytest.approx(0.4) and row["diff_ci95"] == pytest.approx([0.2, 0.6])
+    assert row["diff"] == pytest.approx(0.4) and row["diff_ci95"] == pytest.approx([-0.1, 0.9], abs=0.05)
     more = [*b, evaluation(tmp_path / "b3", [0.6] * 6)]
     for other in (more, f"{a[0]}:text"):
         first, second = (compared(a, other, pair_seeds=pair)["rows"][1] for pair in (True, False))
@@ -290,11 +330,11 @@ def test_the_same_weights_read_in_two_ways_are_one_system(seeds, tmp_path):
 
 def test_equivalence_is_asked_with_a_margin(seeds):
     a, b = seeds
-    found = compared(a, b, margin=0.56)
+    found = compared(a, b, margin=0.6)
     first, row = found["rows"]
-    assert found["margin"] == 0.56 and first["equivalence"] is None and row["equivalence"] == "equivalent within 0.56"
-    assert "| equivalent within 0.56 [0.250, 0.550] |" in comparison_markdown(found)
-    assert compared(a, b, margin=0.54)["rows"][1]["equivalence"] == "not shown"
+    assert found["margin"] == 0.6 and first["equivalence"] is None and row["equivalence"] == "equivalent within 0.6"
+    assert f"| equivalent within 0.6 [{row['diff_ci90'][0]:.3f}, " in comparison_markdown(found)
+    assert compared(a, b, margin=0.5)["rows"][1]["equivalence"] == "not shown"
     assert "equivalen" not in comparison_markdown(compared(a, b))
     with pytest.raises(ValueError, match=r"margin='0'.*above 0"):
         compared(a, b, margin=0)

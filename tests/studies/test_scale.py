@@ -10,20 +10,20 @@ import pytest
 from latentwire.llms.arithmetic import (
     LLMS,
     MEASURED,
-    Model,
     Prompt,
+    Shape,
     answer_flops,
     training_flops,
     two_terms,
 )
 from latentwire.llms.known import LARGE_SHAPES, is_cached
-from latentwire.llms.loading import shape_of
+from latentwire.llms.loading import counted_shape
 from latentwire.studies.scale.page import page
 from latentwire.studies.scale.records import Records
 from latentwire.studies.settings import PlanSettings
 
 ROOT = Path(__file__).parents[2]
-SMALL = Model(layers=2, width=4, inner=8, key_width=2, vocabulary=10)
+SMALL = Shape(layers=2, width=4, inner=8, key_width=2, vocabulary=10)
 WEIGHTS = 2 * (2 * 16 + 2 * 8 + 3 * 32)  # of two layers: queries and output, keys and values, three matrices of the MLP
 
 
@@ -53,7 +53,7 @@ def test_two_terms_go_through_both_points():
 def test_the_shapes_are_those_of_the_models():
     for model, known in zip(("llama3.1-8b", "qwen2.5-7b"), LARGE_SHAPES.values(), strict=True):
         heads = known["num_key_value_heads"] * known["hidden_size"] // known["num_attention_heads"]
-        assert LLMS[model] == Model(
+        assert LLMS[model] == Shape(
             known["num_hidden_layers"], known["hidden_size"], known["intermediate_size"], heads, known["vocab_size"]
         )
     assert LLMS["llama3.1-8b"].parameters == pytest.approx(8.03e9, rel=0.001)
@@ -61,7 +61,7 @@ def test_the_shapes_are_those_of_the_models():
     for model in MEASURED:
         llm_id = f"offline:{model}-instruct"
         if is_cached(llm_id):  # where its shape is known without a download
-            assert LLMS[model].parameters == pytest.approx(shape_of("x", llm_id).parameters, rel=0.001)
+            assert LLMS[model].parameters == pytest.approx(counted_shape("x", llm_id).parameters, rel=0.001)
 
 
 def test_the_page_is_what_the_command_prints():

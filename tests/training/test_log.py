@@ -2,7 +2,8 @@
 
 import pytest
 
-from latentwire.training.log import TrainingLog, flat, read_log
+from latentwire.training.log import TrainingLog, flat
+from latentwire.utils.files import read_lines
 
 
 def step(number, **more):
@@ -26,18 +27,18 @@ def path(tmp_path):
 
 
 def seen(path):
-    return [(line["step"], "validation" in line) for line in read_log(path)]
+    return [(line["step"], "validation" in line) for line in read_lines(path)]
 
 
 def test_what_was_written_is_read(path):
-    assert read_log(path)[:2] == [validation(0), step(1)]
+    assert read_lines(path)[:2] == [validation(0), step(1)]
     assert seen(path) == [(0, True), (1, False), (2, False), (3, False), (4, False), (4, True), (5, False)]
 
 
 def test_a_line_is_on_disk_at_once(tmp_path):
     log = TrainingLog(tmp_path / "metrics.jsonl", 0)
     log.write(step(1))
-    assert read_log(tmp_path / "metrics.jsonl") == [step(1)]
+    assert read_lines(tmp_path / "metrics.jsonl") == [step(1)]
     log.close()
 
 
@@ -46,13 +47,13 @@ def test_steps_after_the_kept_one_are_dropped_to_be_computed_again(path):
     log.write(step(4, loss=9.0))
     log.close()
     assert seen(path) == [(0, True), (1, False), (2, False), (3, False), (4, False)]
-    assert read_log(path)[-1]["loss"] == 9.0
+    assert read_lines(path)[-1]["loss"] == 9.0
     assert [p.name for p in path.parent.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_run_that_saved_nothing_starts_its_record_over(path):
     TrainingLog(path, -1).close()
-    assert read_log(path) == []
+    assert read_lines(path) == []
 
 
 def test_a_last_line_that_a_kill_cut_off_is_dropped(path):
@@ -68,7 +69,7 @@ def test_a_damaged_line_is_named(path):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:2], lines[2][:9] + "\n", *lines[3:]]))
     with pytest.raises(ValueError, match=r"metrics\.jsonl:3 is damaged"):
-        read_log(path)
+        read_lines(path)
 
 
 def test_every_figure_of_a_line_has_one_name():
@@ -85,4 +86,4 @@ def test_an_older_log_keeps_the_names_that_it_has(path):
     log = TrainingLog(path, 5)
     log.write(old)
     log.close()
-    assert read_log(path)[-1] == old == flat(old)
+    assert read_lines(path)[-1] == old == flat(old)

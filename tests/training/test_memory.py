@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from latentwire.data.squad import load
-from latentwire.llms.loading import Shape
+from latentwire.llms.arithmetic import Shape
 from latentwire.training import memory
 from latentwire.training.memory import kept_bytes, training_bytes, within_memory
 from latentwire.training.settings import TrainSettings
@@ -39,12 +39,12 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(kind, made, dtype):
             model(inputs_embeds=embeds, logits_to_keep=1).logits.float().sum()
         return sum(size for size, _ in kept.values()) / (4 * 50)
 
-    expected = kept_bytes(Shape(0, 1, 64, 160, 32, 50), torch.empty(0, dtype=dtype).element_size())
+    expected = kept_bytes(Shape(1, 64, 160, 32, 50), torch.empty(0, dtype=dtype).element_size())
     assert saved(4) - saved(3) == pytest.approx(expected, rel=0.1)
 
 
 def test_more_questions_and_wider_numbers_need_more():
-    shapes = {"llama": Shape(10**9, 16, 2048, 8192, 512, 128256)}
+    shapes = {"llama": Shape(16, 2048, 8192, 512, 128256, counted=10**9)}
 
     def needed(longest=800, **changes):
         size = changes.pop("at_once", 32)

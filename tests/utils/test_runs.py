@@ -94,6 +94,14 @@ def test_a_fresh_start_clears_what_was_written_and_keeps_what_is_not_ours(begun)
         assert {path.name for path in begun.iterdir()} == {"config.json", "notes.txt", ".lock"}
 
 
+def test_a_run_whose_configuration_is_gone_is_not_continued(begun):
+    (begun / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"run holds a run, but no config\.json .* start over with --again"):
+        RunFolder(begun, IDENTITY, restart="with --again")
+    with RunFolder(begun, IDENTITY, fresh=True):
+        assert not (begun / "predictions.jsonl").exists(), "nor counted as another's"
+
+
 def test_a_run_continued_at_another_commit_names_both_once(begun, monkeypatch):
     before = record(begun)["git"]
     monkeypatch.setattr(runs, "git_sha", lambda: "abc")

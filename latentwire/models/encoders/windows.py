@@ -18,7 +18,8 @@ from latentwire.data.question import Question
 from latentwire.models.backbones import BackboneSettings, OnPretrained, PretrainedBackbone, States, load_backbone
 from latentwire.models.components import Component, component
 from latentwire.models.encoders.base import Encoded, Encoder, Tokens, answer_edges, encoder
-from latentwire.models.encoders.selecting import SelectingEncoder, zeroed
+from latentwire.models.encoders.codebook import ClosedFormEncoder
+from latentwire.models.encoders.tokens import TokenEncoder, zeroed
 from latentwire.utils.cli import option
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _KNOWN = 1e4  # salience of tokens that an oracle wants
 
 
 @encoder("anchors")
-class AnchorEncoder(SelectingEncoder):
+class AnchorEncoder(TokenEncoder):
     """One token of each window leads its latent: z = its code + a dense residual, which starts at zero, of the
     token's own state and the window's mean (anchors as in SAC, arXiv:2510.08907; windows as in arXiv:2510.20797).
 
@@ -38,8 +39,9 @@ class AnchorEncoder(SelectingEncoder):
     residual of zero where that one has none.
     """
 
-    reads_answers = False
+    learns_spans = True
     begins_from = ("codebook", "anchors")
+    arguments = ("dense",)
 
     @dataclass(kw_only=True)
     class Settings(BackboneSettings):
@@ -55,38 +57,20 @@ class AnchorEncoder(SelectingEncoder):
         backbone: PretrainedBackbone,
         dense: bool = True,
     ):
-        super().__init__(tokenizer, d_z, vocabulary, backbone, "select")
-        del self.span
+        super().__init__(tokenizer, d_z, vocabulary, backbone)
         self.dense = dense
+        self.score = zeroed(nn.Linear(backbone.width, 1))
         if dense:
-            self.residual = zeroed(nn.Linear(self._read_width(), d_z))
-
-    def _read_width(self) -> int:
-        """How many numbers the residual reads per latent: the leading token's state and the window's mean."""
-        return 2 * self.backbone.width
-
-    def _begin_adding(self) -> None:
-        """The residual is made where it is known whether there is one."""
+            self.residual = zeroed(nn.Linear(2 * backbone.width, d_z))
 
     @classmethod
-    def begin(cls, before: Encoder, settings: Settings, m: int) -> Encoder:
-        if not isinstance(before, cls):
-            return super().begin(before, settings, m)
-        dense = settings.dense or before.dense  # what is there is never dropped: such settings are refused
-        made = cls(before.tokenizer, before.d_z, before.codebook.num_embeddings, before.backbone, dense)
-        return made.with_weights_of(before)
-
-    @classmethod
-    def _own(cls, settings: Settings) -> dict:
-        return {"dense": settings.dense}
-
-    def shape(self) -> dict:
-        return {"vocabulary": self.codebook.num_embeddings, "dense": self.dense}
+    def _arguments(cls, before: ClosedFormEncoder, settings: Settings) -> dict:
+        """A residual that is there is never dropped: such settings are refused."""
+        return {"dense": settings.dense or getattr(before, "dense", False)}
 
     def components(self) -> list[Component]:
         return [
-            component("codebook", self.codebook, rate="codebook_lr"),
-            self.backbone_component(),
+            *super().components(),
             component("salience", self.score, self.outside),
             *([component("residual", self.residual)] if self.dense else []),
         ]
@@ -94,7 +78,7 @@ class AnchorEncoder(SelectingEncoder):
     def forward(
         self, questions: Sequence[Question], source: str, m: int, states: States | None = None, known: bool = False
     ) -> Encoded:
-        """states, known: as in `SelectingEncoder.forward`."""
+        """states, known: as in `IdsEncoder.forward`."""
         tokens = self.tokenize(questions, source)
         hidden = self._align(states or self.backbone(questions, source), tokens)  # [B, T, w]
         salience = torch.log1p(tokens.ids.float()) + self.score(hidden).float()[..., 0]  # [B, T]
@@ -103,54 +87,29 @@ class AnchorEncoder(SelectingEncoder):
                 row[first : last + 1] += _KNOWN
         member, used = windows(_sent(tokens, source), m)
         places = _anchors(salience, member)
-        return Encoded(self._latents(tokens, hidden, places, member), used, tokens, salience, None, places, member)
-
-    def _latents(self, tokens: Tokens, hidden: Tensor, places: Tensor, member: Tensor, *more: Tensor) -> Tensor:
-        """Z [B, M, d_z] from states [B, T, w], from who leads and who is in each window, [B, M, T], and from what the
-        residual reads beside them."""
         z = places @ self.codebook(tokens.ids)
         if self.dense:
-            read = [places.to(hidden.dtype) @ hidden, _means(member, hidden), *(one.to(hidden.dtype) for one in more)]
-            z = z + self.residual(torch.cat(read, dim=2)).float()
-        return z
+            z = z + self.residual(_read(hidden, places, member)).float()
+        return Encoded(z, used, tokens, salience, None, places, member)
 
 
 @encoder("lead")
-class LeadEncoder(AnchorEncoder):
+class LeadEncoder(TokenEncoder):
     """The first M tokens lead the latents, which an LLM reads as the text that they are; what follows them is cut into
     the windows, which only the residual tells of: it reads the leading token's state, the window's mean, and the code
     of its rarest token. Nothing is chosen, so no answer span teaches anything."""
 
-    learns_spans = False
-    begins_from = ("codebook",)
-    Settings = BackboneSettings
-
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", d_z: int, vocabulary: int, backbone: PretrainedBackbone):
         super().__init__(tokenizer, d_z, vocabulary, backbone)
-        del self.score
-
-    def _read_width(self) -> int:
-        """And a code."""
-        return super()._read_width() + self.d_z
-
-    @classmethod
-    def _own(cls, settings: BackboneSettings) -> dict:
-        return {}
-
-    def shape(self) -> dict:
-        return {"vocabulary": self.codebook.num_embeddings}
+        self.residual = zeroed(nn.Linear(2 * backbone.width + d_z, d_z))
 
     def components(self) -> list[Component]:
-        return [
-            component("codebook", self.codebook, rate="codebook_lr"),
-            self.backbone_component(),
-            component("residual", self.residual, self.outside),
-        ]
+        return [*super().components(), component("residual", self.residual, self.outside)]
 
     def forward(
         self, questions: Sequence[Question], source: str, m: int, states: States | None = None, known: bool = False
     ) -> Encoded:
-        """states: as in `SelectingEncoder.forward`; known: the M tokens that lead are those around the answer."""
+        """states: as in `IdsEncoder.forward`; known: the M tokens that lead are those around the answer."""
         tokens = self.tokenize(questions, source)
         hidden = self._align(states or self.backbone(questions, source), tokens)  # [B, T, w]
         sent = _sent(tokens, source)
@@ -165,7 +124,7 @@ class LeadEncoder(AnchorEncoder):
         member, _ = windows(sent & ~first, m)
         rarest = tokens.ids[:, None].masked_fill(~member, -1).amax(dim=2)  # [B, M], by its id, as anchors begin
         told = self.codebook(rarest.clamp(min=0)) * (rarest >= 0)[..., None]
-        z = self._latents(tokens, hidden, places.float(), member, told)
+        z = places.float() @ self.codebook(tokens.ids) + self.residual(_read(hidden, places, member, told)).float()
         return Encoded(z, places.any(dim=2), tokens, None, None, places)
 
 
@@ -201,7 +160,7 @@ class WindowEncoder(OnPretrained, Encoder):
         return [self.backbone_component(), component("windows", self.out, self.norm)]
 
     def forward(self, questions: Sequence[Question], source: str, m: int, states: States | None = None) -> Encoded:
-        """states: as in `SelectingEncoder.forward`."""
+        """states: as in `IdsEncoder.forward`."""
         states = states or self.backbone(questions, source)
         mask = states.mask.clone()
         for row, spans, q in zip(mask, states.spans, questions, strict=True):
@@ -234,6 +193,12 @@ def _anchors(salience: Tensor, member: Tensor) -> Tensor:
 def _sent(tokens: Tokens, source: str) -> Tensor:
     """Which tokens are sent [B, T]: those of the context, and of the question where the wire holds it."""
     return tokens.mask & tokens.context if question_in_tail(source) else tokens.mask
+
+
+def _read(hidden: Tensor, places: Tensor, member: Tensor, *more: Tensor) -> Tensor:
+    """What a residual reads of each latent [B, M, ...]: its leading token's state, its window's mean, and more."""
+    read = [places.to(hidden.dtype) @ hidden, _means(member, hidden), *(one.to(hidden.dtype) for one in more)]
+    return torch.cat(read, dim=2)
 
 
 def _means(member: Tensor, hidden: Tensor) -> Tensor:

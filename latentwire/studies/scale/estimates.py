@@ -10,7 +10,7 @@ from pathlib import Path
 from latentwire.data.question import QuestionSet, split_by_article
 from latentwire.data.squad import load
 from latentwire.evaluation.settings import DEFAULT_LATENT_LEN, DEFAULT_SAMPLES, EvalSettings
-from latentwire.llms.arithmetic import known_model
+from latentwire.llms.arithmetic import known_shape
 from latentwire.llms.pace import ANSWERING, Work, answer_operations, text_tokens
 from latentwire.studies.programs import Program
 from latentwire.training.settings import TrainSettings
@@ -32,7 +32,7 @@ def predicted(wanted: Program, processes: int = 1) -> dict:
     config = parse(
         TrainSettings if trains else EvalSettings, [*wanted.command[at + 1 :]], environment=wanted.everything
     )
-    if not all(map(known_model, config.llm_ids.values())):
+    if not all(map(known_shape, config.llm_ids.values())):
         import torch  # noqa: F401 - an LLM's configuration is to be read, so the glances have to be real imports
     config = on_this_machine(dataclasses.replace(config, device=config.device or ("cuda" if has_gpu() else "cpu")))
     return _training(config, processes) if trains else _evaluation(config)
@@ -63,7 +63,7 @@ def _evaluation(config: EvalSettings) -> dict:
     data = _questions(config.dataset, config.split)
     n = min(config.samples or DEFAULT_SAMPLES, len(data.questions) - config.skip)
     hf = glance("latentwire.models.encoders.base").ENCODERS["hf"]
-    model_of = glance("latentwire.llms.loading").model_of
+    shape_of = glance("latentwire.llms.loading").shape_of
     # An encoder of kind hf has all that a condition can ask for.
     able = {what for what in ("chooses_tokens", "reads_answers") if getattr(hf, what)}
     able |= {"two_articles"} | ({"spans"} if data.spans else set())
@@ -72,7 +72,7 @@ def _evaluation(config: EvalSettings) -> dict:
     asked = [(condition.cost, places) for condition, places in conditions if condition.by_llm]
     seconds = 0.0
     for name, llm_id in config.llm_ids.items():
-        model, work = model_of(name, llm_id), Work(ANSWERING, config.device, config.dtype, (llm_id,))
+        model, work = shape_of(name, llm_id), Work(ANSWERING, config.device, config.dtype, (llm_id,))
         each = [answer_operations(model, cost, places, text, config.max_new_tokens) for cost, places in asked]
         seconds += work.seconds(n * sum(each))
     return {"answers": n * len(asked) * len(config.llm_names), "seconds": seconds}

@@ -9,13 +9,12 @@ from latentwire.llms.arithmetic import (
     HOUR,
     LLMS,
     MEASURED,
-    Model,
     Prompt,
+    Shape,
     answer_flops,
     training_flops,
     two_terms,
 )
-from latentwire.llms.loading import Shape
 from latentwire.reporting.tables import markdown
 from latentwire.studies.scale.records import CORPUS, SERVICE, SHIPPED, SPEED, STEP, Records
 from latentwire.studies.settings import PlanSettings
@@ -82,7 +81,7 @@ def _assumptions(config: PlanSettings, records: Records) -> list[str]:
     return markdown(("assumption", "value", "what it is"), rows)
 
 
-def _training(config: PlanSettings, llms: Mapping[str, Model], records: Records) -> list[str]:
+def _training(config: PlanSettings, llms: Mapping[str, Shape], records: Records) -> list[str]:
     flops = training_flops(llms, Prompt(), round(records.text_tokens), config.latent_len, config.k)
     rows, total = [], 0.0
     for part, n in flops.items():
@@ -96,8 +95,7 @@ def _training(config: PlanSettings, llms: Mapping[str, Model], records: Records)
             init="-", batch_size=config.batch_size, latent_len=config.latent_len, k=config.k, dtype="bfloat16",
             device="cpu",
         ),
-        {n: Shape(m.parameters, m.layers, m.width, m.inner, m.key_width, m.vocabulary) for n, m in llms.items()},
-        longest=0, at_once=config.batch_size,
+        llms, longest=0, at_once=config.batch_size,
     )  # fmt: skip
     held = [(what, f"{n / _GB:.1f}") for what, n in memory.items()]
     held.append((f"all, of {config.gpu_gb:.0f}", f"{sum(memory.values()) / _GB:.1f}"))
@@ -141,7 +139,7 @@ def _corpus(config: PlanSettings, records: Records) -> list[str]:
     ]
 
 
-def _serving(config: PlanSettings, llms: Mapping[str, Model], records: Records) -> list[str]:
+def _serving(config: PlanSettings, llms: Mapping[str, Shape], records: Records) -> list[str]:
     head = ("read from", "prefill, GFLOP", "decoding, GFLOP", "GPUs", "dollars an hour", "KV cache, GB", "MB sent/s",
             "dollars an hour, sent")  # fmt: skip
     lines: list[str] = []
@@ -153,7 +151,7 @@ def _serving(config: PlanSettings, llms: Mapping[str, Model], records: Records) 
     return [*lines, _SERVED.format(gflop=ENCODER.forward(round(records.text_tokens)) / 1e9, **sizes)]
 
 
-def _served(config: PlanSettings, llm: Model, records: Records) -> Iterator[tuple]:
+def _served(config: PlanSettings, llm: Shape, records: Records) -> Iterator[tuple]:
     """One row for the wire, and one for each length of text."""
     per_token = records.corpus["text_bytes"] / records.corpus["rows"] / records.text_tokens
     ways = [(f"wire, M={config.latent_len}", float(config.latent_len), records.wire_bytes["fp16"])]
