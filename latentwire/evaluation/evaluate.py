@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ from latentwire.models.adapters import SOFT_VECTORS, Adapter
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
-from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, read_config
+from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, read_config, wire_id
 from latentwire.models.wire import COMPACT, SCALAR
 from latentwire.models.wire.compact import tables_of
 from latentwire.utils.cli import SCHEMA, refuse_long, require
@@ -107,6 +108,11 @@ def evaluate(config: EvalSettings) -> dict | None:
     with RunFolder(config.save_dir, plan.identity, fresh=config.fresh_eval, restart=_RESTART) as run:
         write_manifest(run.path, config, plan.chosen)
         predictions = Predictions(run.path / "predictions.jsonl")
+        begun = Path(config.reuse or run.path) / "heads.json"
+        if (
+            begun.is_file() and not (run.path / begun.name).is_file()
+        ):  # answers that are taken over are to these prompts
+            shutil.copy(begun, run.path)
         if taken := [line for line in reused if line["id"] not in predictions.of(line)]:
             predictions.append(taken)
         results = _evaluate(plan, predictions) | run.origin
@@ -254,6 +260,8 @@ def _soft_prompts(config: EvalSettings, condition: Condition, m: int) -> dict[st
     """Those of a tuned rival, by LLM; ValueError where they were trained for other texts or prompts."""
     folder = Path(config.tuned) / condition.name / "checkpoint_best"
     made, wanted = read_config(folder), {"source": config.source, "wordings": config.llm_wordings}
+    if "wire" in condition.uses and config.ckpt:
+        wanted["wire"] = wire_id(Path(config.ckpt)).hex()
     several = str(made.get("settings", {}).get("latent_lens") or made.get("latent_len", m)).split(",")
     wanted |= {"latent_len": m} if "m" in condition.uses and m not in map(int, several) else {}
     found = {name: made.get(name, value) for name, value in wanted.items()}  # older ones do not say
@@ -354,7 +362,7 @@ def _words(config: EvalSettings) -> object:
 
 def _row(reader: Reader, condition: Condition, m: int, shared: Shared) -> dict:
     """What identifies a row of results.json. PCA has no more directions than the embeddings have dimensions."""
-    d_z = shared.d_z if "wire" in condition.uses else min(shared.d_z, reader.llm.width)
+    d_z = min(shared.d_z, reader.llm.width) if condition.explained else shared.d_z
     return {
         "condition": condition.name, "colour": condition.colour,
         "llm": reader.llm.name if condition.by_llm else None, "llm_id": reader.llm.id if condition.by_llm else None,

@@ -6,6 +6,7 @@ Each way codes the same text: what the wire stands for. A way that a receiver ca
 import math
 import zlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import zstandard
 from tqdm import tqdm
@@ -13,6 +14,9 @@ from tqdm import tqdm
 from latentwire.conditions.base import Reader, Shared
 from latentwire.data.content import content
 from latentwire.data.question import Question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 QUESTIONS = 200  # that the table is of; evaluations of fewer have none
 _DICTIONARY = 64 * 1024  # bytes of zstd's dictionary
@@ -32,12 +36,13 @@ def bytes_table(questions: Sequence[Question], source: str, m: int, shared: Shar
     encoder, codec = shared.sender.encoder, shared.sender.codec
     texts = [content(source, q.context, q.question).text.strip() for q in some]
     ids = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    size = _bytes_of_an_id(encoder.tokenizer)
     rows = [
         _row(f"the wire, {codec}", [len(packed) for packed in shared.sender.send(some, m)]),
         _row("text, UTF-8", [len(text.encode()) for text in texts]),
         _row("text, zlib", [len(zlib.compress(text.encode(), 9)) for text in texts]),
         *_by_zstd(texts, shared.train_texts),
-        _row("text, 2 bytes per token", [2 * len(one) for one in ids]),
+        _row(f"text, {size} bytes per token", [size * len(one) for one in ids]),
     ]
     if encoder.chooses_tokens:
         chosen = [encoder.tokenizer.decode(encoder.select(q, source, m)) for q in some]
@@ -58,7 +63,7 @@ def _by_zstd(texts: Sequence[str], train_texts: Sequence[str]) -> list[dict]:
 
 
 def _by_llm(reader: Reader, texts: Sequence[str]) -> list[int]:
-    """Bytes that the LLM's own likelihood codes each text in, the first token in 2 bytes."""
+    """Bytes that the LLM's own likelihood codes each text in, the first token as its id."""
     llm = reader.llm
     start = llm.tokenizer.bos_token_id
     head = (llm.tokenizer.eos_token_id if start is None else start,)
@@ -68,8 +73,13 @@ def _by_llm(reader: Reader, texts: Sequence[str]) -> list[int]:
         nats = 0.0
         if others:
             (nats,) = llm.answer_nll(llm.prefill(head, [llm.embed([first])], [[]]), [others]).tolist()
-        found.append(2 + math.ceil(nats / math.log(2) / 8))
+        found.append(_bytes_of_an_id(llm.tokenizer) + math.ceil(nats / math.log(2) / 8))
     return found
+
+
+def _bytes_of_an_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Whole bytes that tell its tokens apart."""
+    return math.ceil(math.log2(len(tokenizer)) / 8)
 
 
 def _row(way: str, sizes: Sequence[int]) -> dict:

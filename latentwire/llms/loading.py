@@ -51,6 +51,7 @@ def _shape(config: "PretrainedConfig") -> Shape:
     return Shape(
         inner.num_hidden_layers, inner.hidden_size, getattr(inner, "intermediate_size", 4 * inner.hidden_size),
         heads * (getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads), inner.vocab_size,
+        heads=inner.num_attention_heads,
     )  # fmt: skip
 
 

@@ -168,7 +168,8 @@ def compare(
     terms = Terms(found, questions, margin, pair_seeds)
     orders = {tuple(found[folder].get("train_seed") for folder in system.run.folders) for system in systems}
     orders = {order for order in orders if len(set(order)) > 1}  # a soft prompt's evaluation does not know its seed
-    require(len(orders) < 2 or not pair_seeds, "pair_seeds", str(sorted(orders)), "name the same seeds in one order")
+    alike = len({*map(len, orders)}) == len(orders) or not pair_seeds
+    require(alike, "pair_seeds", str(sorted(orders)), "name the same seeds in one order")
     inside = f"answers of {base['dataset']} are no spans of their contexts"
     require(spans or not selection, "selection", str(selection), inside)
     parts = _parts(selection, base["source"], systems, terms) if selection else []

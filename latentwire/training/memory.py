@@ -1,6 +1,7 @@
 """How much memory a training process needs, estimated before anything is loaded; what cannot fit is refused."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -67,9 +68,8 @@ def training_bytes(config: TrainSettings, shapes: Mapping[str, Shape], longest: 
     parts = {"weights of the LLMs": 0.0, "kept for the gradient": 0.0, "logits": 0.0}
     for shape in shapes.values():
         parts["weights of the LLMs"] += size * shape.parameters
-        parts["kept for the gradient"] += shape.layers * (
-            positions * kept_bytes(shape, size) + heads * 2 * shape.key_width * size
-        )
+        own = kept_bytes(shape, size) + attention_bytes(shape, size, slot + _TAIL, config.device)
+        parts["kept for the gradient"] += shape.layers * (positions * own + heads * 2 * shape.key_width * size)
         # as they come, in float32, and the gradient of both
         parts["logits"] += at_once * (config.k + 1 + _APART) * shape.vocabulary * 2 * (size + 4)
     if not stage.rival:
@@ -85,9 +85,18 @@ def kept_bytes(shape: Shape, size: int) -> int:
     return size * (2 * shape.width + 2 * shape.key_width + 3 * shape.inner) + 2 * 4 * shape.width
 
 
+def attention_bytes(shape: Shape, size: int, own: int, device: str) -> float:
+    """What a position's attention leaves in one layer beside that. own: positions behind the head. On a CPU the weights
+    of every head, over the shared head and half of its own positions on average; on a GPU keys and values of the
+    head and of its own ones, repeated for all heads of queries."""
+    if device == "cpu":
+        return size * shape.heads * (_HEAD + own / 2)
+    return size * 2 * (shape.width - shape.key_width) * (1 + _HEAD / own)
+
+
 def total_bytes(device: str) -> int:
-    """Memory of the device: of one GPU (of all, with DEVICE_MAP), or of this machine or container."""
+    """Memory of a process: of its GPU (of all, with DEVICE_MAP), or its share of this machine or container."""
     if device.startswith("cuda"):
         cards = range(torch.cuda.device_count()) if device_map() else [device]
         return sum(torch.cuda.get_device_properties(card).total_memory for card in cards)
-    return int(1e6 * memory_mb())
+    return int(1e6 * memory_mb()) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

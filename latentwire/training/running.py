@@ -24,7 +24,7 @@ from latentwire.models.checkpoint import load_encoder, save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.encoders.tokens import TokenEncoder
-from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, load_training, read_config
+from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, load_training, read_config, wire_id
 from latentwire.training import joining
 from latentwire.training.jobs import Start, job_of
 from latentwire.training.memory import within_memory
@@ -146,6 +146,9 @@ def _run(
     there = dataclasses.replace(config, device=str(accelerator.device))
     ready = readers(there, config.source) if stage.needs_llms else []
     frozen = {reader.llm.name: reader.llm.weights_sha256() for reader in ready}
+    before = read_config(last).get("frozen_sha256", frozen) if state else frozen
+    others = ", ".join(name for name in frozen if before.get(name) != frozen[name])
+    require(not others, "llms", others, f"{last} was begun with other weights of these; restore them or start over")
     origin = _origin(config, questions, frozen) | (run.origin if run else {})
     if run:
         require_heads(folder, ready)
@@ -220,7 +223,13 @@ def _origin(config: TrainSettings, questions: QuestionSet, frozen: dict[str, str
         "d_z": config.d_z, "llms": config.llm_ids, "wordings": config.llm_wordings, "train_seed": config.seed,
         "samples": len(questions.questions), "encoder_id": getattr(config.encoder, "encoder_id", None),
         "frozen_sha256": frozen, "settings": dataclasses.asdict(config),
-    }  # fmt: skip
+    } | ({"wire": wire_id(Path(config.init)).hex()} if _reads_wire(config) else {})  # fmt: skip
+
+
+def _reads_wire(config: TrainSettings) -> bool:
+    """Whether a rival is trained, on the tokens that the encoder of --init selects."""
+    rival = STAGES[config.stage].rival
+    return bool(rival) and "wire" in CONDITIONS[rival].uses
 
 
 def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: RunFolder) -> None:

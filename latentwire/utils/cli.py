@@ -188,7 +188,7 @@ def value_of(field: dataclasses.Field) -> object:
     if text:
         _check(field, value := _converted(field, text))
         return value
-    found = default_of(field)
+    found = default_of(field, os.environ.get("DEVICE", ""))
     return field.metadata["fallback"] if found is None else found
 
 

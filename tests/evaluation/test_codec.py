@@ -117,7 +117,8 @@ def test_every_way_of_the_bytes_table_codes_the_same_texts(fitted, variables, mo
         logits = llm.model(torch.tensor([[llm.tokenizer.bos_token_id, *ids]])).logits[0].double()
     bits = sum(-logits[n + 1].log_softmax(0)[token].item() / math.log(2) for n, token in enumerate(ids[1:]))
     assert sizes._by_llm(reader, [text, "a"]) == [2 + math.ceil(bits / 8), 2], "2 bytes for the first token"
-    assert found["text, coded by llama itself"] > 2
+    assert found["text, coded by llama itself"] > 2 and "text, 2 bytes per token" in found
+    assert [sizes._bytes_of_an_id(range(n)) for n in (256, 257, 65_536, 128_256)] == [1, 2, 2, 3]
     assert sizes._by_zstd(["a text"], ["one train text"]) == [], "too few for a dictionary"
     monkeypatch.setattr(sizes, "_LONGEST", 20)
     ways = [row["way"] for row in sizes.bytes_table(questions, "prompt", 12, shared, reader)]

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from latentwire.evaluation.results import further_lines
 from latentwire.evaluation.settings import EvalSettings
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
 from latentwire.models.encoders.selecting import SelectingEncoder
-from latentwire.models.weights import read_config
+from latentwire.models.weights import read_config, wire_id
 from latentwire.utils.cli import parse
 from latentwire.utils.files import write_sealed
 from latentwire.utils.runs import RunFolder
@@ -94,6 +95,17 @@ def test_the_same_seed_gives_the_same_files(finished, tmp_path):
     again = evaluate(config(tmp_path / "again"))
     assert timeless(again) == timeless(finished[1])
     assert timeless(predictions(tmp_path / "again")) == timeless(predictions(finished[0]))
+
+
+def test_a_soft_prompt_for_another_selection_is_refused(trained, tmp_path, llms):
+    ids = read_config(trained)["llms"]
+    soft = {llm: torch.randn(16, llms[llm].width) for llm in ids}
+    folder, more = tmp_path / "tuned" / "selected_text_tuned" / "checkpoint_best", {"latent_len": None, "d_z": None}
+    more |= {"ckpt": str(trained), "tuned": str(tmp_path / "tuned"), "conditions": "selected_text_tuned", "samples": 1}
+    for number, wire in enumerate((wire_id(trained).hex(), "of another encoder")):
+        save_soft_prompts(folder, soft, {"llms": ids, "wire": wire})
+        with nullcontext() if number == 0 else pytest.raises(ValueError, match="'wire': 'of another encoder'"):
+            evaluate(config(tmp_path / f"r{number}", **more))
 
 
 def test_bytes_by_other_means_are_counted_once(tmp_path, monkeypatch):

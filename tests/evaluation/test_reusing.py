@@ -1,5 +1,9 @@
 """What another evaluation of the same questions has answered is taken from there, where the same files answered it."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 from evaluation.evaluations import config
 
@@ -53,6 +57,14 @@ def test_an_untrained_wire_is_not_taken_from_another_evaluation(finished, tmp_pa
     monkeypatch.setattr("latentwire.evaluation.answering.answer", record_calls(asked, answering.answer))
     evaluate(config(tmp_path / "r", conditions="text,latentwire", reuse=str(finished[0])))
     assert {condition.name for condition, *_ in asked} == {"latentwire"}
+
+
+def test_answers_to_a_prompt_that_began_otherwise_are_not_taken(finished, tmp_path):
+    before = Path(shutil.copytree(finished[0], tmp_path / "before"))
+    heads = json.loads((before / "heads.json").read_text())
+    (before / "heads.json").write_text(json.dumps(heads | {"llama": "of an older chat template"}))
+    with pytest.raises(ValueError, match="prompt of llama begins otherwise"):
+        evaluate(config(tmp_path / "r", conditions="text,no_context", reuse=str(before)))
 
 
 def test_the_answers_of_one_of_two_llms_may_be_taken(finished, tmp_path, monkeypatch):

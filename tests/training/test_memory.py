@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from latentwire.data.squad import load
 from latentwire.llms.arithmetic import Shape
+from latentwire.llms.loading import _shape
 from latentwire.training import memory
 from latentwire.training.memory import kept_bytes, training_bytes, within_memory
 from latentwire.training.settings import TrainSettings
@@ -41,6 +42,29 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(kind, made, dtype):
 
     expected = kept_bytes(Shape(1, 64, 160, 32, 50), torch.empty(0, dtype=dtype).element_size())
     assert saved(4) - saved(3) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_long_slot_keeps_what_is_planned(llms):
+    """Through the LLM's own way of attention, by which the weights over a shared head are kept."""
+    llm, own = llms["llama"], 400
+    shape = _shape(llm.model.config)
+    frozen = {weight.untyped_storage().data_ptr() for weight in llm.model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    head, embeds = tuple(range(3, 3 + memory._HEAD)), torch.randn(own, llm.width, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        llm.loss_with_prefix(head, [embeds], [[7] * memory._TAIL], [[8]]).nll.sum()
+    positions = own + memory._TAIL
+    attention = memory.attention_bytes(shape, 4, positions, "cpu")
+    planned = shape.layers * positions * (kept_bytes(shape, 4) + attention)
+    assert attention > kept_bytes(shape, 4), "else this tells nothing"
+    assert sum(size for size, _ in kept.values()) == pytest.approx(planned, rel=0.25)
 
 
 def test_more_questions_and_wider_numbers_need_more():

@@ -26,6 +26,7 @@ from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.weights import read_config
 from latentwire.training.running import train
 from latentwire.training.trainer import Batches, Trainer
+from latentwire.utils.files import read_sealed, write_sealed
 from latentwire.utils.runs import RunFolder
 
 pytestmark = pytest.mark.usefixtures("surroundings")
@@ -268,6 +269,16 @@ def test_another_configuration_is_not_continued_and_its_key_is_named(stopped, jo
     before = files(stopped)
     with pytest.raises(ValueError, match=match):
         train(joint_config(stopped, **change))
+    assert files(stopped) == before
+
+
+def test_other_weights_of_an_llm_are_not_trained_on(stopped, joint_config):
+    path = stopped / "checkpoint_last" / "config.json"
+    made = read_sealed(path)
+    write_sealed(path, made | {"frozen_sha256": made["frozen_sha256"] | {"qwen": "of a newer upload"}})
+    before = files(stopped)
+    with pytest.raises(ValueError, match=r"llms='qwen': .*checkpoint_last was begun with other weights"):
+        train(joint_config(stopped))
     assert files(stopped) == before
 
 

@@ -12,6 +12,7 @@ import torch
 
 from latentwire.utils import cli
 from latentwire.utils.cli import LONGEST_S, Settings, fields_of, option, parse, part, refuse_long, require, run
+from latentwire.utils.declared import current
 
 ROOT = Path(__file__).parents[2]
 HAS_GPU = cli.has_gpu
@@ -70,6 +71,13 @@ def test_a_flag_comes_before_the_environment_and_the_environment_before_the_defa
     found = parse(Boat, [])
     assert (found.crew, found.speed) == (7, 0.25)
     assert parse(Boat, ["--crew", "3"]) == Boat(crew=3, speed=0.25)
+
+
+def test_scripts_take_the_defaults_of_the_device_that_is_named(gpu, monkeypatch):
+    assert dict(current(Boat))["BATCH_SIZE"] == 32 and dict(current(Boat))["CRANES"] == 4
+    monkeypatch.setenv("DEVICE", "cpu")
+    assert dict(current(Boat))["BATCH_SIZE"] == parse(Boat, []).batch_size == 16
+    assert dict(current(Boat))["CRANES"] == 1
 
 
 def test_without_a_list_of_flags_the_command_lines_are_read(monkeypatch):

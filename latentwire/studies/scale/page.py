@@ -93,7 +93,7 @@ def _training(config: PlanSettings, llms: Mapping[str, Shape], records: Records)
     memory = training_bytes(
         TrainSettings(
             init="-", batch_size=config.batch_size, latent_len=config.latent_len, k=config.k, dtype="bfloat16",
-            device="cpu",
+            device="cuda",
         ),
         llms, longest=0, at_once=config.batch_size,
     )  # fmt: skip
