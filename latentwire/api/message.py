@@ -128,8 +128,8 @@ class Wire:
         Raises ValueError where no checkpoint is known (`LatentWire.wire` knows it), or where its latents stand for no
         words.
         """
-        from latentwire.api.words import nearest_words  # reads the codebook; imports torch
+        from latentwire.api.words import words_of  # reads the codebook; imports torch
 
         if self.checkpoint is None:
             raise ValueError("words: a wire alone does not hold its codebook; get it by LatentWire.wire(bytes)")
-        return nearest_words(self)
+        return words_of([self])[0]

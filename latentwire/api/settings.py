@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from latentwire.llms.known import DTYPES
 from latentwire.models.wire import CODECS
 from latentwire.utils.cli import Settings, is_file, option, require
 
@@ -88,7 +89,7 @@ class AnswerSettings(CheckpointSettings):
     corpus: str = option("", "folder of a corpus (encode_corpus.py), instead of a wire", env="", there=bool)
     id: str = option("", "which document of the corpus", env="")
     llm: str = option("", "which of the checkpoint's LLMs reads; default: its first", env="")
-    dtype: str = option("", "of the LLM; default: float32 on a CPU, bfloat16 on a GPU")
+    dtype: str = option("", "of the LLM; default: float32 on a CPU, bfloat16 on a GPU", choices=DTYPES)
     question: str = option("", "what is asked, for checkpoints of source context or aware", env="")
     max_new_tokens: int = option(12, "longest answer, in tokens", least=1)
     batch_size: int = option(16, "wires per batch", least=1)
@@ -112,7 +113,7 @@ class DocumentSettings(EncodingSettings):
 
     words: int = option(5000, "length of the document", least=100, env="")
     each: int = option(1, "questions on each passage", least=1, env="")
-    dtype: str = option("", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU")
+    dtype: str = option("", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU", choices=DTYPES)
     save_dir: str = option("runs/documents", "output folder", env="OUTPUT_DIR")
 
 

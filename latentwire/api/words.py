@@ -11,12 +11,6 @@ from latentwire.api.message import Wire
 from latentwire.models.wire.compact import codebook_of, nearest
 
 
-def nearest_words(wire: Wire) -> list[str]:
-    """As `Wire.words`; the wire knows its checkpoint."""
-    (found,) = words_of([wire])
-    return found
-
-
 def words_of(wires: Sequence[Wire], device: str = "cpu") -> list[list[str]]:
     """The words of wires that are of one checkpoint, which they know; device: that looks for the nearest codes."""
     if not wires:

@@ -26,7 +26,7 @@ from latentwire.models import wire
 from latentwire.models.adapters import Adapter
 from latentwire.models.encoders.base import Encoder
 from latentwire.models.wire.compact import Compact
-from latentwire.utils.cli import require
+from latentwire.utils.cli import listed, require
 from latentwire.utils.files import read_json, write_json
 from latentwire.utils.registry import Registry
 from latentwire.utils.runs import digest
@@ -116,7 +116,7 @@ Build = Callable[[Reader, Sequence[Question], int, Shared], list[Slot] | list[st
 
 @dataclass
 class Condition:
-    """build(reader, questions, m, shared) gives one slot per question; or, where no LLM is asked (by_llm False), its
+    """slots(reader, questions, m, shared) gives one slot per question; or, where no LLM is asked (by_llm False), its
     answer.
 
     colour: in charts; cost: one of COSTS, which tells its time; uses: what it depends on, of "m", "d_z", "wire"
@@ -126,7 +126,7 @@ class Condition:
     base: the condition behind a tuned rival's soft prompt; explained: share of the embeddings' variance that it keeps.
     """
 
-    build: Build
+    slots: Build
     colour: str
     cost: str
     uses: tuple[str, ...] = ()
@@ -143,11 +143,7 @@ class Condition:
     @property
     def about(self) -> str:
         """What it is, in one line."""
-        return (self.build.__doc__ or "").strip().splitlines()[0]
-
-    def slots(self, reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot] | list[str]:
-        """What `build` gives for each question."""
-        return self.build(reader, questions, m, shared)
+        return (self.slots.__doc__ or "").strip().splitlines()[0]
 
 
 CONDITIONS: Registry[Condition] = Registry("condition")
@@ -185,7 +181,7 @@ def parse_conditions(text: str, source: str, m: int, able: Collection[str]) -> l
     name that is unknown, or that source, encoder or data do not serve.
     """
     chosen: list[tuple[Condition, int]] = []
-    for part in [part.strip() for part in text.split(",") if part.strip()] or [""]:
+    for part in listed(text) or [""]:
         name, _, own = part.partition("@")
         if own and not (own.isdigit() and int(own) > 0):
             raise ValueError(f"conditions={part!r}: M after @ must be a whole number of at least 1")

@@ -20,7 +20,7 @@ import latentwire.data
 from latentwire.data.question import Question
 from latentwire.data.registry import DATASETS
 from latentwire.data.squad import load, read_squad_file
-from latentwire.utils.cli import reason
+from latentwire.utils.cli import listed, reason
 from latentwire.utils.files import UNREADABLE, sha256_of
 from latentwire.utils.registry import import_all
 from latentwire.utils.runs import digest
@@ -68,7 +68,7 @@ def sources(given: str, split: str) -> list[Source]:
     """
     import_all(latentwire.data)
     found, documents, seen = [], [], set()
-    for name in filter(None, map(str.strip, given.split(","))):
+    for name in listed(given):
         if name in DATASETS:
             found.append(Source((name,), questions, split))
             continue

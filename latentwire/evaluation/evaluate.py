@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from torch import Tensor
+from transformers import set_seed
 
 from latentwire.conditions.base import (
     Condition,
@@ -47,9 +48,9 @@ from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, read_config, wire_id
 from latentwire.models.wire import COMPACT, SCALAR
 from latentwire.models.wire.compact import tables_of
-from latentwire.utils.cli import SCHEMA, refuse_long, require
+from latentwire.utils.cli import SCHEMA, listed, refuse_long, require
 from latentwire.utils.files import read_json, write_json
-from latentwire.utils.machine import on_this_machine, set_seed
+from latentwire.utils.machine import on_this_machine
 from latentwire.utils.runs import RunFolder, digest, identity
 
 LONG_ANSWERS = 2000  # an evaluation of this many answers or more is timed before it starts
@@ -262,8 +263,8 @@ def _soft_prompts(config: EvalSettings, condition: Condition, m: int) -> dict[st
     made, wanted = read_config(folder), {"source": config.source, "wordings": config.llm_wordings}
     if "wire" in condition.uses and config.ckpt:
         wanted["wire"] = wire_id(Path(config.ckpt)).hex()
-    several = str(made.get("settings", {}).get("latent_lens") or made.get("latent_len", m)).split(",")
-    wanted |= {"latent_len": m} if "m" in condition.uses and m not in map(int, several) else {}
+    several = listed(made.get("settings", {}).get("latent_lens") or str(made.get("latent_len", m)))
+    wanted |= {"latent_len": m} if "m" in condition.uses and str(m) not in several else {}
     found = {name: made.get(name, value) for name, value in wanted.items()}  # older ones do not say
     found["wordings"] = {name: found["wordings"].get(name) for name in config.llm_names}
     require(found == wanted, "tuned", str(folder), f"was trained for {found}, and is asked for {wanted}; train it anew")

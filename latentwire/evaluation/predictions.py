@@ -12,10 +12,8 @@ from latentwire.utils.files import json_line, read_json, read_lines, write_text
 
 _KEYS = ("condition", "m", "llm", "id")  # of every line
 _OF_CHECKPOINT = {"wire", "untrained", "tuned"}  # what a condition may use that another evaluation has otherwise
-_FILES = {
-    "wire": "checkpoint_sha256",
-    "tuned": "tuned_sha256",
-}  # unless these are the same
+# Unless these are the same: what config.json calls the weights, by what a condition uses.
+WEIGHTS = {"wire": "checkpoint_sha256", "tuned": "tuned_sha256"}
 _FREE = ("ckpt", "checkpoint_sha256", "tuned", "tuned_sha256", "latent_len", "batch_size", "device")  # M is the line's
 
 
@@ -97,7 +95,7 @@ def reusable(
     where = (
         f"{folder}, commit {record['git']}, {', '.join(record['machine']['gpus']) or record['machine']['processor']}"
     )
-    same = {part for part, files in _FILES.items() if identity[files] and identity[files] == record["config"][files]}
+    same = {part for part, files in WEIGHTS.items() if identity[files] and identity[files] == record["config"][files]}
     keys = {
         (condition.name, m if "m" in condition.uses else None, llm)
         for condition, m in conditions

@@ -6,7 +6,7 @@ from latentwire.data.question import SPLITS
 from latentwire.data.settings import DataSettings, QuestionSettings
 from latentwire.llms.known import LLMSettings
 from latentwire.models.wire import CODECS
-from latentwire.utils.cli import option, require
+from latentwire.utils.cli import listed, option, require
 
 DEFAULT_SAMPLES, DEFAULT_LATENT_LEN, DEFAULT_D_Z = 1000, 32, 256
 OUTSIDE = ("kv_full", "kv_random", "kv_snapkv", "kv_expected_attention", "kv_kvzip", "kv_kvzip_uniform")  # kvpress's
@@ -75,7 +75,7 @@ class OutsideSettings(AnsweringSettings):
 
     @property
     def press_names(self) -> list[str]:
-        return [name.strip() for name in self.presses.split(",") if name.strip()]
+        return listed(self.presses)
 
 
 @dataclass(kw_only=True)

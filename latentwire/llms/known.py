@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentwire.utils.cli import Settings, has_gpu, option, require
+from latentwire.utils.cli import Settings, has_gpu, listed, option, require
 from latentwire.utils.files import read_sealed
 
 DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2.5-coder-0.5b-instruct"}
@@ -54,7 +54,7 @@ class LLMSettings(Settings):
 
     @property
     def llm_names(self) -> list[str]:
-        return [name.strip() for name in self.llms.split(",") if name.strip()]
+        return listed(self.llms)
 
     @property
     def llm_ids(self) -> dict[str, str]:
@@ -67,7 +67,7 @@ class LLMSettings(Settings):
     def llm_wordings(self) -> dict[str, str]:
         """Wording of each LLM's prompt by name: the one that is given, else that of the checkpoint which is begun with,
         if it is the same LLM there, else the one chosen for the model."""
-        given = dict(part.strip().partition("=")[::2] for part in self.wordings.split(",") if part.strip())
+        given = dict(part.partition("=")[::2] for part in listed(self.wordings))
         for name, wording in given.items():
             require(name in self.llm_names, "wordings", name, f"not among --llms {self.llms}; write LLM=WORDING,...")
             require(bool(wording), "wordings", name, "write LLM=WORDING,...")

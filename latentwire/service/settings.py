@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from latentwire.api.settings import CheckpointSettings
+from latentwire.llms.known import DTYPES
 from latentwire.utils.cli import Settings, option, require
 
 ROLES = ("both", "encoder", "reader")
@@ -20,7 +21,7 @@ class ServeSettings(CheckpointSettings):
     port: int = option(8000, "port to listen on; 0: any free one", least=0)
     role: str = option("both", "what this process does: encode, read, or both", choices=ROLES)
     llm: str = option("", "comma-separated LLMs that read here; default: all of the checkpoint's", env="")
-    dtype: str = option("", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU")
+    dtype: str = option("", "of the LLMs; default: float32 on a CPU, bfloat16 on a GPU", choices=DTYPES)
     page: bool = option(True, "show the page at /; needs role both")
     batch: int = option(16, "texts or wires worked on together at most", least=1)
     queue: int = option(256, "texts or wires that may wait; more are told to come back later (429)", least=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import set_seed
 
 from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared, Slot, readers
 from latentwire.data.content import content
@@ -43,7 +44,7 @@ from latentwire.studies.settings import DiagnosticsSettings
 from latentwire.training.losses import answer_sums
 from latentwire.utils.cli import SCHEMA
 from latentwire.utils.files import write_json, write_text
-from latentwire.utils.machine import on_this_machine, set_seed
+from latentwire.utils.machine import on_this_machine
 from latentwire.utils.runs import RunFolder, digest, identity
 
 KINDS = ("text", "latentwire")  # conditions whose embeddings are compared
@@ -249,7 +250,7 @@ def _answers(
 
     label = {"condition": f"{kind}: {name}", "m": m if "m" in condition.uses else None, "llm": reader.llm.name}
     return complete(
-        predictions, label, dataclasses.replace(condition, build=changed), m, reader, subject.shared,
+        predictions, label, dataclasses.replace(condition, slots=changed), m, reader, subject.shared,
         subject.chosen.score, subject.config.batch_size, subject.config.max_new_tokens,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from latentwire.conditions.base import CONDITIONS
 from latentwire.data.question import Question, Scorer
 from latentwire.data.squad import load
 from latentwire.evaluation import results as made
+from latentwire.evaluation.predictions import WEIGHTS
 from latentwire.evaluation.results import row_key, summarise
 from latentwire.evaluation.scores import (
     MIN_SEEDS,
@@ -34,7 +35,6 @@ from latentwire.utils.cli import SCHEMA, require
 from latentwire.utils.files import read_json, read_lines, write_json, write_text
 
 _SAME = ("dataset", "split", "n", "source", "dtype")  # what evaluations must share to be paired
-_WEIGHTS = {"wire": "checkpoint_sha256", "tuned": "tuned_sha256"}  # in config.json, by what a condition uses
 _OF_DIFFERENCE = ("diff_over", "diff_ci95", "diff_ci90", "diff_ci95_by_article", "verdict", "equivalence")
 # Of a prediction line.
 _READ = ("f1", "first_token_correct", "first_informative_correct", "answer_nll", "answer_tokens", "wire_bytes")
@@ -323,7 +323,7 @@ def _weights(folder: Path, condition: str) -> str:
     """Which trained weights a condition read in this evaluation; "" for what no training made: text, a budget, PCA, the
     closed form, and rivals from outside, which this program does not know."""
     used = CONDITIONS[condition].uses if condition in CONDITIONS else ()
-    keys = [key for part, key in _WEIGHTS.items() if part in used]
+    keys = [key for part, key in WEIGHTS.items() if part in used]
     config = _record(folder, "config.json")["config"] if keys else {}
     return " ".join(str(config[key]) for key in keys if config.get(key))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from latentwire.data.settings import DataSettings
 from latentwire.llms.known import DEFAULT_LLMS, LLMSettings
 from latentwire.training.settings import require_first_gpu
-from latentwire.utils.cli import Settings, is_path, option, require, require_there
+from latentwire.utils.cli import Settings, is_path, listed, option, require, require_there
 
 PARTS = ("train", "text_eval", "serving", "encode", "mfu", "growth", "processes")
 SWEEP_SAMPLES = 10_000
@@ -141,7 +141,7 @@ class BenchmarkSettings(LLMSettings):
 
     @property
     def part_names(self) -> list[str]:
-        return [part.strip() for part in self.parts.split(",") if part.strip()]
+        return listed(self.parts)
 
 
 @dataclass(kw_only=True)

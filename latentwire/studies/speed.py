@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+from transformers import set_seed
 
 from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared, reader_of
 from latentwire.data.question import Question, subset
@@ -39,7 +40,7 @@ from latentwire.training.teacher import teach
 from latentwire.training.trainer import Job, Trainer
 from latentwire.utils.cli import SCHEMA
 from latentwire.utils.files import read_json, read_lines, write_json, write_text
-from latentwire.utils.machine import machine, now, on_this_machine, set_seed
+from latentwire.utils.machine import machine, now, on_this_machine
 from latentwire.utils.runs import RunFolder, identity
 
 _ENCODER = "hf"  # that is trained

@@ -11,6 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
+from transformers import set_seed
 
 from latentwire.conditions.base import CONDITIONS, Reader, begin_adapters, readers, require_heads, require_positions
 from latentwire.data.content import encoder_reads_question
@@ -33,7 +34,7 @@ from latentwire.training.stages import ALL, STAGES, Stage, needed
 from latentwire.training.teacher import teach
 from latentwire.training.trainer import Job, Trainer, steps_of
 from latentwire.utils.cli import SCHEMA, refuse_long, require
-from latentwire.utils.machine import now, on_this_machine, set_seed
+from latentwire.utils.machine import now, on_this_machine
 from latentwire.utils.runs import RunFolder, digest, identity
 
 _PROBE = 8  # questions that time the teacher

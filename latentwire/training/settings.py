@@ -6,7 +6,7 @@ from latentwire.data.content import encoder_reads_question
 from latentwire.data.settings import DataSettings
 from latentwire.llms.known import LLMSettings
 from latentwire.training.stages import ALL, STAGES
-from latentwire.utils.cli import Settings, gpu_count, option, part, require
+from latentwire.utils.cli import Settings, gpu_count, listed, option, part, require
 from latentwire.utils.glance import glance
 
 CODES = ("closed_form", "random")
@@ -108,8 +108,12 @@ class TrainSettings(LLMSettings, DataSettings):
     @property
     def most_latents(self) -> int:
         """The largest M of any step."""
-        lens = map(int, self.latent_lens.split(",")) if self.latent_lens else ()
-        return max(self.latent_len, self.first_latent_len or 0, *lens)
+        return max(self.latent_len, self.first_latent_len or 0, *self.lens)
+
+    @property
+    def lens(self) -> list[int]:
+        """What each step's M is drawn among; none: latent_len."""
+        return [int(one) for one in listed(self.latent_lens)]
 
     def check(self) -> None:
         super().check()
@@ -117,8 +121,7 @@ class TrainSettings(LLMSettings, DataSettings):
         require(self.stage in (*STAGES, "all"), "stage", self.stage, f"choose all or one of {', '.join(STAGES)}")
         closed = self.stage != "all" and STAGES[self.stage].joins
         require(self.samples != 0 or closed, "samples", 0, f"stage {self.stage} needs questions: at least 1")
-        lens = self.latent_lens.split(",") if self.latent_lens else []
-        fine = all(one.strip().isdigit() and int(one) > 0 for one in lens)
+        fine = all(one.isdigit() and int(one) > 0 for one in listed(self.latent_lens))
         require(fine, "latent_lens", self.latent_lens, "numbers of at least 1 with commas between them")
         first, most = self.first_latent_len, self.most_latents
         require(not first or first == most, "first_latent_len", first, f"M falls from it: at least {most}")

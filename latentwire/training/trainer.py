@@ -285,8 +285,7 @@ class Trainer:
         """M of a step: drawn among latent_lens, the same in all processes, and over the first half of the steps between
         first_latent_len and that."""
         config = self.job.config
-        lens = config.latent_lens or str(config.latent_len)
-        m = int(random.Random(f"{config.seed} {step} M").choice(lens.split(",")))
+        m = random.Random(f"{config.seed} {step} M").choice(config.lens or [config.latent_len])
         done = min(1.0, 2 * step / self.total)
         return round((config.first_latent_len or m) ** (1 - done) * m**done)
 

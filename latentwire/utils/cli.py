@@ -172,6 +172,11 @@ def parse(
     return built
 
 
+def listed(text: str) -> list[str]:
+    """What a text lists, separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def is_path(value: str) -> bool:
     """Whether a value that can be a name is meant as a path."""
     return os.sep in value or bool(Path(value).suffix)

@@ -1,9 +1,8 @@
-"""This machine: its devices, its libraries, its commit, its seeds."""
+"""This machine: its devices, its libraries, its commit."""
 
 import ctypes
 import dataclasses
 import platform
-import random
 import resource
 import subprocess
 import time
@@ -11,8 +10,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
 
 from latentwire.utils.surroundings import native_bfloat16
 
@@ -85,15 +82,6 @@ def give_memory_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
-
-
-def set_seed(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch."""
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def git_sha() -> str | None:

@@ -2,17 +2,15 @@
 
 import ctypes
 import os
-import random
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from latentwire.utils import machine as this
-from latentwire.utils.machine import git_sha, give_memory_back, machine, machine_line, on_this_machine, set_seed
+from latentwire.utils.machine import git_sha, give_memory_back, machine, machine_line, on_this_machine
 
 
 @dataclass
@@ -88,15 +86,6 @@ def test_a_machine_in_one_line():
     record = {"processor": "AMD EPYC", "threads": 2, "gpus": [], "torch": "2.11", "transformers": "5.17"}
     assert machine_line(record) == "AMD EPYC, 2 threads, torch 2.11, transformers 5.17"
     assert machine_line(record | {"gpus": ["H100"]}) == "1 x H100, torch 2.11, transformers 5.17"
-
-
-def test_the_same_seed_gives_the_same_numbers_everywhere():
-    def draws(seed):
-        set_seed(seed)
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
-
-    assert draws(3) == draws(3)
-    assert not set(draws(3)) & set(draws(4))
 
 
 def test_the_commit_is_that_of_this_checkout_and_none_outside(monkeypatch):

@@ -20,7 +20,7 @@ from latentwire.studies.scale.records import CORPUS, SERVICE, SHIPPED, SPEED, ST
 from latentwire.studies.settings import PlanSettings
 from latentwire.training.memory import training_bytes
 from latentwire.training.settings import TrainSettings
-from latentwire.utils.cli import require
+from latentwire.utils.cli import listed, require
 
 _GB = 1e9
 _HEAD = """# Scale, on paper
@@ -56,7 +56,7 @@ operations alone. **Read their ratios as the most that a wire can save.**
 def page(config: PlanSettings, records: Records | None = None) -> str:
     """The page as Markdown. Raises ValueError for an unknown LLM, FileNotFoundError for a record that is not there."""
     records, llms = records or Records(), {}
-    for name in map(str.strip, config.llms.split(",")):
+    for name in listed(config.llms):
         require(name in LLMS, "llms", name, f"choose among {', '.join(LLMS)}")
         llms[name] = LLMS[name]
     parts = [
