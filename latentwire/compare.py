@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--save_dir", type=Path, help="where to write comparison.json, .md and .png")
     args = parser.parse_args()
     runs = [parse_run(text, args.condition) for text in args.runs]
-    from latentwire.reporting.tables import comparison_markdown, table_markdown  # slow to import
+    from latentwire.reporting.tables import table_markdown  # slow to import
     from latentwire.studies.paired import compare, recompute, write
 
     if len(runs) == len(runs[0].folders) == 1:
@@ -33,9 +33,7 @@ def main() -> None:
             require(not vars(args)[name], name, str(vars(args)[name]), "one RUN is only recomputed; name two or more")
         again = recompute(runs[0].folders[0])
         return print(table_markdown(again), *again["not_kept"], "equal to results.json", sep="\n")
-    compared = compare(runs, args.margin, args.selection, args.pair_seeds)
-    print(comparison_markdown(compared), end="")
-    write(compared, args.save_dir)
+    write(compare(runs, args.margin, args.selection, args.pair_seeds), args.save_dir)
 
 
 if __name__ == "__main__":

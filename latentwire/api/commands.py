@@ -142,7 +142,7 @@ def _beginning(file: BinaryIO) -> bytes:
 def _lines(lines: Iterable[bytes], needed: str, ready: Callable[[dict], dict]) -> Iterator[dict]:
     """What `ready` makes of each JSON object; ValueError that names the line of anything else."""
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if not line.removeprefix(BOM_UTF8).strip():
             continue
         try:
             found = json.loads(line)

@@ -131,8 +131,9 @@ def _equal(a: object, b: object) -> bool:
 
 
 def write(compared: Mapping, folder: Path | None) -> None:
-    """comparison.json, comparison.md and comparison.png, if there is a folder for them; and bytes.png, where runs send
+    """Print the table; where there is a folder for them, comparison.json, .md and .png, and bytes.png if runs send
     several sizes."""
+    print(comparison_markdown(compared), end="")
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -408,7 +408,7 @@ def test_a_trained_encoder_gives_the_same_z_after_loading_without_its_origin(
 ):
     encoder = encoder_of(kind, llms, encoder_folder)
     save_checkpoint(tmp_path / "best", encoder, parts[1], CONFIG)
-    for module in ("selecting", "queries"):
+    for module in ("tokens", "queries"):
         origin = f"latentwire.models.encoders.{module}.load_backbone"
         monkeypatch.setattr(origin, lambda *a: pytest.fail("asked for the origin"))
     torch.manual_seed(7)  # nothing random may stay
