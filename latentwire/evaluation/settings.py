@@ -51,7 +51,7 @@ class EvalSettings(AnsweringSettings):
         "", "an evaluation of the same questions: answers that the same files would give come from there", there=bool
     )
     save_dir: str = option(
-        "", "output folder; default: beside the checkpoint, named by dataset, source, n and seed", env="OUTPUT_DIR"
+        "", "output folder; default: in the checkpoint's folder, named by dataset, source, n and seed", env="OUTPUT_DIR"
     )
     estimate: bool = option(False, "say how long it would take, and stop", env="")
     json: bool = option(False, "with --estimate: one JSON object on standard output", env="")

@@ -146,7 +146,7 @@ def _serving(config: PlanSettings, llms: Mapping[str, Shape], records: Records) 
     for name, llm in llms.items():
         lines += [f"{name}, {config.questions:,.0f} questions a second:", ""]
         lines += [*markdown(head, list(_served(config, llm, records))), ""]
-    least = min(records.wire_bytes, key=records.wire_bytes.get)
+    least = "compact8"  # fewer bytes than it has cost F1
     sizes = {"fp16": records.wire_bytes["fp16"], "least": least, "bytes": records.wire_bytes[least]}
     return [*lines, _SERVED.format(gflop=ENCODER.forward(round(records.text_tokens)) / 1e9, **sizes)]
 
