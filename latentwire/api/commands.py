@@ -2,10 +2,11 @@
 
 import base64
 import binascii
+import io
 import json
 import sys
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -24,6 +25,7 @@ from latentwire.utils.files import UNREADABLE
 if TYPE_CHECKING:
     from latentwire.api.reading import WireReader
 
+_BLANK = b" \t\r\n" + BOM_UTF8  # signs that may stand before JSON lines
 _BATCH = 64  # JSON lines that are encoded before their wires are written
 
 
@@ -54,14 +56,14 @@ def answer(config: AnswerSettings) -> None:
         return
     with _opened(config.wire) as file:
         start = _beginning(file)
-        lines = start.lstrip().startswith(b"{")
+        lines = start.lstrip(_BLANK).startswith(b"{")
         wire = None if lines else lw.wire(start + file.read())  # a wrong wire is told before the LLM is loaded
         require(not (lines and config.question), "question", config.question, "JSON lines have their own; leave it out")
         reader = lw.reader(config.llm or next(iter(lw.llms)), dtype=config.dtype)
         if wire:
             print(reader.answer(wire, config.question or None, config.max_new_tokens))
             return
-        first = (start + file.readline()).splitlines(keepends=True)
+        first = io.BytesIO(start + file.readline())
         _answer_lines(lw, reader, chain(first, file), config)
 
 
@@ -102,12 +104,26 @@ def _send_lines(lw: LatentWire, how: Mapping) -> None:
 
     with tqdm(unit="text", desc="encoding") as bar:
         for some in _batched(_lines(sys.stdin.buffer, "context", ready), _BATCH):
-            asked = [line["question"] for line in some] if known else None
-            wires = lw.encode([line["context"] for line in some], asked, **how)
-            for line, wire in zip(some, wires, strict=True):
+            for line, wire in _encoded(lw, some, known, how):
                 kept = {key: value for key, value in line.items() if key != "context"}
                 _write(kept | {"wire": base64.b64encode(wire).decode()})
             bar.update(len(some))
+
+
+def _encoded(
+    lw: LatentWire, some: Sequence[tuple[int, dict]], known: bool, how: Mapping
+) -> Iterator[tuple[dict, bytes]]:
+    """Lines with their wires; where the encoder refuses one, those before it, and a ValueError that names it."""
+    asked = [line["question"] for _, line in some] if known else None
+    try:
+        wires = lw.encode([line["context"] for _, line in some], asked, **how)
+    except ValueError as error:
+        if len(some) == 1:
+            raise ValueError(f"line {some[0][0]}: {error}") from error
+        for one in some:
+            yield from _encoded(lw, [one], known, how)
+    else:
+        yield from zip([line for _, line in some], wires, strict=True)
 
 
 def _answer_lines(lw: LatentWire, reader: "WireReader", lines: Iterable[bytes], config: AnswerSettings) -> None:
@@ -123,29 +139,27 @@ def _answer_lines(lw: LatentWire, reader: "WireReader", lines: Iterable[bytes], 
         return line | {"wire": lw.wire(packed)}
 
     for some in _batched(_lines(lines, "wire", ready), config.batch_size):
-        asked = [line["question"] for line in some] if later else [None] * len(some)
-        answers = reader.answer([line["wire"] for line in some], asked, config.max_new_tokens)
-        for line, found in zip(some, answers, strict=True):
+        asked = [line["question"] if later else None for _, line in some]
+        answers = reader.answer([line["wire"] for _, line in some], asked, config.max_new_tokens)
+        for (_, line), found in zip(some, answers, strict=True):
             _write({key: value for key, value in line.items() if key != "wire"} | {"answer": found})
 
 
 def _beginning(file: BinaryIO) -> bytes:
     """As much of a file as tells a wire from JSON lines, which a byte order mark and blank lines may stand before."""
     start = file.read(len(MAGIC))
-    if start.startswith(BOM_UTF8):
-        start = start.removeprefix(BOM_UTF8) + file.read(len(BOM_UTF8))
-    while start.isspace() and (more := file.read(1)):
+    while not start.strip(_BLANK) and (more := file.read(1)):
         start += more
     return start
 
 
-def _lines(lines: Iterable[bytes], needed: str, ready: Callable[[dict], dict]) -> Iterator[dict]:
-    """What `ready` makes of each JSON object; ValueError that names the line of anything else."""
+def _lines(lines: Iterable[bytes], needed: str, ready: Callable[[dict], dict]) -> Iterator[tuple[int, dict]]:
+    """What `ready` makes of each JSON object, with its line; ValueError that names the line of anything else."""
     for number, line in enumerate(lines, 1):
-        if not line.removeprefix(BOM_UTF8).strip():
+        if not line.strip(_BLANK):
             continue
         try:
-            found = json.loads(line)
+            found = json.loads(line.strip(_BLANK))
         except UNREADABLE as error:
             raise ValueError(f"line {number}: no JSON ({error})") from error
         if not isinstance(found, dict) or not isinstance(found.get(needed), str):
@@ -154,10 +168,10 @@ def _lines(lines: Iterable[bytes], needed: str, ready: Callable[[dict], dict]) -
             found = ready(found)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
-        yield found
+        yield number, found
 
 
-def _batched(lines: Iterator[dict], size: int) -> Iterator[list[dict]]:
+def _batched(lines: Iterator[tuple[int, dict]], size: int) -> Iterator[list[tuple[int, dict]]]:
     """Lists of lines; where one is bad, those before it come first."""
     some = []
     try:

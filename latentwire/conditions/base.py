@@ -232,16 +232,17 @@ def begin_adapters(adapters: Mapping[str, Adapter], ready: Sequence[Reader]) -> 
         adapters[reader.llm.name].begin(reader.llm, reader.prompts.head)
 
 
-def require_heads(folder: Path, ready: Sequence[Reader]) -> None:
+def require_heads(folder: Path, ready: Sequence[Reader], keep: bool = True) -> None:
     """ValueError where a prompt does not begin as it did when the run in `folder` began: a model's chat template may
-    have changed. heads.json keeps what each LLM's prompt begins with."""
+    have changed. heads.json keeps what each LLM's prompt begins with; keep: write what it does not say yet."""
     path = folder / "heads.json"
     kept = read_json(path) if path.is_file() else {}
     heads = {reader.llm.name: digest(reader.prompts.head) for reader in ready}
     for name, head in heads.items():
-        remedy = f"the prompt of {name} begins otherwise than when this run began; start over in another folder"
+        remedy = f"the prompt of {name} begins otherwise than when that run began; start over in another folder"
         require(kept.get(name, head) == head, "run", str(folder), remedy)
-    write_json(path, kept | heads)
+    if keep:
+        write_json(path, kept | heads)
 
 
 def require_positions(reader: Reader, questions: Sequence[Question], places: int, whole: bool, more: int) -> None:

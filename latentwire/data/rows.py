@@ -120,7 +120,7 @@ def table(source: Source) -> Iterator[tuple[str, Row]]:
     for number in itertools.count(1):
         try:
             row = next(reader)
-            yield f"{name}:{number}", "no CSV (more fields than the header has)" if None in row else row
+            yield f"{name}:{number}", "no CSV (more fields than the header has)" if any(row.get(None, ())) else row
         except StopIteration:
             return
         except csv.Error as error:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -109,14 +108,7 @@ def evaluate(config: EvalSettings) -> dict | None:
     with RunFolder(config.save_dir, plan.identity, fresh=config.fresh_eval, restart=_RESTART) as run:
         write_manifest(run.path, config, plan.chosen)
         predictions = Predictions(run.path / "predictions.jsonl")
-        begun = Path(config.reuse or run.path) / "heads.json"
-        if (
-            begun.is_file() and not (run.path / begun.name).is_file()
-        ):  # answers that are taken over are to these prompts
-            shutil.copy(begun, run.path)
-        if taken := [line for line in reused if line["id"] not in predictions.of(line)]:
-            predictions.append(taken)
-        results = _evaluate(plan, predictions) | run.origin
+        results = _evaluate(plan, predictions, reused) | run.origin
         write_json(run.path / "results.json", results)
     print(*critical_lines(results), *further_lines(results), sep="\n")
     print(f"wrote {run.path / 'results.json'}")
@@ -181,12 +173,15 @@ def _check(config: EvalSettings, conditions: Sequence[tuple[Condition, int]]) ->
         require("tuned" not in condition.uses or bool(config.tuned), "conditions", condition.name, remedy)
 
 
-def _evaluate(plan: Plan, predictions: Predictions) -> dict:
+def _evaluate(plan: Plan, predictions: Predictions, reused: Sequence[Mapping]) -> dict:
     config, chosen = plan.config, plan.chosen
     ids = {q.id for q in chosen.questions}
     plan.conditions += predictions.finished(plan.conditions, config.latent_len, config.llm_names, ids)
     ready, shared, made = _ready(plan, predictions.path.parent)
     require_heads(predictions.path.parent, ready)
+    if reused:
+        require_heads(Path(config.reuse), ready, keep=False)
+        predictions.append([line for line in reused if line["id"] not in predictions.of(line)])
     if sum(missing for *_, missing in _missing(predictions, ready, shared, plan.conditions)) >= LONG_ANSWERS:
         _announce(predictions, ready, shared, plan)
     rows, scores = [], {}

@@ -16,8 +16,8 @@ HALF = 2  # bytes of a value in bfloat16
 @dataclass(frozen=True)
 class Shape:
     """A transformer. inner: width of its MLP; key_width: of a layer's keys, and of its values; products: matrices of
-    its MLP; tied: whether the embeddings are the output's, too; heads: of its queries; counted: all weights; these
-    two are 0 where they are not known."""
+    its MLP; tied: whether the embeddings are the output's, too; heads: of its queries; query_width: of all of them;
+    counted: all weights; these three are 0 where they are not known."""
 
     layers: int
     width: int
@@ -27,6 +27,7 @@ class Shape:
     products: int = 3
     tied: bool = False
     heads: int = 0
+    query_width: int = 0
     counted: int = 0
 
     @property

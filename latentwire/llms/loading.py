@@ -48,10 +48,10 @@ def _config_of(name: str, llm_id: str) -> "PretrainedConfig":
 def _shape(config: "PretrainedConfig") -> Shape:
     inner = config.get_text_config(decoder=True)
     heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
+    head = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
     return Shape(
         inner.num_hidden_layers, inner.hidden_size, getattr(inner, "intermediate_size", 4 * inner.hidden_size),
-        heads * (getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads), inner.vocab_size,
-        heads=inner.num_attention_heads,
+        heads * head, inner.vocab_size, heads=inner.num_attention_heads, query_width=inner.num_attention_heads * head,
     )  # fmt: skip
 
 

@@ -80,8 +80,10 @@ def diagnose(config: DiagnosticsSettings) -> dict:
     chosen = dataclasses.replace(dev, questions=subset(dev.questions, config.eval_samples, config.seed))
     print(f"data: {chosen.name} dev, {len(chosen.questions)} questions", flush=True)
     encoder, adapters, made = load_checkpoint(Path(config.ckpt), config.llm_ids)
-    if made["stage"] != "codebook":
-        config = dataclasses.replace(config, source=made.get("source", config.source))  # what it was trained for
+    source = config.source if made["stage"] == "codebook" else made.get("source", config.source)
+    if source != config.source:
+        print(f"note: {config.ckpt} was trained with source {source!r}, which is used instead of {config.source!r}")
+        config = dataclasses.replace(config, source=source)
     encoder, m = encoder.to(config.device), made["latent_len"]
     with RunFolder(config.save_dir, _identity(config, chosen)) as run:
         shared = Shared(chosen.questions, config.seed, Sender(encoder, config.source, "fp16"), d_z=made["d_z"])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import latentwire.data
 from latentwire.data.question import Question, subset
 from latentwire.data.registry import DATASETS
 from latentwire.data.squad import load
@@ -35,6 +36,7 @@ from latentwire.training.settings import LaunchSettings, TrainSettings
 from latentwire.utils.cli import VARIABLES, Settings, fields_of, gpu_count, parse, refuse_long, require, variable_of
 from latentwire.utils.cluster import start_ray
 from latentwire.utils.files import write_text
+from latentwire.utils.registry import import_all
 from latentwire.utils.runs import RunFolder, digest, identity
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ def sweep(config: SweepSettings) -> int:
 
 def _resolved(config: SweepSettings) -> SweepSettings:
     """Fill in what was left open, and whole paths: the programs run elsewhere."""
+    import_all(latentwire.data)
     named = config.dataset in DATASETS
     return dataclasses.replace(
         config,

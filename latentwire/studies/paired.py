@@ -167,10 +167,6 @@ def compare(
     questions, _, spans = _questions(first, base)
     systems = [system for run in runs for system in _systems(run, found, ids)]
     terms = Terms(found, questions, margin, pair_seeds)
-    orders = {tuple(found[folder].get("train_seed") for folder in system.run.folders) for system in systems}
-    orders = {order for order in orders if len(set(order)) > 1}  # a soft prompt's evaluation does not know its seed
-    alike = len({*map(len, orders)}) == len(orders) or not pair_seeds
-    require(alike, "pair_seeds", str(sorted(orders)), "name the same seeds in one order")
     inside = f"answers of {base['dataset']} are no spans of their contexts"
     require(spans or not selection, "selection", str(selection), inside)
     parts = _parts(selection, base["source"], systems, terms) if selection else []
@@ -287,6 +283,9 @@ def _difference(system: System, before: System, terms: Terms) -> dict:
     same = bool(system.weights) and sorted(system.weights) == sorted(before.weights)
     order = [before.weights.index(own) for own in system.weights] if same else slice(None)
     pairs = terms.pair_seeds and len(system.weights) == len(before.weights)
+    orders = [tuple(terms.found[folder].get("train_seed") for folder in side.run.folders) for side in (before, system)]
+    orders = {order for order in orders if len(set(order)) > 1}  # a soft prompt's evaluation does not know its seed
+    require(len(orders) < 2 or not pairs, "pair_seeds", str(sorted(orders)), "name the same seeds in one order")
     fewest = min((len(side.weights) for side in (system, before) if side.weights), default=MIN_SEEDS)
 
     def draws(name: str, groups: list[str], counts: Sequence[float] | None = None) -> np.ndarray | None:

@@ -82,7 +82,8 @@ def training_bytes(config: TrainSettings, shapes: Mapping[str, Shape], longest: 
 def kept_bytes(shape: Shape, size: int) -> int:
     """Bytes that one position leaves in one frozen layer for the backward pass: queries, keys, values, the attention's
     output, three products of the MLP in the LLM's type, and the inputs of two RMSNorms in float32."""
-    return size * (2 * shape.width + 2 * shape.key_width + 3 * shape.inner) + 2 * 4 * shape.width
+    queries = shape.query_width or shape.width
+    return size * (2 * queries + 2 * shape.key_width + 3 * shape.inner) + 2 * 4 * shape.width
 
 
 def attention_bytes(shape: Shape, size: int, own: int, device: str) -> float:
@@ -91,7 +92,7 @@ def attention_bytes(shape: Shape, size: int, own: int, device: str) -> float:
     head and of its own ones, repeated for all heads of queries."""
     if device == "cpu":
         return size * shape.heads * (_HEAD + own / 2)
-    return size * 2 * (shape.width - shape.key_width) * (1 + _HEAD / own)
+    return size * 2 * ((shape.query_width or shape.width) - shape.key_width) * (1 + _HEAD / own)
 
 
 def total_bytes(device: str) -> int:

@@ -139,6 +139,8 @@ def _run(
     if state and state["step"] == steps:
         _say(config, accelerator, f"{folder} is finished already")
         return None
+    if state and config.micro_batch is None and "micro_batch" in (made := read_config(last)["settings"]):
+        config = dataclasses.replace(config, micro_batch=made["micro_batch"] or config.batch_size)  # the same parts
     if not closed:
         config, said = within_memory(config, questions.questions)
         _say(config, accelerator, said)

@@ -83,7 +83,7 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) is None and "devices" in field.metadata:
-                setattr(self, field.name, default_of(field, getattr(self, "device", "")))
+                setattr(self, field.name, default_of(field, getattr(self, "device", os.environ.get("DEVICE", ""))))
             if getattr(self, field.name) is None and "part" in field.metadata:
                 setattr(self, field.name, _part_class(field, vars(self))())
             _check(field, getattr(self, field.name))
@@ -98,7 +98,7 @@ def default_of(field: dataclasses.Field, device: str = "") -> object:
     if "devices" not in field.metadata:
         return field.default
     found = field.metadata["devices"][device.startswith("cuda") if device else has_gpu()]
-    return found() if callable(found) else found
+    return max(1, found()) if callable(found) else found  # a count of GPUs
 
 
 def has_driver() -> bool:

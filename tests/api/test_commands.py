@@ -132,15 +132,20 @@ def test_a_bad_line_is_named_and_loses_nothing_that_was_before_it(call, lw, shor
     bad = json.dumps({"context": " ", "question": "Who?"})
     found, said = call(send, data=f"{good}\n{bad}\n{good}\n".encode(), fails=True)
     assert json.loads(found)["wire"] == wire and said.startswith("error: line 2: context=' '")
+    bad = json.dumps({"context": "A text.", "question": "long " * 300})
+    found, said = call(send, data=f"{good}\n\n{bad}\n{good}\n".encode(), fails=True)
+    assert json.loads(found)["wire"] == wire and said.startswith("error: line 3: question")
 
 
 def test_json_lines_may_begin_with_a_mark_and_blank_lines_and_keep_what_utf8_cannot_say(call, lw, short_questions):
     q = short_questions[0]
     line = json.dumps({"name": "\ud83d", "context": q.context, "question": q.question}).encode()
     sent, _ = call(send, data=b"\xef\xbb\xbf\n\n\n\n\n" + line)
-    for before in (b"", b"\xef\xbb\xbf", b"\n \n\n\n\n"):
+    for before in (b"", b"\xef\xbb\xbf", b"\n \n\n\n\n", b"\n\xef\xbb\xbf"):
         found, _ = call(answer, data=before + sent)
         assert json.loads(found)["name"] == "\ud83d" and "answer" in json.loads(found)
+    found, _ = call(answer, data=sent.replace(b', "wire"', b',\r"wire"'))
+    assert "answer" in json.loads(found), "a lone carriage return is white space"
     _, said = call(answer, data=b"\xef\xbb\xbf\n\n\n\n{no", fails=True)
     assert said.startswith("error: line 5: no JSON")
 

@@ -39,6 +39,8 @@ def test_a_table_has_a_header_and_its_damage_is_told(tmp_path):
     path.write_text("id,text\n1,one\n2,The mill, built in 1794\n3,three\n")
     found = [row for _, row in rows(path)]
     assert found[1] == "no CSV (more fields than the header has)" and found[2] == {"id": "3", "text": "three"}
+    path.write_text("id,text\n1,one,\n")
+    assert rows(path)[0][1]["text"] == "one", "a last comma says nothing"
 
 
 def test_parquet_rows_and_bytes_that_are_no_text(tmp_path):

@@ -65,6 +65,9 @@ def test_answers_to_a_prompt_that_began_otherwise_are_not_taken(finished, tmp_pa
     (before / "heads.json").write_text(json.dumps(heads | {"llama": "of an older chat template"}))
     with pytest.raises(ValueError, match="prompt of llama begins otherwise"):
         evaluate(config(tmp_path / "r", conditions="text,no_context", reuse=str(before)))
+    assert not (tmp_path / "r" / "predictions.jsonl").exists(), "nothing was taken"
+    assert json.loads((before / "heads.json").read_text())["llama"] == "of an older chat template"
+    assert len(evaluate(config(tmp_path / "r", conditions="text,no_context"))["results"]) == 4
 
 
 def test_the_answers_of_one_of_two_llms_may_be_taken(finished, tmp_path, monkeypatch):

@@ -11,7 +11,18 @@ import pytest
 import torch
 
 from latentwire.utils import cli
-from latentwire.utils.cli import LONGEST_S, Settings, fields_of, option, parse, part, refuse_long, require, run
+from latentwire.utils.cli import (
+    LONGEST_S,
+    Settings,
+    default_of,
+    fields_of,
+    option,
+    parse,
+    part,
+    refuse_long,
+    require,
+    run,
+)
 from latentwire.utils.declared import current
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +89,7 @@ def test_scripts_take_the_defaults_of_the_device_that_is_named(gpu, monkeypatch)
     monkeypatch.setenv("DEVICE", "cpu")
     assert dict(current(Boat))["BATCH_SIZE"] == parse(Boat, []).batch_size == 16
     assert dict(current(Boat))["CRANES"] == 1
+    assert default_of(option(1, "", gpu=lambda: 0), "cuda") == 1, "a count of GPUs that are not there"
 
 
 def test_without_a_list_of_flags_the_command_lines_are_read(monkeypatch):
