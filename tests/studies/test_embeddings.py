@@ -55,15 +55,7 @@ def config(saved, parts, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def environment(llm_folders):
-    with pytest.MonkeyPatch.context() as patch:
-        for name, folder in llm_folders.items():
-            patch.setenv(name, folder)
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished(config, environment):
+def finished(config, surroundings):
     settings = config()
     return settings, diagnose(settings)
 
@@ -129,7 +121,7 @@ def test_latents_name_their_words_and_neighbours(finished):
 
 
 def test_what_deep_adapters_have_before_the_latents_is_no_latent_and_stays_as_it_is(
-    finished, config, saved, parts, environment, llms
+    finished, config, saved, parts, surroundings, llms
 ):
     deep = {name: grown(adapter, DeepAdapter, llms[name], range(16)) for name, adapter in parts[1].items()}
     results, before = diagnose(config(ckpt=str(saved(parts[0], deep)))), finished[1]
@@ -167,7 +159,12 @@ def test_another_checkpoint_in_the_same_folder_is_refused(finished, config, save
         diagnose(config(ckpt=str(saved(encoder)), save_dir=finished[0].save_dir))
 
 
-def test_free_queries_have_no_words_but_all_other_figures(config, saved, parts, environment):
+def test_a_checkpoint_is_looked_at_with_the_source_that_it_was_trained_for(config, surroundings, capsys):
+    results = diagnose(config(source="context", eval_samples=2, llms="qwen"))
+    assert results["source"] == "prompt" and "trained with source 'prompt'" in capsys.readouterr().out
+
+
+def test_free_queries_have_no_words_but_all_other_figures(config, saved, parts, surroundings):
     torch.manual_seed(0)
     encoder = ByteEncoder.begin(parts[0], ByteEncoder.Settings(), M)
     results = diagnose(config(ckpt=str(saved(encoder)), eval_samples=2, llms="qwen"))
