@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def shape_of(name: str, llm_id: str) -> Shape:
     """The shape of an LLM, known here or told by its configuration; no offline model is fetched for it. Raises as
     `load_llm` does."""
-    return known_shape(llm_id) or _shape(_config_of(name, llm_id))
+    return known_shape(llm_id) or shape_in(_config_of(name, llm_id))
 
 
 def counted_shape(name: str, llm_id: str) -> Shape:
@@ -32,7 +32,7 @@ def counted_shape(name: str, llm_id: str) -> Shape:
     config = _config_of(name, llm_id)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return replace(_shape(config), counted=sum(weight.numel() for weight in model.parameters()))
+    return replace(shape_in(config), counted=sum(weight.numel() for weight in model.parameters()))
 
 
 def _config_of(name: str, llm_id: str) -> "PretrainedConfig":
@@ -45,7 +45,8 @@ def _config_of(name: str, llm_id: str) -> "PretrainedConfig":
         raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
 
 
-def _shape(config: "PretrainedConfig") -> Shape:
+def shape_in(config: "PretrainedConfig") -> Shape:
+    """The shape that a model's configuration tells."""
     inner = config.get_text_config(decoder=True)
     heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
     head = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads

@@ -5,7 +5,7 @@ Shapes: B batch, S states of a text, w width of a state.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.data.content import Content, encoder_reads_question, reading
 from latentwire.data.question import Question
+from latentwire.llms.arithmetic import Shape
+from latentwire.llms.loading import shape_in
 from latentwire.llms.offline import OFFLINE_ENCODERS, OFFLINE_LLMS, ensure_offline_model
 from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.components import Component, component
@@ -251,12 +253,7 @@ def load_backbone(encoder_id: str, lora: int = 0) -> PretrainedBackbone:
     Raises ValueError with the remedy."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer  # slow to import
 
-    offline = OFFLINE_ENCODERS | OFFLINE_LLMS
-    remedy = f"set ENCODER_ID to a hub id of an encoder or an LLM, a folder, or one of {', '.join(offline)}"
-    if encoder_id.startswith("offline:") and encoder_id not in offline:
-        raise ValueError(f"unknown offline encoder {encoder_id!r}; {remedy}")
-    where = str(ensure_offline_model(encoder_id)) if encoder_id in offline else encoder_id
-    how = {"local_files_only": Path(where).is_dir() or not hub_answers(), "trust_remote_code": False}
+    where, how, remedy = _place(encoder_id)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **how)
         config = AutoConfig.from_pretrained(where, **how)
@@ -278,6 +275,30 @@ def load_backbone(encoder_id: str, lora: int = 0) -> PretrainedBackbone:
     if lora:
         backbone.origin = {"encoder_id": encoder_id, "rank": lora, "sha256": add_lora(backbone.model, lora)}
     return backbone
+
+
+def backbone_shape(encoder_id: str) -> Shape:
+    """The shape of what `load_backbone` would load, its weights counted; none is read. Raises as that does."""
+    from transformers import AutoConfig, AutoModel  # slow to import
+
+    where, how, remedy = _place(encoder_id)
+    try:
+        config = AutoConfig.from_pretrained(where, **how)
+        with torch.device("meta"):
+            model = AutoModel.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the encoder {encoder_id!r} ({reason(error)}); {remedy}") from error
+    return replace(shape_in(config), counted=sum(weight.numel() for weight in model.parameters()))
+
+
+def _place(encoder_id: str) -> tuple[str, dict, str]:
+    """Where transformers finds an encoder, how, and what to do when it does not."""
+    offline = OFFLINE_ENCODERS | OFFLINE_LLMS
+    remedy = f"set ENCODER_ID to a hub id of an encoder or an LLM, a folder, or one of {', '.join(offline)}"
+    if encoder_id.startswith("offline:") and encoder_id not in offline:
+        raise ValueError(f"unknown offline encoder {encoder_id!r}; {remedy}")
+    where = str(ensure_offline_model(encoder_id)) if encoder_id in offline else encoder_id
+    return where, {"local_files_only": Path(where).is_dir() or not hub_answers(), "trust_remote_code": False}, remedy
 
 
 def save_backbone_shape(backbone: PretrainedBackbone, folder: Path) -> None:

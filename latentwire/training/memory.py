@@ -9,8 +9,9 @@ import torch
 
 from latentwire.conditions.base import CONDITIONS
 from latentwire.data.question import Question
-from latentwire.llms.arithmetic import Shape
+from latentwire.llms.arithmetic import ENCODER, Shape
 from latentwire.llms.loading import counted_shape, device_map
+from latentwire.models.backbones import backbone_shape
 from latentwire.models.weights import weights_bytes
 from latentwire.training.settings import TrainSettings
 from latentwire.training.stages import STAGES
@@ -19,7 +20,7 @@ from latentwire.utils.surroundings import memory_mb
 _HEAD, _TAIL = 256, 64  # positions: worked examples; question, anchor and answer
 _APART = 16  # places with a label beyond K + 1: the answers of a batch end together, and begin apart
 _CHARACTERS = 4  # of a context for a token: fewer than most have
-_ENCODER_QUESTION = 60e6  # bytes that the encoder's backward pass keeps for one question
+_ENCODER_QUESTION = 60e6  # bytes that the backward pass of all-MiniLM-L6-v2 keeps for one question
 _FREE = 0.95  # of the memory may be planned for
 
 
@@ -73,10 +74,20 @@ def training_bytes(config: TrainSettings, shapes: Mapping[str, Shape], longest: 
         # as they come, in float32, and the gradient of both
         parts["logits"] += at_once * (config.k + 1 + _APART) * shape.vocabulary * 2 * (size + 4)
     if not stage.rival:
-        # float32 weights, gradients and AdamW's two moments
-        parts["encoder and adapters"] = 4.0 * (weights_bytes(Path(config.init)) if config.init else 0)
-        parts["encoder and adapters"] += at_once * _ENCODER_QUESTION
+        parts["encoder and adapters"] = _encoder_bytes(config, at_once)
     return parts
+
+
+def _encoder_bytes(config: TrainSettings, at_once: int) -> float:
+    """Weights of encoder and adapters, gradients and two moments of AdamW, all float32; and what questions keep."""
+    folder, lora = Path(config.init), getattr(config.encoder, "lora", 0)
+    found, kept = 4.0 * (weights_bytes(folder) if config.init else 0), _ENCODER_QUESTION
+    if hasattr(config.encoder, "encoder_id") and folder.is_dir():
+        begun = (folder / "backbone" / "config.json").is_file()
+        shape = backbone_shape(str(folder / "backbone") if begun else config.encoder.encoder_id)
+        found += shape.counted * (4 if lora else 0 if begun else 16)  # with LoRA they stay, and lie elsewhere
+        kept *= shape.layers * shape.width / (ENCODER.layers * ENCODER.width)
+    return found + at_once * kept
 
 
 def kept_bytes(shape: Shape, size: int) -> int:

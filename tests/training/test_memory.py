@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from latentwire.data.squad import load
 from latentwire.llms.arithmetic import Shape
-from latentwire.llms.loading import _shape
+from latentwire.llms.loading import shape_in
+from latentwire.models.encoders.selecting import SelectingEncoder
+from latentwire.models.weights import weights_bytes
 from latentwire.training import memory
 from latentwire.training.memory import kept_bytes, training_bytes, within_memory
 from latentwire.training.settings import TrainSettings
@@ -47,7 +49,7 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(kind, made, dtype):
 def test_a_long_slot_keeps_what_is_planned(llms):
     """Through the LLM's own way of attention, by which the weights over a shared head are kept."""
     llm, own = llms["llama"], 400
-    shape = _shape(llm.model.config)
+    shape = shape_in(llm.model.config)
     frozen = {weight.untyped_storage().data_ptr() for weight in llm.model.parameters()}
     kept = {}
 
@@ -80,6 +82,22 @@ def test_more_questions_and_wider_numbers_need_more():
     rival = {"stage": "text_tuned", "init": ""}
     assert needed(**rival, longest=3200) > 2 * needed(**rival)  # a batch of the longest texts decides, not a usual one
     assert needed(stage="token_budget_tuned", init="", longest=3200) == needed(stage="token_budget_tuned", init="")
+
+
+def test_a_backbone_that_is_yet_to_be_loaded_counts(finished, trained, encoder_folder):
+    """What stage codebook leaves has none; what other stages leave has it among its weights."""
+    counted = sum(weight.numel() for weight in AutoModel.from_pretrained(encoder_folder).parameters())
+
+    def needed(init, at_once, lora=0):
+        settings = SelectingEncoder.Settings(encoder_id=str(encoder_folder), lora=lora)
+        config = dataclasses.replace(CONFIG, init=str(init), encoder=settings)
+        return training_bytes(config, {}, 800, at_once)["encoder and adapters"]
+
+    codebook = finished[0] / "checkpoint_untrained"
+    assert needed(codebook, 0) == 4 * weights_bytes(codebook) + 16 * counted
+    assert needed(codebook, 0, lora=2) == 4 * weights_bytes(codebook) + 4 * counted
+    assert needed(trained, 0) == 4 * weights_bytes(trained)
+    assert needed(trained, 1) - needed(trained, 0) == pytest.approx(60e6 * (2 * 32) / (6 * 384))
 
 
 def test_an_impossible_plan_is_refused_with_the_numbers_and_what_to_change(tiny_models, monkeypatch):
