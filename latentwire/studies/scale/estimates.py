@@ -54,7 +54,8 @@ def _training(config: TrainSettings, processes: int) -> dict:
         work = running.work_of(one)
         found[one.stage] = {
             "steps": steps, "seconds": work.seconds(steps * one.batch_size * step),
-            "teacher_seconds": work.seconds(n * teaching),
+            # GPUs share its texts; the processes of a CPU share the CPU.
+            "teacher_seconds": work.seconds(n * teaching) / (1 if one.device == "cpu" else processes),
         }  # fmt: skip
     return running.altogether(found)
 
