@@ -1,14 +1,13 @@
 """predictions.jsonl: what is finished, so that it is never computed twice."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from latentwire.conditions.base import CONDITIONS, Condition
 from latentwire.evaluation.results import row_key
 from latentwire.utils.cli import require
-from latentwire.utils.files import json_line, read_json, read_lines, write_text
+from latentwire.utils.files import append_lines, drop_cut_line, json_line, read_json, read_lines, write_text
 
 _KEYS = ("condition", "m", "llm", "id")  # of every line
 _OF_CHECKPOINT = {"wire", "untrained", "tuned"}  # what a condition may use that another evaluation has otherwise
@@ -33,10 +32,7 @@ class Predictions:
             return
         if not path.is_file() and found:  # a record's, packed, which further lines are added to
             write_text(path, "".join(map(json_line, found)))
-        written = path.read_bytes() if path.is_file() else b""
-        whole = written.rfind(b"\n") + 1
-        if whole < len(written):
-            os.truncate(path, whole)
+        drop_cut_line(path)
 
     def of(self, row: dict) -> dict[str, dict]:
         """Finished lines, by question id, of the condition, M and LLM that `row` names."""
@@ -63,10 +59,7 @@ class Predictions:
 
     def append(self, lines: list[dict]) -> None:
         """Write lines so that they survive a crash of the machine."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(map(json_line, lines))
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.path, lines)
         self._keep(lines)
 
     def _keep(self, lines: list[dict]) -> None:

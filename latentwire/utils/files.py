@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,22 @@ def read_lines(path: Path) -> list[dict]:
                 f"{path}:{number} is damaged ({error}); restore it, or start the run over (eval.py: --fresh_eval)"
             ) from error
     return lines
+
+
+def drop_cut_line(path: Path) -> None:
+    """Take a last line without its end, which a kill cut off, from a file of lines, if there is one."""
+    written = path.read_bytes() if path.is_file() else b""
+    whole = written.rfind(b"\n") + 1
+    if whole < len(written):
+        os.truncate(path, whole)
+
+
+def append_lines(path: Path, lines: Iterable[Mapping]) -> None:
+    """Write lines (`json_line`) so that they survive a crash of the machine."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.writelines(map(json_line, lines))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def json_line(content: Mapping) -> str:

@@ -16,7 +16,6 @@ V vocabulary.
 import contextlib
 import inspect
 import logging
-import os
 import sys
 import time
 import zlib
@@ -34,7 +33,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from latentwire.utils.cli import refuse_long, run
-from latentwire.utils.files import json_line, read_json, read_lines
+from latentwire.utils.files import append_lines, drop_cut_line, read_json, read_lines
 
 PROBE = 10  # answers that tell how long all will take
 # SnapKV keeps its window, the context's end, whole: kvpress's 64 entries would be more than all of M = 32.
@@ -59,9 +58,7 @@ def complete(asked: Mapping, path: Path) -> None:
 
     Raises ValueError where the rest would take hours on a CPU and nobody chose the number of questions.
     """
-    written = path.read_bytes() if path.is_file() else b""
-    if written and not written.endswith(b"\n"):
-        os.truncate(path, written.rfind(b"\n") + 1)
+    drop_cut_line(path)
     given = {(line["llm"], line["condition"], line["id"]) for line in read_lines(path)}
     todo = {
         name: [
@@ -83,10 +80,7 @@ def complete(asked: Mapping, path: Path) -> None:
                 refuse_long(left, asked["device"], asked["by_hand"], f"{everything} answers")
             found = answer(model, asked["llms"][name], question, condition, asked["m"], asked["max_new_tokens"])
             line = {"llm": name, "condition": condition, "id": question["id"], **found, "by": by}
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json_line(line))
-                file.flush()
-                os.fsync(file.fileno())
+            append_lines(path, [line])
         everything -= len(missing)
         del model
 
