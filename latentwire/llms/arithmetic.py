@@ -8,6 +8,10 @@ what a causal kernel leaves out. Letters: T positions that are read, S positions
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 HOUR = 3600  # seconds
 HALF = 2  # bytes of a value in bfloat16
@@ -67,6 +71,17 @@ ENCODER = Shape(6, 384, 1536, 384, 0, products=2)  # all-MiniLM-L6-v2, the backb
 def known_shape(llm_id: str) -> Shape | None:
     """The shape of an LLM of LLMS by its id; None for any other."""
     return LLMS.get(llm_id.removeprefix("offline:").removesuffix("-instruct"))
+
+
+def shape_in(config: "PretrainedConfig") -> Shape:
+    """The shape that a model's configuration tells."""
+    inner = config.get_text_config(decoder=True)
+    heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
+    head = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
+    return Shape(
+        inner.num_hidden_layers, inner.hidden_size, getattr(inner, "intermediate_size", 4 * inner.hidden_size),
+        heads * head, inner.vocab_size, heads=inner.num_attention_heads, query_width=inner.num_attention_heads * head,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 
-from latentwire.llms.arithmetic import Shape, known_shape
+from latentwire.llms.arithmetic import Shape, known_shape, shape_in
 from latentwire.llms.frozen import FrozenLLM
 from latentwire.llms.known import LARGE_SHAPES, id_variable
 from latentwire.llms.offline import OFFLINE_LLMS, ensure_offline_model, variant
@@ -43,17 +43,6 @@ def _config_of(name: str, llm_id: str) -> "PretrainedConfig":
         return AutoConfig.from_pretrained(**where)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the model {llm_id!r} ({reason(error)}); {remedy}") from error
-
-
-def shape_in(config: "PretrainedConfig") -> Shape:
-    """The shape that a model's configuration tells."""
-    inner = config.get_text_config(decoder=True)
-    heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
-    head = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
-    return Shape(
-        inner.num_hidden_layers, inner.hidden_size, getattr(inner, "intermediate_size", 4 * inner.hidden_size),
-        heads * head, inner.vocab_size, heads=inner.num_attention_heads, query_width=inner.num_attention_heads * head,
-    )  # fmt: skip
 
 
 def _where(name: str, llm_id: str) -> tuple[dict, str]:

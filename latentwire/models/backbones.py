@@ -17,8 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.data.content import Content, encoder_reads_question, reading
 from latentwire.data.question import Question
-from latentwire.llms.arithmetic import Shape
-from latentwire.llms.loading import shape_in
+from latentwire.llms.arithmetic import Shape, shape_in
 from latentwire.llms.offline import OFFLINE_ENCODERS, OFFLINE_LLMS, ensure_offline_model
 from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.components import Component, component

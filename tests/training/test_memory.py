@@ -7,8 +7,7 @@ import torch
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from latentwire.data.squad import load
-from latentwire.llms.arithmetic import Shape
-from latentwire.llms.loading import shape_in
+from latentwire.llms.arithmetic import Shape, shape_in
 from latentwire.models.encoders.selecting import SelectingEncoder
 from latentwire.models.weights import weights_bytes
 from latentwire.training import memory
