@@ -205,6 +205,6 @@ def _text(name: str, path: str) -> str:
 def _opened(path: str) -> BinaryIO:
     if path == "-":
         return sys.stdin.buffer
-    if not Path(path).is_file():
+    if not Path(path).exists() or Path(path).is_dir():  # a pipe is no regular file: <(command)
         raise FileNotFoundError(f"there is no file {path!r}")
     return open(path, "rb")

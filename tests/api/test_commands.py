@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from latentwire import LatentWire, answer, inspect_wire, send
+from latentwire.api import commands
 from latentwire.llms.loading import shape_of
 from latentwire.utils import cli
 
@@ -76,6 +77,17 @@ def test_how_a_text_becomes_a_wire_is_said_by_flags(call, lw, short_questions, f
     )
     nothing, _ = call(send, *given, "--question", q.question, *flags, "--out", str(tmp_path / "z.lwir"))
     assert (tmp_path / "z.lwir").read_bytes() == sent and not nothing
+
+
+def test_a_text_may_come_through_a_pipe_that_the_shell_names(call, lw, short_questions, tmp_path):
+    q = short_questions[0]
+    reading, writing = os.pipe()
+    os.write(writing, q.context.encode())
+    os.close(writing)
+    sent, _ = call(send, "--context", f"/dev/fd/{reading}", "--question", q.question)
+    assert sent == lw.encode(q.context, q.question)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        commands._opened(str(tmp_path))
 
 
 def test_json_lines_keep_their_other_keys(call, lw, short_questions, files):
