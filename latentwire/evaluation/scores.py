@@ -11,9 +11,7 @@ import numpy as np
 
 DRAWS = 10_000
 _BATCH = 1000  # draws at once
-MIN_SEEDS = (
-    3  # trainings of one thing, from which a difference is decided: what two say of others is too wide to tell anything
-)
+MIN_SEEDS = 3  # trainings of one thing, from which a difference is decided: two say too little of others
 RATIO_KEPT = 0.9  # critical test 3: LatentWire must keep at least this share of the text's F1
 
 
@@ -51,8 +49,8 @@ def difference_draws(
     replacement, the same ones for all rows. Seeds are too few for that: of three, hardly more than their range would
     come out. What other trainings would change is drawn from Student's distribution, as wide as the seeds differ; of
     two independent sides with the degrees of freedom of B. L. Welch, "The generalization of Student's problem when
-    several different population variances are involved", Biometrika 34, 1947. The 95%
-    interval then covers 94% to 98% (simulated: three or five normal seeds, from questions alone to seeds alone).
+    several different population variances are involved", Biometrika 34, 1947. The 95% interval then covers 94% to 98%
+    (simulated: three or five normal seeds, from questions alone to seeds alone).
     """
     sums = [np.stack(_per_group(groups, *rows)) for rows in (a, b)]
     (counts,) = _per_group(groups, np.ones(len(groups)) if counts is None else counts)

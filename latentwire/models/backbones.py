@@ -6,6 +6,7 @@ Shapes: B batch, S states of a text, w width of a state.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -276,6 +277,7 @@ def load_backbone(encoder_id: str, lora: int = 0) -> PretrainedBackbone:
     return backbone
 
 
+@cache  # a plan of memory asks for each size of a batch
 def backbone_shape(encoder_id: str) -> Shape:
     """The shape of what `load_backbone` would load, its weights counted; none is read. Raises as that does."""
     from transformers import AutoConfig, AutoModel  # slow to import
