@@ -37,7 +37,8 @@ def export(checkpoint: Path, folder: Path, readers: Sequence[Path] = ()) -> dict
     Raises FileNotFoundError or ValueError if the checkpoint is no trained LatentWire, or readers are of another wire.
     """
     made = read_config(checkpoint)
-    require(made.get("stage") == "joint", "checkpoint", str(checkpoint), "export the checkpoint of stage joint")
+    remedy = "export the checkpoint of stage joint, or that of stage scores with a reader of stage join for each LLM"
+    require(made.get("stage") in ("joint", "scores"), "checkpoint", str(checkpoint), remedy)
     encoder, own, _ = load_checkpoint(checkpoint, made["llms"])
     adapters = dict(own)
     taken: dict[str, Path] = {}
@@ -49,10 +50,11 @@ def export(checkpoint: Path, folder: Path, readers: Sequence[Path] = ()) -> dict
         adapters |= trained
         made = {key: value for key, value in made.items() if key not in _OF_ITS_READERS}
         made |= {key: made.get(key, {}) | value for key, value in found.items()}
+    require(made["stage"] == "joint" or own.keys() <= taken.keys(), "checkpoint", str(checkpoint), remedy)
     origin = getattr(getattr(encoder, "backbone", None), "origin", None)
     here = origin["encoder_id"] if origin and Path(origin["encoder_id"]).is_dir() else ""
-    remedy = f"its LoRA needs the backbone in {here}, which only this machine has; train on one of the hub"
-    require(not here, "checkpoint", str(checkpoint), remedy)
+    lacking = f"its LoRA needs the backbone in {here}, which only this machine has; train on one of the hub"
+    require(not here, "checkpoint", str(checkpoint), lacking)
     for module in (encoder, *adapters.values()):
         module.to(torch.float16)
     kept = {key: value for key, value in made.items() if key not in (*_MADE_ANEW, *_PRIVATE)}

@@ -133,6 +133,16 @@ def test_an_export_takes_readers_that_joined_elsewhere(join, joint, codebook, qu
         export(shipped, tmp_path / "twice", [more[0], more[0]])
 
 
+def test_an_encoder_without_a_joint_stage_is_exported_once_every_reader_has_joined(join, scores, tmp_path):
+    init = str(scores / "checkpoint_best")
+    joined = [join(name, llms=name, samples=16, init=init) / "checkpoint_last" for name in ("llama", "qwen")]
+    with pytest.raises(ValueError, match="with a reader of stage join for each LLM"):
+        export(scores / "checkpoint_best", tmp_path / "shipped", joined[:1])
+    made = export(scores / "checkpoint_best", tmp_path / "shipped", joined)
+    assert made["stage"] == "scores" and made["joined"].keys() == {"llama", "qwen"}
+    assert "**Made by** stage `scores`" in card(made, tmp_path / "shipped", "")
+
+
 def test_killed_and_started_again_it_ends_with_the_same_adapter(join, monkeypatch):
     whole = join("whole", samples=16) / "checkpoint_last"
     with monkeypatch.context() as patch, pytest.raises(Stopped):
