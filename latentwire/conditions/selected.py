@@ -38,9 +38,10 @@ def sentence(reader: Reader, questions: Sequence[Question], m: int, shared: Shar
 def _words(reader: Reader, question: Question, m: int, shared: Shared) -> list[int]:
     """Token ids of the content with the chosen words in the context's place."""
 
+    chosen = shared.sender.encoder.choosing(question, reader.prompts.source)
+
     def of(places: int) -> list[int]:
-        spans = shared.sender.encoder.chosen_spans(question, reader.prompts.source, places)
-        return content_ids(reader, replace(question, context=in_whole_words(question.context, spans)))
+        return content_ids(reader, replace(question, context=in_whole_words(question.context, chosen(places))))
 
     if len(ids := of(m)) <= m:  # also where the whole context is chosen: half of it has gaps, and can take more
         return ids

@@ -185,6 +185,15 @@ def test_the_characters_of_what_was_chosen_are_those_of_the_sent_tokens(request,
         assert said == sent and said
 
 
+def test_a_text_is_read_once_for_several_m(selecting, questions, monkeypatch):
+    each, read = selecting.backbone.each, []
+    monkeypatch.setattr(selecting.backbone, "each", lambda *asked: read.append(asked) or each(*asked))
+    chosen = selecting.choosing(questions[0], "prompt")
+    found = [chosen(m) for m in (8, 24)]
+    assert len(read) == 1 and found[0] != found[1]
+    assert found == [selecting.chosen_spans(questions[0], "prompt", m) for m in (8, 24)]
+
+
 def test_the_residual_changes_codes_but_no_choice(selecting, questions):
     nn.init.normal_(selecting.outside)  # white space has no word piece either
     before, chosen = selecting.encode(questions[:1], "context", 9)[0], selecting.select(questions[0], "context", 9)

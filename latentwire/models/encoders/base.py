@@ -6,7 +6,8 @@
 Shapes: B batch, T wire tokens of a text, M latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,6 +130,10 @@ class Encoder(nn.Module):
     def chosen_spans(self, question: Question, source: str, m: int) -> list[tuple[int, int]]:
         """The context's characters [begin, end) behind each place that one of its tokens leads, in reading order; only
         where `chooses_tokens`."""
+        return self.choosing(question, source)(m)
+
+    def choosing(self, question: Question, source: str) -> Callable[[int], list[tuple[int, int]]]:
+        """`chosen_spans` of a text that is read once, by M."""
         raise NotImplementedError
 
     def read(self, question: Question) -> str:
@@ -153,15 +158,24 @@ class Encoder(nn.Module):
         """What `forward` need not compute again for each question, as its arguments: what many get at once."""
         return [{} for _ in questions]
 
-    @torch.no_grad()
-    def encoded(self, questions: Sequence[Question], source: str, m: int, **how: bool) -> list[Encoded]:
-        """`forward` without dropout, one question at a time."""
+    def encoded(
+        self, questions: Sequence[Question], source: str, m: int, ready: Sequence[dict] = (), **how: bool
+    ) -> list[Encoded]:
+        """`forward` without dropout, one question at a time. ready: what `ready` gave for them, where it was asked."""
+        with self.still():
+            ready = ready or self.ready(questions, source)
+            return [self([q], source, m, **mine, **how) for q, mine in zip(questions, ready, strict=True)]
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Without dropout and gradients."""
         training = self.training
         self.eval()
-        ready = self.ready(questions, source)
-        encoded = [self([q], source, m, **mine, **how) for q, mine in zip(questions, ready, strict=True)]
-        self.train(training)
-        return encoded
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(training)
 
 
 ENCODERS: Registry[type[Encoder]] = Registry("encoder_type")

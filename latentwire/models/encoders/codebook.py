@@ -3,7 +3,7 @@
 Shapes: B batch, M latents, V wire vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,8 +70,8 @@ class ClosedFormEncoder(Encoder):
         label, of_context, _, asked = self._chosen(question, source, m)
         return label + of_context + asked
 
-    def chosen_spans(self, question: Question, source: str, m: int) -> list[tuple[int, int]]:
-        return self._chosen(question, source, m)[2]
+    def choosing(self, question: Question, source: str) -> Callable[[int], list[tuple[int, int]]]:
+        return lambda m: self._chosen(question, source, m)[2]
 
     @torch.no_grad()
     def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:

@@ -3,7 +3,7 @@
 Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's states, V wire vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,12 +76,18 @@ class TokenEncoder(OnPretrained, ClosedFormEncoder):
         """Wire token ids that lead their places, in the order they are sent."""
         return _leading(*self.encoded([question], source, m))
 
-    def chosen_spans(self, question: Question, source: str, m: int) -> list[tuple[int, int]]:
-        (encoded,) = self.encoded([question], source, m)
-        leading = encoded.places[0, encoded.used[0]].argmax(dim=1).unique()
-        leading = leading[encoded.tokens.context[0, leading]].tolist()
-        at, most = encoded.tokens.contents[0].context_at, len(question.context)
-        return [(max(a - at, 0), min(b - at, most)) for a, b in encoded.tokens.spans[0][leading].tolist()]
+    def choosing(self, question: Question, source: str) -> Callable[[int], list[tuple[int, int]]]:
+        with self.still():
+            ready = self.ready([question], source)
+
+        def chosen(m: int) -> list[tuple[int, int]]:
+            (encoded,) = self.encoded([question], source, m, ready)
+            leading = encoded.places[0, encoded.used[0]].argmax(dim=1).unique()
+            leading = leading[encoded.tokens.context[0, leading]].tolist()
+            at, most = encoded.tokens.contents[0].context_at, len(question.context)
+            return [(max(a - at, 0), min(b - at, most)) for a, b in encoded.tokens.spans[0][leading].tolist()]
+
+        return chosen
 
     def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
         """The trained latents of a selection that knows where the answer stands."""
