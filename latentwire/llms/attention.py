@@ -26,6 +26,13 @@ _BRANCHES = 128  # positions behind a shared slot that are read in one row, or a
 Head = Sequence[tuple[Tensor, Tensor]]  # of each layer: keys and values [1, G, H, D]
 
 
+def without_cudnn() -> None:
+    """Keep PyTorch's attention from cuDNN's, which on an H100 or H200 comes first. Its gradients are NaN behind a mask,
+    where there are 64 keys more than a multiple of 128 and scores are as low as Qwen2.5's
+    (github.com/pytorch/pytorch/issues/196678)."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def sees_all(who: str, model: "PreTrainedModel") -> bool:
     """Whether every layer sees all earlier positions, so that padding between head and row is nothing.
 

@@ -90,6 +90,7 @@ class FrozenLLM:
         known = inspect.signature(model.forward).parameters
         self._sees_all = attention.sees_all(self.who, model) and "position_ids" in known
         self._cache_name = "cache" if "cache" in known else "past_key_values"  # renamed in transformers 5.24
+        attention.without_cudnn()
         self.shares = self._sees_all and attention.share_heads(model)
         self._openings: dict[tuple[tuple[int, ...], int], _Opening] = {}
         self._rms: Tensor | None = None

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from latentwire.data.content import Content, encoder_reads_question, reading
 from latentwire.data.question import Question
 from latentwire.llms.arithmetic import Shape, shape_in
+from latentwire.llms.attention import without_cudnn
 from latentwire.llms.offline import OFFLINE_ENCODERS, OFFLINE_LLMS, ensure_offline_model
 from latentwire.llms.prompts import AS_TEXT
 from latentwire.models.components import Component, component
@@ -69,6 +70,7 @@ class PretrainedBackbone(nn.Module):
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"):
         super().__init__()
+        without_cudnn()
         self.origin: dict | None = None
         self._causal = any(getattr(module, "is_causal", False) for module in model.modules())
         if tokenizer.pad_token is None:

@@ -4,12 +4,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import make_llm
 from torch.nn.functional import scaled_dot_product_attention
 
 from latentwire.llms import attention
 from latentwire.llms.attention import Packed, alike, attend, behind_each_other, branching
+from latentwire.models.backbones import load_backbone
 
 LENGTHS, HEAD, WIDTH = (3, 6, 1), 7, 8
+
+
+@pytest.mark.parametrize("made", ["llm", "backbone"])
+def test_no_model_attends_by_cudnns_kernels(texts, encoder_folder, made):
+    torch.backends.cuda.enable_cudnn_sdp(True)  # as PyTorch begins
+    make_llm("qwen", texts[:50]) if made == "llm" else load_backbone(encoder_folder)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def plainly(query, key, value, head):
