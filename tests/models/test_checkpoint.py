@@ -519,5 +519,5 @@ def test_the_shipped_checkpoint_is_sealed_and_still_the_one_of_its_records():
     root = Path(__file__).parents[2]
     shipped = root / "checkpoints" / "latentwire_m32"
     assert "config_sha256" in json.loads((shipped / "config.json").read_text())
-    record = json.loads((root / "results" / "38_readers" / "config.json").read_text())["config"]
+    record = json.loads((root / "results" / "41_scores" / "config.json").read_text())["config"]
     assert checkpoint_sha256(shipped)[:16] == record["checkpoint_sha256"]
