@@ -95,7 +95,7 @@ def reusable(
         if not (_OF_CHECKPOINT - same) & set(condition.uses)
         for llm in (llms if condition.by_llm else [None])
     }
-    return [line | {"taken_from": where} for line in lines if row_key(line) in keys]
+    return [{"taken_from": where} | line for line in lines if row_key(line) in keys]
 
 
 def _comparable(config: Mapping, llms: Sequence[str]) -> dict:

@@ -27,8 +27,8 @@ Head = Sequence[tuple[Tensor, Tensor]]  # of each layer: keys and values [1, G, 
 
 
 def without_cudnn() -> None:
-    """Keep PyTorch's attention from cuDNN's, which on an H100 or H200 comes first. Its gradients are NaN behind a mask,
-    where there are 64 keys more than a multiple of 128 and scores are as low as Qwen2.5's
+    """Keep PyTorch's attention, in this whole process, from cuDNN's, which comes first on an H100 or H200. Gradients
+    are NaN there behind a mask, where there are 64 keys more than a multiple of 128 and scores are as low as Qwen2.5's
     (github.com/pytorch/pytorch/issues/196678)."""
     torch.backends.cuda.enable_cudnn_sdp(False)
 

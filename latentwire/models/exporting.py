@@ -34,7 +34,8 @@ def export(checkpoint: Path, folder: Path, readers: Sequence[Path] = ()) -> dict
 
     readers: checkpoints of stage join, whose LLMs read the same wire; the adapters that they trained are taken too.
 
-    Raises FileNotFoundError or ValueError if the checkpoint is no trained LatentWire, or readers are of another wire.
+    Raises FileNotFoundError or ValueError if the checkpoint is no trained LatentWire, if it had no joint stage and an
+    LLM of it has not joined, or if readers are of another wire.
     """
     made = read_config(checkpoint)
     remedy = "export the checkpoint of stage joint, or that of stage scores with a reader of stage join for each LLM"
@@ -50,7 +51,8 @@ def export(checkpoint: Path, folder: Path, readers: Sequence[Path] = ()) -> dict
         adapters |= trained
         made = {key: value for key, value in made.items() if key not in _OF_ITS_READERS}
         made |= {key: made.get(key, {}) | value for key, value in found.items()}
-    require(made["stage"] == "joint" or own.keys() <= taken.keys(), "checkpoint", str(checkpoint), remedy)
+    joined = made["stage"] == "joint" or own.keys() <= made.get("joined", {}).keys()
+    require(joined, "checkpoint", str(checkpoint), remedy)
     origin = getattr(getattr(encoder, "backbone", None), "origin", None)
     here = origin["encoder_id"] if origin and Path(origin["encoder_id"]).is_dir() else ""
     lacking = f"its LoRA needs the backbone in {here}, which only this machine has; train on one of the hub"

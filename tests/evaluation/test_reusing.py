@@ -36,6 +36,11 @@ def test_what_no_checkpoint_changes_is_taken_from_another_evaluation(finished, t
     assert rows["latentwire", "llama"]["taken_from"] == []
     assert any(c["b"] == "text" and c["critical"] == 3 for c in results["comparisons"] if "critical" in c)
     assert f"- Taken from {folder}" in table_markdown(results)
+    again = evaluate(config(tmp_path / "again", ckpt=str(trained), conditions="text", reuse=str(tmp_path / "r")))
+    for row in again["results"]:
+        assert row["taken_from"] == rows["text", row["llm"]]["taken_from"], (
+            "where it was computed, not who had it since"
+        )
 
 
 def test_what_the_same_checkpoint_answered_is_taken_from_another_evaluation(trained, tmp_path, monkeypatch):

@@ -140,6 +140,10 @@ def test_an_encoder_without_a_joint_stage_is_exported_once_every_reader_has_join
         export(scores / "checkpoint_best", tmp_path / "shipped", joined[:1])
     made = export(scores / "checkpoint_best", tmp_path / "shipped", joined)
     assert made["stage"] == "scores" and made["joined"].keys() == {"llama", "qwen"}
+    again = export(
+        tmp_path / "shipped", tmp_path / "more", [join(samples=0, init=str(tmp_path / "shipped")) / "checkpoint_best"]
+    )
+    assert again["joined"].keys() == {"llama", "qwen", "third"}
     assert "**Made by** stage `scores`" in card(made, tmp_path / "shipped", "")
 
 

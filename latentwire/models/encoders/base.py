@@ -74,7 +74,7 @@ class Encoder(nn.Module):
     """Text to Z. A subclass has `forward` and whatever of the rest differs from what stands here.
 
     Settings: what the class is built from, as flags; chooses_tokens: whether its latents lead back to wire tokens
-    (`select`, `chosen_spans`, `perfect`); reads_answers: whether it has an answer of its own (`read`); learns_spans:
+    (`select`, `choosing`, `perfect`); reads_answers: whether it has an answer of its own (`read`); learns_spans:
     whether answer spans teach it which tokens matter; begins_from: the kinds of encoder that `begin` takes.
     """
 
@@ -133,7 +133,7 @@ class Encoder(nn.Module):
         return self.choosing(question, source)(m)
 
     def choosing(self, question: Question, source: str) -> Callable[[int], list[tuple[int, int]]]:
-        """`chosen_spans` of a text that is read once, by M."""
+        """What gives `chosen_spans` for an M: the text is read once for all of them; only where `chooses_tokens`."""
         raise NotImplementedError
 
     def read(self, question: Question) -> str:
