@@ -45,6 +45,7 @@ logged() {
         echo "error: OUTPUT_DIR=$OUTPUT_DIR cannot be written; choose another folder" >&2
         exit 2
     fi
+    if [ -n "${own_log:-}" ]; then "$@"; return; fi
     "$@" 2>&1 | tee -i -a "$OUTPUT_DIR/$(date +%Y%m%d-%H%M%S).log"
 }
 
@@ -65,4 +66,49 @@ train() {
     read -ra machines <<<"$RENDEZVOUS"
     logged "$PYTHON" -u -m latentwire.utils.launcher torch.distributed.run "${machines[@]}" \
         --nproc_per_node="$NPROC" latentwire/train.py "$@"
+}
+
+# beside NAME COMMAND...: runs it while the script goes on, AT_ONCE of them at a time. What it prints is in
+# OUTPUT_DIR/NAME.log. Each has one GPU in turn, or its share of the cores. With AT_ONCE=1 it is simply run.
+declare -A beside=()  # names, by process
+places=()             # the process of each place
+beside() {
+    local name=$1 log=$OUTPUT_DIR/$1.log place cards
+    shift
+    if [ "$AT_ONCE" -eq 1 ]; then "$@"; return; fi
+    while :; do
+        for ((place = 0; place < AT_ONCE; place++)); do
+            kill -0 "${places[place]:-none}" 2>/dev/null || break 2
+        done
+        sleep 0.2
+    done
+    IFS=, read -ra cards <<<"${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd,)}"
+    mkdir -p "$(dirname "$log")"
+    echo "$name: begun, its log is $log"
+    {
+        (
+            own_log=1
+            if [ ${#cards[@]} -gt 0 ]; then
+                export CUDA_VISIBLE_DEVICES=${cards[place % ${#cards[@]}]// /}
+            else
+                export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) > AT_ONCE ? $(nproc) / AT_ONCE : 1))}
+            fi
+            "$@"
+        ) >>"$log" 2>&1
+        echo "$name: done"
+    } &
+    places[place]=$! beside[$!]=$name
+}
+
+# all_done: waits for what runs beside the script, and ends it where something failed.
+all_done() {
+    local process failed=
+    for process in "${!beside[@]}"; do
+        wait "$process" || failed+=" $OUTPUT_DIR/${beside[$process]}.log"
+    done
+    beside=()
+    if [ -n "$failed" ]; then
+        echo "error: failed, and the log says why:$failed (what was finished stays; the same command goes on)" >&2
+        exit 1
+    fi
 }

@@ -200,7 +200,19 @@ class PlanSettings(Settings):
 
 
 @dataclass(kw_only=True)
-class AblationSettings(LLMSettings):
+class SeveralTrainings(LLMSettings):
+    """What scripts that train several things alike share."""
+
+    at_once: int = option(
+        1,
+        "trainings, each with its evaluation, that run at a time: each on one GPU in turn, or with its share of the "
+        "cores; those on one device share its memory",
+        least=1,
+    )
+
+
+@dataclass(kw_only=True)
+class AblationSettings(SeveralTrainings):
     """What each part is worth: one short training per row (scripts/experiments/ablations.sh)."""
 
     rows: str = option(
@@ -216,7 +228,7 @@ class AblationSettings(LLMSettings):
 
 
 @dataclass(kw_only=True)
-class ArmsSettings(LLMSettings):
+class ArmsSettings(SeveralTrainings):
     """What latents add to the tokens that they stand on: arms that are trained alike, each with several seeds
     (scripts/experiments/train_arms.sh)."""
 
@@ -244,7 +256,7 @@ class ArmsSettings(LLMSettings):
 
 
 @dataclass(kw_only=True)
-class DenseSettings(LLMSettings):
+class DenseSettings(SeveralTrainings):
     """Latents of a text that nobody has asked about yet, and what they add to the tokens that lead them
     (scripts/experiments/train_dense.sh). Other settings of a training are read from the environment."""
 

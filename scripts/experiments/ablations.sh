@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What each part is worth: one short training per row, of one LLM, judged on articles of train that no training sees, each
-# paired with the first row, which is the mean of three training seeds. Killed and started again it continues.
+# paired with the first row, which is the mean of three training seeds. AT_ONCE rows run at a time. Killed and started
+# again it continues.
 # ROWS chooses among them; SAMPLES, EVAL_SAMPLES, LLMS, DTYPE, ... as in the other scripts.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
@@ -32,13 +33,15 @@ change() {
 }
 for name in $ROWS; do change "$name"; done
 
-row base SEED=0
-row seed1 SEED=1
-row seed2 SEED=2
+beside base row base SEED=0
+beside seed1 row seed1 SEED=1
+beside seed2 row seed2 SEED=2
+all_done # rows begin from stages of the base
 compared=("$OUTPUT_DIR/base/eval,$OUTPUT_DIR/seed1/eval,$OUTPUT_DIR/seed2/eval")
 for name in $ROWS; do
     change "$name"
-    row "$name" "${changed[@]}"
+    beside "$name" row "$name" "${changed[@]}"
     compared+=("$OUTPUT_DIR/$name/eval")
 done
+all_done
 program compare "${compared[@]}" --save_dir "$OUTPUT_DIR"

@@ -2,7 +2,8 @@
 # What latents add to the tokens that they stand on. All arms are trained alike: the selection of CKPT, which stays as it
 # is, the same questions in the same order, loss, steps, and 16 learned vectors per LLM before everything. The encoder
 # knows the question, which stands as text behind the wire (SOURCE=aware): all M places are the context's. Judged on dev
-# questions behind the first SKIP. Killed and started again it continues. ARMS and SEEDS choose among
+# questions behind the first SKIP. AT_ONCE of them run at a time. Killed and started again it continues. ARMS and SEEDS
+# choose among
 #   ids                  the tokens alone
 #   ids_marked           the tokens, and a mark on those of the encoder's own answer
 #   latentwire           the tokens, and a residual on each
@@ -25,6 +26,7 @@ begin() { train --stage codebook --init "$CKPT" --adapter_type "$ADAPTER_TYPE" -
 
 begin "$OUTPUT_DIR/base"
 base=$OUTPUT_DIR/base/checkpoint_best
+if [[ " $ARMS " == *" narrow "* ]]; then begin "$OUTPUT_DIR/base8" --residual_rank 8; fi
 
 # judge FLAG...: an evaluation; M is the checkpoint's, whatever LATENT_LEN says.
 judge() { LATENT_LEN='' program eval "$@" "${judged[@]}"; }
@@ -44,7 +46,6 @@ arm() {
             [ "$2" != "${SEEDS%% *}" ] || asked+=,$control # the wire of another text, once
             ;;
         narrow)
-            begin "$OUTPUT_DIR/base8" --residual_rank 8
             encoder=hf from=$OUTPUT_DIR/base8/checkpoint_best with+=(--residual_rank 8)
             ;;
         more_ids) encoder=ids with+=(--latent_len "$MORE") ;;
@@ -67,15 +68,18 @@ of() {
 }
 
 for seed in $SEEDS; do
-    for one in $ARMS; do [ "$one" = untrained ] || arm "$one" "$seed"; done
+    for one in $ARMS; do
+        if [ "$one" != untrained ]; then beside "seed$seed/$one" arm "$one" "$seed"; fi
+    done
 done
+if [[ " $ARMS " == *" untrained "* ]]; then
+    beside untrained judge --ckpt "$base" --conditions "${UNTRAINED// /,}" --save_dir "$OUTPUT_DIR/untrained"
+fi
+all_done
 same_places=() same_bytes=()
 for one in $ARMS; do
     case "$one" in
-        untrained)
-            judge --ckpt "$base" --conditions "${UNTRAINED// /,}" --save_dir "$OUTPUT_DIR/untrained"
-            for rival in $UNTRAINED; do same_places+=("$OUTPUT_DIR/untrained:$rival"); done
-            ;;
+        untrained) for rival in $UNTRAINED; do same_places+=("$OUTPUT_DIR/untrained:$rival"); done ;;
         *_tuned) same_places+=("$(of eval "$one"):$one") ;;
         more_ids) same_bytes+=("$(of eval_compact0 "$one")") ;;
         latentwire)

@@ -13,7 +13,7 @@
 # on a text at once (SCORES_SAMPLES of them), and, with SPAN_WEIGHT, while an arm is trained. The teacher (KD_WEIGHT above 0)
 # reads the whole text behind a soft prompt that is tuned first. On a GPU: all questions, three passes; on a CPU 16,000
 # questions, one pass; it prints which before it starts. Judged on dev questions behind the first SKIP, beside plain text, whole
-# and of as many tokens. Killed and started again it continues.
+# and of as many tokens. AT_ONCE arms run at a time. Killed and started again it continues.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 export DTYPE=${DTYPE:-native}
@@ -52,10 +52,22 @@ if [[ $KD_WEIGHT =~ [1-9] ]]; then
     how+=(--teacher "$OUTPUT_DIR/teacher/checkpoint_best")
 fi
 
+# learns_scores ARM: whether which token leads its windows is learned before.
+learns_scores() { [[ "$1" =~ ^(dense|codes)$ && $SCORES_SAMPLES =~ [1-9] ]]; }
+
+# learn_scores SEED: that training, without an LLM.
+learn_scores() {
+    train --stage scores --encoder_type anchors --no-dense --init "$OUTPUT_DIR/codebook/checkpoint_best" --seed "$1" \
+        --samples "$SCORES_SAMPLES" --epochs 1 "${lens[@]}" --kd_weight 0 --save_dir "$OUTPUT_DIR/seed$1/scores"
+}
+
+# begin FOLDER [FLAG...]: codes and adapters in closed form.
+begin() { train --stage codebook --adapter_type "$adapters" --kd_weight 0 --save_dir "$@"; }
+
 # arm NAME SEED: its training and its evaluation.
 arm() {
     kind_of "$1"
-    local folder=$OUTPUT_DIR/seed$2/$1 codes=$OUTPUT_DIR/codebook_$adapters begun=() m
+    local folder=$OUTPUT_DIR/seed$2/$1 codes=$OUTPUT_DIR/codebook_$adapters m
     if [ "$1" = budget ]; then
         for m in "${each[@]}"; do
             train --stage token_budget_tuned --latent_len "$m" --seed "$2" "${how[@]}" --save_dir "$folder/M$m/token_budget_tuned"
@@ -63,13 +75,10 @@ arm() {
         done
         return
     fi
-    if [[ "$1" =~ ^(dense|codes)$ && $SCORES_SAMPLES =~ [1-9] ]]; then
-        train --stage codebook --kd_weight 0 --save_dir "$OUTPUT_DIR/codebook"
-        train --stage scores --encoder_type anchors --no-dense --init "$OUTPUT_DIR/codebook/checkpoint_best" --seed "$2" \
-            --samples "$SCORES_SAMPLES" --epochs 1 "${lens[@]}" --kd_weight 0 --save_dir "$OUTPUT_DIR/seed$2/scores"
-        codes=$folder/codebook begun=("${kind[@]}" --init "$OUTPUT_DIR/seed$2/scores/checkpoint_best")
+    if learns_scores "$1"; then
+        codes=$folder/codebook
+        begin "$codes" "${kind[@]}" --init "$OUTPUT_DIR/seed$2/scores/checkpoint_best"
     fi
-    train --stage codebook "${begun[@]}" --adapter_type "$adapters" --kd_weight 0 --save_dir "$codes"
     train --stage joint "${kind[@]}" --init "$codes/checkpoint_best" --seed "$2" "${how[@]}" "${lens[@]}" "${more[@]}" \
         --save_dir "$folder"
     program eval --ckpt "$folder/checkpoint_best" --conditions "$(at latentwire),shuffled_z@$middle" "${judged[@]}" \
@@ -83,9 +92,24 @@ of() {
     echo "${folders:1}"
 }
 
-for seed in $SEEDS; do
-    for one in $ARMS; do arm "$one" "$seed"; done
+scored=
+for one in $ARMS; do # what several arms begin from
+    kind_of "$one"
+    if learns_scores "$one"; then
+        scored=1
+    elif [ "$one" != budget ]; then
+        begin "$OUTPUT_DIR/codebook_$adapters"
+    fi
 done
+if [ -n "$scored" ]; then
+    train --stage codebook --kd_weight 0 --save_dir "$OUTPUT_DIR/codebook"
+    for seed in $SEEDS; do beside "seed$seed/scores" learn_scores "$seed"; done
+    all_done
+fi
+for seed in $SEEDS; do
+    for one in $ARMS; do beside "seed$seed/$one" arm "$one" "$seed"; done
+done
+all_done
 runs=() apart=()  # questions whose answer is among one arm's tokens (of one seed; others differ a little), and the others
 for one in $ARMS; do
     case "$one" in

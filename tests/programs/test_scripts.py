@@ -97,7 +97,8 @@ def recorded(launch, tmp_path):
 case "$*" in
     *settings.py*) exec {sys.executable} "$@" ;;
 esac
-{{ echo "call $*"; env; }} >> "$CALLS"
+{{ echo "call $*"; env; }} > "$CALLS.$$"
+cat "$CALLS.$$" >> "$CALLS" # at once: another call may come meanwhile
 case "$*" in *"${{FAILING:-nothing}}"*) echo half an answer; exit 9 ;; esac
 """)
     python.chmod(0o755)
@@ -532,3 +533,52 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else():
     lines = [x for x in (ROOT / ".ci/run").read_text().splitlines() if x and not x.startswith("#")]
     assert lines[0] == "set -euo pipefail" and len(lines) == 2 and "scripts/test.sh" in lines[1]
     assert "bash scripts/test.sh" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("train_arms", {"SEEDS": "0 1", "ARMS": "latentwire narrow more_ids text_tuned untrained"}),
+        ("train_dense", {"SEEDS": "0 1", "ARMS": "lead dense codes budget", "LATENT_LENS": "4,8"}),
+        ("ablations", {"ROWS": "kd perturbed M8"}),
+    ],
+)
+def test_trainings_beside_one_another_are_the_same_ones(recorded, copy, name, chosen):
+    script = copy / f"scripts/experiments/{name}.sh"
+    chosen |= {"OUTPUT_DIR": "out", "CKPT": "", "SAMPLES": "5", "CUDA_VISIBLE_DEVICES": "4,6"}
+    found = []
+    for at_once in ("1", "3"):
+        done, calls = recorded(script, AT_ONCE=at_once, **chosen)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(calls)
+    one_by_one, beside = found
+    assert sorted(call for call, _ in one_by_one) == sorted(call for call, _ in beside)
+    compared = [["compare.py" in call for call, _ in calls] for calls in found]
+    assert compared[0] == compared[1], "runs are compared when all of them are done"
+    cards = {}
+    for call, variables in beside:
+        if "--save_dir out/seed1" in call and "scores" not in call:
+            cards.setdefault(flag((call, {}), "save_dir").split("/")[2], set()).add(variables["CUDA_VISIBLE_DEVICES"])
+    assert all(len(of_one) == 1 and of_one < {"4", "6"} for of_one in cards.values()), "an arm keeps its GPU"
+    assert {variables["CUDA_VISIBLE_DEVICES"] for _, variables in one_by_one} == {"4,6"}
+
+
+def test_an_arm_that_fails_does_not_end_those_beside_it(recorded, copy):
+    script = copy / "scripts/experiments/train_arms.sh"
+    chosen = {"OUTPUT_DIR": "out", "CKPT": "", "SEEDS": "0", "ARMS": "ids ids_marked text_tuned"}
+    done, calls = recorded(script, AT_ONCE="2", FAILING="--encoder_type ids --init", **chosen)
+    assert done.returncode == 1 and "out/seed0/ids.log (" in done.stderr
+    assert "half an answer" in (copy / "out/seed0/ids.log").read_text()
+    assert {"out/seed0/ids_marked/eval", "out/seed0/text_tuned/eval"} <= {
+        flag(call, "save_dir") for call in calls if "eval.py" in call[0]
+    }
+    assert "seed0/text_tuned: done" in done.stdout and "seed0/ids: done" not in done.stdout
+    assert not any("compare.py" in call for call, _ in calls)
+
+
+def test_trainings_beside_one_another_share_the_cores(recorded, copy):
+    script = copy / "scripts/experiments/train_arms.sh"
+    chosen = {"OUTPUT_DIR": "out", "CKPT": "", "SEEDS": "0", "ARMS": "ids ids_marked", "CUDA_VISIBLE_DEVICES": ""}
+    for given, expected in (("", {"1"}), ("7", {"7"})):
+        _, calls = recorded(script, AT_ONCE="1000", OMP_NUM_THREADS=given, **chosen)
+        assert {v["OMP_NUM_THREADS"] for call, v in calls if "--save_dir out/seed0" in call} == expected
