@@ -52,6 +52,7 @@ def summarise(lines: Mapping[str, Line], questions: Sequence[Question], seed: in
     nll, seconds = sum(column("answer_nll")) if by_llm else None, sum(column("seconds"))
     return {
         "n": len(ordered),
+        "paragraphs": len(set(paragraphs)),
         "f1": float(np.mean(column("f1"))),
         "f1_ci95": mean_ci(column("f1"), paragraphs, seed),
         "em": float(np.mean(column("em"))),

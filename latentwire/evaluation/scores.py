@@ -38,12 +38,16 @@ def difference_draws(
     groups: Sequence[str],
     same_seeds: bool,
     counts: Sequence[float] | None = None,
+    unseen: bool = False,
 ) -> np.ndarray | None:
     """[DRAWS] differences mean(a) - mean(b), drawn over training seeds and over groups; None with only one group.
 
     a [S_a, n], b [S_b, n]: scores of the same n questions, a row per training seed. counts: [n], how much each score is
     of, such as an answer's tokens, so that the means are per token; default: 1. same_seeds: the rows of a and b belong
-    together, so what varies is the difference within each. One row is not drawn.
+    together, so what varies is the difference within each. One row is not drawn. unseen: four questions more are drawn
+    from, two wholly lost and two wholly won. Without them scores that all tie would differ by [0, 0], however few they
+    are, and equivalence would be shown by too few questions (the idea is that of A. Agresti and B. Caffo, "Simple and
+    effective confidence intervals for proportions", The American Statistician 54, 2000).
 
     Every seed answers every question: two crossed effects, drawn one by one and added. Groups are drawn with
     replacement, the same ones for all rows. Seeds are too few for that: of three, hardly more than their range would
@@ -60,6 +64,8 @@ def difference_draws(
     means = [each.sum(axis=1) / counts.sum() for each in sums]  # by seed
     shift = _seed_shift(by_seed, [means[0] - means[1]] if same_seeds else means)
     difference = sums[0].mean(axis=0) - sums[1].mean(axis=0)
+    if unseen:
+        difference, counts = np.append(difference, [-1, -1, 1, 1]), np.append(counts, [1] * 4)
     found = []
     for _ in range(DRAWS // _BATCH):
         drawn = by_group.integers(len(counts), size=(_BATCH, len(counts)))
@@ -75,12 +81,12 @@ def interval(draws: np.ndarray | None, level: float) -> list[float] | None:
 
 
 def shown_ci(score: float, ci: Sequence[float] | None, n: int) -> Sequence[float] | None:
-    """The interval that tables and charts show of a mean of n scores: [0, 3/n] where all of them are zero, else the
-    recorded one.
+    """The interval that tables and charts show of a mean over n paragraphs: [0, 3/n] where all scores are zero, else
+    the recorded one.
 
     A bootstrap of zeros knows nothing but zeros and says [0, 0]; by the rule of three, what never happened in n
-    questions happens in less than 3/n of them (J. A. Hanley and A. Lippman-Hand, "If nothing goes wrong, is everything
-    all right?", JAMA 249, 1983). Records keep what the bootstrap says.
+    independent cases happens in less than 3/n of them (J. A. Hanley and A. Lippman-Hand, "If nothing goes wrong, is
+    everything all right?", JAMA 249, 1983). Records keep what the bootstrap says.
     """
     return [0.0, min(1.0, 3 / n)] if ci and score == 0 else ci
 

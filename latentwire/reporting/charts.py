@@ -343,7 +343,7 @@ def _distributions(panel: Axes, histograms: Mapping[str, Mapping], mark: float |
 
 def _bar(panel: Axes, y: float, row: Mapping, n: int, colour: str, height: float) -> None:
     """One bar of F1, a mean of n questions, with its interval and its figure."""
-    low, high = shown_ci(row["f1"], row.get("f1_ci95"), n) or (row["f1"], row["f1"])
+    low, high = shown_ci(row["f1"], row.get("f1_ci95"), row.get("paragraphs", n)) or (row["f1"], row["f1"])
     error = [[max(0, row["f1"] - low)], [max(0, high - row["f1"])]]
     panel.barh(y, row["f1"], xerr=error, color=colour, height=height, error_kw={"capsize": 3, "lw": 1})
     panel.text(max(high, row["f1"]) + 0.01, y, f"{row['f1']:.2f}", va="center", fontsize=8)

@@ -59,8 +59,9 @@ def colour_of(name: str, row: Mapping | None = None) -> str:
 
 
 def f1_label(row: Mapping, n: int) -> str:
-    """F1 of a row, the mean of n questions, with its interval (of zeros: the rule of three)."""
-    return f"{row['f1']:.3f} {show_interval(shown_ci(row['f1'], row['f1_ci95'], n))}"
+    """F1 of a row, the mean of n questions, with its interval (of zeros: the rule of three; older records do not tell
+    their paragraphs)."""
+    return f"{row['f1']:.3f} {show_interval(shown_ci(row['f1'], row['f1_ci95'], row.get('paragraphs', n)))}"
 
 
 def figure(value: float | None, digits: int) -> str:

@@ -3,6 +3,7 @@
 Shapes: P positions, d LLM width, V vocabulary. All float32 on the CPU.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -98,7 +99,8 @@ def _whitening(rows: Tensor, around: Surroundings) -> Tensor:
 
 def _noise(factor: float) -> Intervention:
     def add(rows: Tensor, around: Surroundings) -> Tensor:
-        drawn = torch.randn(rows.shape, generator=torch.Generator().manual_seed(len(rows)))
+        own = torch.Generator().manual_seed(zlib.crc32(rows.numpy().tobytes()))  # for each slot another
+        drawn = torch.randn(rows.shape, generator=own)
         return rows + drawn * rms(rows) * factor
 
     return add

@@ -258,12 +258,13 @@ def _system(run: Run, found: Mapping[Path, Mapping], row: Mapping, ids: Sequence
 def _figures(system: System, terms: Terms) -> dict:
     """The figures of one row: means over seeds, with the spread of F1."""
     row, means, mean = system.row, system.values["f1"].mean(axis=1).tolist(), system.values["f1"].mean(axis=0)
-    sent = system.values.get("wire_bytes")
+    sent, paragraphs = system.values.get("wire_bytes"), [q.paragraph for q in terms.questions]
     return {
         "condition": row["condition"], "runs": [str(folder) for folder in system.run.folders],
         "git": sorted({terms.found[folder]["git"] for folder in system.run.folders}), "weights": system.weights,
         "llm": row["llm"], "llm_id": row["llm_id"], "m": row["m"], "codec": terms.found[system.run.folders[0]]["codec"],
-        "f1": float(mean.mean()), "f1_ci95": mean_ci(mean, [q.paragraph for q in terms.questions]), "seed_f1": means,
+        "f1": float(mean.mean()), "f1_ci95": mean_ci(mean, paragraphs), "paragraphs": len(set(paragraphs)),
+        "seed_f1": means,
         "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
         "first_token_acc": _mean(system, "first_token_correct"),
         "first_informative_acc": _mean(system, "first_informative_correct"),
@@ -288,13 +289,13 @@ def _difference(system: System, before: System, terms: Terms) -> dict:
     require(len(orders) < 2 or not pairs, "pair_seeds", str(sorted(orders)), "name the same seeds in one order")
     fewest = min((len(side.weights) for side in (system, before) if side.weights), default=MIN_SEEDS)
 
-    def draws(name: str, groups: list[str], counts: Sequence[float] | None = None) -> np.ndarray | None:
+    def draws(name: str, groups: list[str], counts: Sequence[float] | None = None, **how: bool) -> np.ndarray | None:
         sides = (system, system.values[name]), (before, before.values[name][order])
         a, b = (
             value if side.weights and fewest >= MIN_SEEDS else value.mean(axis=0, keepdims=True)
             for side, value in sides
         )
-        return difference_draws(a, b, groups, same or pairs, counts=counts)
+        return difference_draws(a, b, groups, same or pairs, counts=counts, **how)
 
     paragraphs, articles = [q.paragraph for q in terms.questions], [q.title for q in terms.questions]
     by_paragraph = draws("f1", paragraphs)
@@ -302,7 +303,7 @@ def _difference(system: System, before: System, terms: Terms) -> dict:
     over = f"{'seed pairs' if pairs and not same else 'seeds'} and questions" if seeds else "questions"
     found |= {
         "diff_over": f"{over}, same weights" if same else over,
-        "diff_ci95": interval(by_paragraph, 0.95), "diff_ci90": interval(by_paragraph, 0.9),
+        "diff_ci95": interval(by_paragraph, 0.95), "diff_ci90": interval(draws("f1", paragraphs, unseen=True), 0.9),
         "diff_ci95_by_article": interval(draws("f1", articles), 0.95),
     }  # fmt: skip
     tokens, theirs = (side.values.get("answer_tokens", [None])[0] for side in (system, before))

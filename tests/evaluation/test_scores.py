@@ -149,6 +149,22 @@ def test_an_interval_covers_what_it_says(monkeypatch, same, seeds, of_questions)
     assert covered >= 0.92 * 200
 
 
+@pytest.mark.parametrize("n", [100, 300])
+def test_equivalence_is_shown_by_chance_in_no_more_cases_than_it_says(monkeypatch, n):
+    """Hardly any answer changes, and those that do are lost, as many as the margin says: 5% may pass."""
+    monkeypatch.setattr("latentwire.evaluation.scores.DRAWS", 1000)
+    rng, groups, margin, shown = np.random.default_rng(4), paragraphs(n), 0.02, 0
+    for _ in range(200):
+        lost = -(rng.random((1, n)) < margin).astype(float)
+        shown += "within" in equivalence_verdict(
+            interval(difference_draws(lost, np.zeros((1, n)), groups, same_seeds=True, unseen=True), 0.9), margin
+        )
+    assert shown <= 0.09 * 200
+    ties = difference_draws(np.zeros((1, n)), np.zeros((1, n)), groups, same_seeds=True, unseen=True)
+    low, high = interval(ties, 0.9)
+    assert low < 0 < high, "that all tie does not say that nothing differs"
+
+
 def test_seeds_that_spread_widen_the_interval():
     groups, b = paragraphs(60), scores(60)
     a = np.random.default_rng(1).random(60)

@@ -85,6 +85,8 @@ def test_noise_has_its_share_and_is_the_same_every_time(rows, around):
         added = change(rows, around) - rows
         assert float(rms(added) / rms(rows)) == pytest.approx(factor, rel=0.15)
         assert torch.equal(change(rows, around), change(rows, around))
+        other = (change(rows + 1, around) - rows - 1) / rms(rows + 1)
+        assert not torch.allclose(other, added / rms(rows), atol=0.1), "each slot has a noise of its own"
 
 
 def test_the_nearest_token_replaces_a_row_and_none_changes_nothing(rows, around, table):
