@@ -18,7 +18,7 @@ def main() -> None:
     """One checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="folder of a trained checkpoint")
-    parser.add_argument("folder", type=Path, help="where to; replaced if it is there")
+    parser.add_argument("folder", type=Path, help="where to; a checkpoint that is there is replaced")
     more = "checkpoints of stage join, whose LLMs come with it"
     parser.add_argument("--readers", type=Path, nargs="+", default=[], help=more)
     parser.add_argument("--results", type=Path, help="evaluation of the exported checkpoint, for the card")

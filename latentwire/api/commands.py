@@ -69,7 +69,7 @@ def answer(config: AnswerSettings) -> None:
 
 def inspect(config: InspectSettings) -> None:
     """What a wire holds."""
-    lw = LatentWire.from_pretrained(config.ckpt)
+    lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
     with _opened(config.wire) as file:
         wire = Wire.unpack(file.read(), lw.folder)
     mine = wire.encoder == lw.wire_id.hex()
@@ -102,28 +102,29 @@ def _send_lines(lw: LatentWire, how: Mapping) -> None:
             require_text("question", line.get("question") or "")
         return line
 
+    def wires(some: Sequence[tuple[int, dict]]) -> list[bytes]:
+        asked = [line["question"] for _, line in some] if known else None
+        return lw.encode([line["context"] for _, line in some], asked, **how)
+
     with tqdm(unit="text", desc="encoding") as bar:
         for some in _batched(_lines(sys.stdin.buffer, "context", ready), _BATCH):
-            for line, wire in _encoded(lw, some, known, how):
+            for line, wire in _done(some, wires):
                 kept = {key: value for key, value in line.items() if key != "context"}
                 _write(kept | {"wire": base64.b64encode(wire).decode()})
             bar.update(len(some))
 
 
-def _encoded(
-    lw: LatentWire, some: Sequence[tuple[int, dict]], known: bool, how: Mapping
-) -> Iterator[tuple[dict, bytes]]:
-    """Lines with their wires; where the encoder refuses one, those before it, and a ValueError that names it."""
-    asked = [line["question"] for _, line in some] if known else None
+def _done(some: Sequence[tuple[int, dict]], work: Callable[[Sequence], list]) -> Iterator[tuple[dict, object]]:
+    """Lines, each with what `work` makes of it; where it refuses one, those before, and a ValueError that names it."""
     try:
-        wires = lw.encode([line["context"] for _, line in some], asked, **how)
+        found = work(some)
     except ValueError as error:
         if len(some) == 1:
             raise ValueError(f"line {some[0][0]}: {error}") from error
         for one in some:
-            yield from _encoded(lw, [one], known, how)
+            yield from _done([one], work)
     else:
-        yield from zip([line for _, line in some], wires, strict=True)
+        yield from zip([line for _, line in some], found, strict=True)
 
 
 def _answer_lines(lw: LatentWire, reader: "WireReader", lines: Iterable[bytes], config: AnswerSettings) -> None:
@@ -138,10 +139,12 @@ def _answer_lines(lw: LatentWire, reader: "WireReader", lines: Iterable[bytes], 
             require_text("question", line.get("question") or "")
         return line | {"wire": lw.wire(packed)}
 
-    for some in _batched(_lines(lines, "wire", ready), config.batch_size):
+    def answers(some: Sequence[tuple[int, dict]]) -> list[str]:
         asked = [line["question"] if later else None for _, line in some]
-        answers = reader.answer([line["wire"] for _, line in some], asked, config.max_new_tokens)
-        for (_, line), found in zip(some, answers, strict=True):
+        return reader.answer([line["wire"] for _, line in some], asked, config.max_new_tokens)
+
+    for some in _batched(_lines(lines, "wire", ready), config.batch_size):
+        for line, found in _done(some, answers):
             _write({key: value for key, value in line.items() if key != "wire"} | {"answer": found})
 
 

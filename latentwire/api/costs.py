@@ -14,15 +14,20 @@ _TABLES = ("embedding", "codebook")  # looked up, not multiplied
 
 
 def break_even(lw: LatentWire, wire: Wire) -> dict[str, dict]:
-    """Per LLM: encode_gflop, saved_gflop (per question), questions (to break even; None where nothing is saved), and
-    the same in words under "says"."""
+    """Per LLM: encode_gflop, saved_gflop (per question), questions (to break even), and the same in words under
+    "says". None where nothing is saved; both where the LLM's shape cannot be told here."""
     weights = [*lw.encoder.named_parameters(), *lw.encoder.named_buffers()]  # with LoRA the frozen ones are buffers
     encoder = sum(w.numel() for name, w in weights if w.ndim > 1 and not any(t in name for t in _TABLES))
     cost = 2 * encoder * wire.text_tokens / 1e9
     saved_positions = wire.text_tokens - wire.m
     found = {}
     for name, llm_id in lw.llms.items():
-        saved = 2 * shape_of(name, llm_id).body * saved_positions / 1e9
+        try:
+            body = shape_of(name, llm_id).body
+        except ValueError as error:  # an LLM that only its readers' machine can load
+            found[name] = {"encode_gflop": cost, "saved_gflop": None, "questions": None, "says": f"not known: {error}"}
+            continue
+        saved = 2 * body * saved_positions / 1e9
         questions = cost / saved if saved > 0 else None
         says = f"encoding {cost:.2f} GFLOP; "
         if questions:

@@ -73,10 +73,16 @@ class Wire:
         return cls.unpack(wire.sealed(body), compact=compact)
 
     @classmethod
-    def unpack(cls, data: bytes, checkpoint: Path | None = None, compact: "Compact | None" = None) -> "Wire":
-        """The wire of these bytes; compact: tables, else those of the checkpoint. Raises ValueError on short, altered,
-        foreign or newer bytes: a wrong latent is never returned, and what a header claims takes no memory before it is
-        compared with the bytes that are there."""
+    def unpack(
+        cls,
+        data: bytes,
+        checkpoint: Path | None = None,
+        compact: "Compact | None" = None,
+        most: int | None = None,
+    ) -> "Wire":
+        """The wire of these bytes; compact: tables, else those of the checkpoint; most: latents that are taken. Raises
+        ValueError on short, altered, foreign or newer bytes, and for more latents: a wrong latent is never returned,
+        and what a header claims takes no memory before it is compared with the bytes that are there."""
         data = bytes(data)
         version, codec = wire.header(data, (wire.VERSION, wire.SHORT_VERSION, VERSION))
         if codec in wire.COMPACT and compact is None and checkpoint is not None:
@@ -84,7 +90,7 @@ class Wire:
 
             compact = tables_of(checkpoint)
         if version != VERSION:
-            z = wire.unpack(data, compact)
+            z = wire.unpack(data, compact, most)
             blocks = (z.shape[1],) * len(z) if z.size else ()  # a header can claim billions of empty ones
             return cls(z.reshape(-1, z.shape[2]), blocks, codec, "", "", 0, 0, data, checkpoint)
         body = wire.opened(data, (VERSION,))
@@ -95,6 +101,7 @@ class Wire:
         if source >= len(SOURCES) or len(body) < lengths_end:
             raise ValueError(f"wire header: source number {source}, {count} blocks: that is no wire of this program")
         blocks = struct.unpack_from(f"<{count}H", body, _HEADER.size)
+        wire.require_most(sum(blocks), most)
         z = wire.unpack_values(memoryview(body)[lengths_end:], (1, sum(blocks), d_z), codec, compact)[0]
         return cls(z, blocks, codec, SOURCES[source], encoder.hex(), text_bytes, text_tokens, data, checkpoint)
 

@@ -3,7 +3,7 @@
 Shapes: P latents of a wire, d width of the LLM.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,7 +45,7 @@ class WireReader:
 
     def wire(self, z: Sent) -> Wire:
         """What the bytes hold; ValueError if this reader cannot read them."""
-        wire = z if isinstance(z, Wire) else Wire.unpack(z, self.folder)
+        wire = z if isinstance(z, Wire) else Wire.unpack(z, self.folder, most=self.llm.positions)
         if wire.d_z != self.d_z or not wire.m:
             raise ValueError(f"the wire has {wire.m} latents of width {wire.d_z}; {self.folder} reads {self.d_z}")
         return require_readable(wire, self.folder, self.wire_id, self.source)
@@ -81,10 +81,11 @@ class WireReader:
             (one,) = self.answer([z], [question], max_new_tokens)
             return one
         asked_for = self._asked(question, len(z))
-        read = [self._slot(self.wire(one)) for one in z]
-        slots, deltas = [slot for slot, _ in read], [delta for _, delta in read]
+        wires = [self.wire(one) for one in z]
         tails = [self.prompts.tail(one) for one in asked_for]
-        self._require_positions(slots, tails, max_new_tokens)
+        for wire, tail in zip(wires, tails, strict=True):
+            self._require_positions(wire.m, tail, max_new_tokens)
+        slots, deltas = map(list, zip(*map(self._slot, wires), strict=True)) if wires else ([], [])
         head, constant = self.prompts.head, self.adapter.constant
         return self.llm.generate_with_prefix(head, slots, tails, max_new_tokens, deltas, constant)
 
@@ -98,8 +99,10 @@ class WireReader:
         remedy = f"the adapter {self.adapter.name} needs a cache, and the prompt read as a whole; leave them out"
         require(not (odd and self.adapter.deep), "use_cache, prefill_chunk_size", how, remedy)
         tail = self.prompts.tail("") if prompt is None else self.prompts.plain(prompt)
-        prefix, deltas = self._slot(self.wire(z))
-        embeds = self._whole(prefix, tail, int(how.get("max_new_tokens", 1)))[None]
+        wire = self.wire(z)
+        self._require_positions(wire.m, tail, int(how.get("max_new_tokens", 1)))
+        prefix, deltas = self._slot(wire)
+        embeds = self._whole(prefix, tail)[None]
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         with self.llm.adding([deltas], [(0, len(self.prompts.head))], embeds):
             (ids,) = self.llm.model.generate(inputs_embeds=embeds, attention_mask=mask, **how)
@@ -109,10 +112,11 @@ class WireReader:
         """Input embeddings [L, d] of the whole prompt, head and question included: what a serving engine that takes
         embeddings continues with the answer. Raises ValueError for an adapter that adds to keys and values."""
         (asked_for,) = self._asked([question], 1)
-        return self._whole(self.prefix(z), self.prompts.tail(asked_for), 1)
+        wire, tail = self.wire(z), self.prompts.tail(asked_for)
+        self._require_positions(wire.m, tail, 1)
+        return self._whole(self.prefix(wire), tail)
 
-    def _whole(self, prefix: Tensor, tail: Sequence[int], more: int) -> Tensor:
-        self._require_positions([prefix], [tail], more)
+    def _whole(self, prefix: Tensor, tail: Sequence[int]) -> Tensor:
         return torch.cat([self.llm.embed(self.prompts.head), prefix, self.llm.embed(tail)])
 
     def _asked(self, question: str | Sequence[str | None] | None, count: int) -> list[str]:
@@ -128,8 +132,7 @@ class WireReader:
                 raise ValueError(f"question={one!r}: a wire of source {self.source!r} holds its question; leave it out")
         return [one or "" for one in questions]
 
-    def _require_positions(self, slots: Iterable[Tensor], tails: Iterable[Sequence[int]], more: int) -> None:
-        for slot, tail in zip(slots, tails, strict=True):
-            needed = len(self.prompts.head) + len(slot) + len(tail) + more
-            what = f"the wire's {len(slot) - self.adapter.constant} latents make a prompt of"
-            self.llm.require_positions(needed, what, "encode with a smaller budget, or fewer parts")
+    def _require_positions(self, latents: int, tail: Sequence[int], more: int) -> None:
+        needed = len(self.prompts.head) + self.adapter.constant + latents + len(tail) + more
+        what = f"the wire's {latents} latents make a prompt of"
+        self.llm.require_positions(needed, what, "encode with a smaller budget, or fewer parts")

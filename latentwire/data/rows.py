@@ -41,8 +41,10 @@ class Source:
     split: str = ""
 
     def rows(self) -> Iterator[tuple[str, Row]]:
-        """(place, row), always in the same order. Raises ValueError naming a file that is damaged."""
-        yield from self.form(self)
+        """(place, row), always in the same order; what of a file's name is no text stands in its place as \\udcNN.
+        Raises ValueError naming a file that is damaged."""
+        for place, row in self.form(self):
+            yield place.encode("utf-8", "backslashreplace").decode(), row
 
     def count(self) -> int | None:
         """How many rows there are, None where that cannot be told at once."""

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -44,6 +45,9 @@ from latentwire.utils.cli import reason
 from latentwire.utils.files import sha256_of, write_sealed
 from latentwire.utils.registry import Registry
 
+if TYPE_CHECKING:
+    from latentwire.models.wire.compact import Compact
+
 
 def save_checkpoint(
     folder: Path,
@@ -52,11 +56,12 @@ def save_checkpoint(
     config: dict,
     training: dict | None = None,
     forms: Sequence[str] = FORMS,
+    tables: "Compact | None" = None,
 ) -> None:
     """Write a checkpoint under a temporary name and rename it: what is read back is whole, the new one or the old.
 
     config needs "d_z" and "llms" (name to id); the shapes are added here. training: what `load_training` gives back;
-    forms: of the weights files.
+    forms: of the weights files; tables: of its compact codecs.
     Raises OSError if it cannot be written; the previous checkpoint stays.
     """
     assert set(adapters) == set(config["llms"])
@@ -79,6 +84,8 @@ def save_checkpoint(
         if training is not None:
             torch.save(training, part / "training.pt")
         write_sealed(part / "config.json", config | shapes | {"sha256": _hashes(part), "parts_sha256": _parts(part)})
+        if tables is not None:
+            tables.save(part)
 
 
 def load_checkpoint(folder: Path, llms: Mapping[str, str]) -> tuple[Encoder, dict[str, Adapter], dict]:
@@ -121,7 +128,8 @@ def save_soft_prompts(folder: Path, prompts: Mapping[str, Tensor], config: dict,
 
 @contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes `folder`'s place when all is written."""
+    """A folder to write into, which takes `folder`'s place when all is written; that of a link's target."""
+    folder = folder.resolve()
     part, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -135,7 +143,11 @@ def _replaced(folder: Path) -> Iterator[Path]:
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-    part.rename(folder)
+    try:
+        part.rename(folder)
+    except OSError:  # who read it in this moment took it for a killed save, and put the old one back
+        folder.rename(old)
+        part.rename(folder)
     for evaluation in old.glob("eval_*"):  # of the checkpoint that was here, as its config.json tells
         evaluation.rename(folder / evaluation.name)
     shutil.rmtree(old, ignore_errors=True)
@@ -164,5 +176,5 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _parts(folder: Path) -> dict[str, str]:
-    found = sorted(path for part in PARTS for path in (folder / part).glob("*"))
+    found = sorted(path for part in PARTS for path in (folder / part).rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in found}

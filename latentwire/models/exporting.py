@@ -35,8 +35,9 @@ def export(checkpoint: Path, folder: Path, readers: Sequence[Path] = ()) -> dict
     readers: checkpoints of stage join, whose LLMs read the same wire; the adapters that they trained are taken too.
 
     Raises FileNotFoundError or ValueError if the checkpoint is no trained LatentWire, if it had no joint stage and an
-    LLM of it has not joined, or if readers are of another wire.
+    LLM of it has not joined, if readers are of another wire, or if something else lies in `folder`.
     """
+    _require_free(folder, [checkpoint, *readers])
     made = read_config(checkpoint)
     remedy = "export the checkpoint of stage joint, or that of stage scores with a reader of stage join for each LLM"
     require(made.get("stage") in ("joint", "scores"), "checkpoint", str(checkpoint), remedy)
@@ -64,10 +65,20 @@ def export(checkpoint: Path, folder: Path, readers: Sequence[Path] = ()) -> dict
     if "joined" in made:
         kept["joined"] = {llm: how | {"settings": _public(how["settings"])} for llm, how in made["joined"].items()}
     tables = tables_of(checkpoint) if (checkpoint / TABLES).is_file() else None
-    save_checkpoint(folder, encoder, adapters, kept | {"weights": "float16"}, forms=(".safetensors",))
-    if tables:
-        tables.save(folder)
+    whole = kept | {"weights": "float16"}
+    save_checkpoint(folder, encoder, adapters, whole, forms=(".safetensors",), tables=tables)
     return read_config(folder)
+
+
+def _require_free(folder: Path, sources: Sequence[Path]) -> None:
+    """ValueError for a folder that holds anything but a checkpoint, or holds what is exported: it is replaced."""
+    there = folder.is_dir() and any(folder.iterdir())
+    own = (folder / "config.json").is_file() and {"encoder", "sha256"} <= read_json(folder / "config.json").keys()
+    remedy = "it holds other things than a checkpoint, and would be replaced; name a new folder"
+    require(not there or own, "folder", str(folder), remedy)
+    for source in sources:
+        inside = folder.resolve() in (source.resolve(), *source.resolve().parents)
+        require(not inside, "folder", str(folder), f"{source} lies there, and would be replaced; name another")
 
 
 def _trained(other: Path, checkpoint: Path, own: Mapping[str, Adapter]) -> tuple[dict, dict[str, Adapter]]:

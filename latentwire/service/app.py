@@ -10,13 +10,11 @@ Requests are worked on in batches (`batching`): one thread encodes, and each LLM
 import asyncio
 import base64
 import binascii
-import hmac
 import json
 import os
 import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,16 +29,16 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from latentwire import __version__
 from latentwire.api.encoding import LatentWire
 from latentwire.api.message import Wire
-from latentwire.models.wire import CODECS
+from latentwire.models.wire import CODECS, TooManyError
 from latentwire.service import batching
+from latentwire.service.gate import Gate
 from latentwire.service.settings import ServeSettings
 
 if TYPE_CHECKING:
     from latentwire.api.reading import WireReader
 
 RAW = "application/octet-stream"
-OPEN = "/health"  # asked without a token
-_ROUTES = {OPEN, "/metrics", "/v1/models", "/v1/encode", "/v1/answer"}  # counted by name
+_INTERRUPTED = 130  # status of a program that Ctrl+C ended
 _LEAVE_S = 3  # for answers to reach their clients, once all work is done
 _VANISHED = 499  # nobody reads it but the metrics
 _MOST_LATENTS, _MOST_TOKENS = 1024, 256  # of one request
@@ -184,7 +182,12 @@ async def _answered(service: Service, body: AnswerBody, request: Request) -> Res
     one = isinstance(body.wire, str)
     if body.stream and not one:
         raise ValueError("stream: one wire at a time; send it as text, not as a list")
-    wires = [_unpacked(service.readers[name], text, "" if one else f"item {i}: ") for i, text in enumerate(sent, 1)]
+
+    def unpacked() -> list[Wire]:
+        reader = service.readers[name]
+        return [_unpacked(reader, text, "" if one else f"item {i}: ") for i, text in enumerate(sent, 1)]
+
+    wires = await asyncio.to_thread(unpacked)  # decoding takes its time; others are served meanwhile
     items = [*zip(wires, questions, strict=True)]
     batcher, key = service.answering[name], body.max_new_tokens
     if body.stream:
@@ -213,7 +216,9 @@ def _items(
 def _unpacked(reader: "WireReader", text: str, where: str) -> Wire:
     """The wire; HTTP 400 for what is no whole wire, ValueError for one that this reader cannot read."""
     try:
-        wire = Wire.unpack(base64.b64decode(text, validate=True), reader.folder)
+        wire = Wire.unpack(base64.b64decode(text, validate=True), reader.folder, most=reader.llm.positions)
+    except TooManyError as error:
+        raise ValueError(f"{where}{error}") from error
     except (ValueError, FileNotFoundError) as error:  # the latter: a codec that needs tables, and there are none
         what = "the wire is no base64: " if isinstance(error, binascii.Error) else ""
         raise HTTPException(400, f"{where}{what}{error}") from error
@@ -259,66 +264,6 @@ async def _streamed(request: Request, batcher: batching.Batcher, key: int, items
 
 def _event(content: Mapping) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
-
-
-class Gate:
-    """What stands before every route: the token, the longest body, and the counts."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]], service: Service):
-        self.app, self.service = app, service
-        self.token = os.environ.get("LATENTWIRE_TOKEN", "").encode()
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        """As ASGI has it."""
-        if scope["type"] == "websocket":  # there is none here
-            return await send({"type": "websocket.close"})
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        status, begun, path = 500, time.perf_counter(), scope["path"]
-
-        async def noted(message: dict) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        try:
-            await self._guarded(scope, receive, noted)
-        finally:
-            route = path if path in _ROUTES else "other"
-            self.service.requests.labels(route, status).inc()
-            self.service.seconds.labels(route).observe(time.perf_counter() - begun)
-
-    async def _guarded(self, scope: dict, receive: Callable, send: Callable) -> None:
-        headers, most, seen = dict(scope["headers"]), self.service.config.body_bytes, 0
-        too_long = HTTPException(413, f"the body is longer than {most:,} bytes, the longest that is read; split it")
-        if self.token and scope["path"] != OPEN and not self._knows(headers.get(b"authorization", b"")):
-            said = {"error": "token missing or wrong: send the header Authorization: Bearer TOKEN"}
-            ask = {"WWW-Authenticate": 'Basic realm="any name, the token as password"'}  # what browsers know
-            await JSONResponse(said, 401, ask)(scope, receive, send)
-            return
-        if int(headers.get(b"content-length", b"0")) > most:
-            await JSONResponse({"error": too_long.detail}, 413)(scope, receive, send)
-            return
-
-        async def limited() -> dict:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > most:
-                raise too_long
-            return message
-
-        await self.app(scope, limited, send)
-
-    def _knows(self, header: bytes) -> bool:
-        """Whether a header holds the token: as bearer, or as the password that a browser asks for."""
-        scheme, _, given = header.partition(b" ")
-        if scheme.lower() == b"basic":
-            try:
-                given = base64.b64decode(given).partition(b":")[2]
-            except binascii.Error:
-                return False
-        return hmac.compare_digest(given.strip(), self.token)
 
 
 def _say_errors(app: FastAPI) -> None:
@@ -382,6 +327,8 @@ class _Server(uvicorn.Server):
         while not closing.done() and not self.force_exit:  # a second Ctrl+C does not wait
             await asyncio.wait([closing], timeout=0.1)
         await super().shutdown(sockets)
+        if self.force_exit:  # else Python would wait for the thread that computes
+            os._exit(_INTERRUPTED)
 
 
 def _bound(config: ServeSettings) -> socket.socket:

@@ -6,7 +6,6 @@ Two services, one of them with BATCH=1, are measured in turns, forwards and back
 
 import asyncio
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.question import subset
 from latentwire.data.squad import load
 from latentwire.reporting.tables import markdown
-from latentwire.service.settings import LoadSettings
+from latentwire.service.settings import LoadSettings, secret
 from latentwire.utils.cli import SCHEMA, reason
 from latentwire.utils.files import write_json, write_text
 from latentwire.utils.machine import git_sha, machine, machine_line
@@ -94,7 +93,7 @@ class _Target:
     """One service under test."""
 
     def __init__(self, url: str, llm: str):
-        token = os.environ.get("LATENTWIRE_TOKEN")
+        token = secret()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         self.url, self.llm = url, llm

@@ -10,7 +10,13 @@ from latentwire.utils.cli import Settings, option, require
 
 ROLES = ("both", "encoder", "reader")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LAST_PORT = 65535
 MOST_CLIENTS, LONGEST_LOAD_S = 256, 600  # of a load test
+
+
+def secret() -> str:
+    """LATENTWIRE_TOKEN, without the line end that a file brings along; "" for none."""
+    return os.environ.get("LATENTWIRE_TOKEN", "").strip()
 
 
 @dataclass(kw_only=True)
@@ -25,13 +31,14 @@ class ServeSettings(CheckpointSettings):
     page: bool = option(True, "show the page at /; needs role both")
     batch: int = option(16, "texts or wires worked on together at most", least=1)
     queue: int = option(256, "texts or wires that may wait; more are told to come back later (429)", least=1)
-    body_bytes: int = option(1_000_000, "longest body of a request (413)", least=1)
+    body_bytes: int = option(2_000_000, "longest body of a request (413)", least=1)
     items: int = option(64, "texts or wires in one request at most (413)", least=1)
 
     def check(self) -> None:
         require(self.queue >= self.items, "queue", self.queue, f"a request of items={self.items} would never fit")
+        require(self.port <= LAST_PORT, "port", self.port, f"at most {LAST_PORT}")
         require(
-            self.host in LOOPBACK or bool(os.environ.get("LATENTWIRE_TOKEN")), "host", self.host,
+            self.host in LOOPBACK or bool(secret()), "host", self.host,
             "anybody could use it: set LATENTWIRE_TOKEN to a secret that clients send, or listen on 127.0.0.1",
         )  # fmt: skip
 

@@ -8,10 +8,12 @@ import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from latentwire import LatentWire, answer, inspect_wire, send
-from latentwire.api import commands
+from latentwire.api import commands, costs
+from latentwire.api.message import Wire
 from latentwire.llms.loading import shape_of
 from latentwire.utils import cli
 
@@ -117,7 +119,14 @@ def test_json_lines_of_an_aware_checkpoint_are_asked_when_they_are_sent_and_answ
     assert [json.loads(line)["answer"] for line in answered.splitlines()] == lw.reader("llama").answer(wires, asked)
 
 
-def test_inspect_says_what_a_wire_holds(call, lw, short_questions, tmp_path, checkpoint_of):
+def raising(error):
+    def fails(*_):
+        raise error
+
+    return fails
+
+
+def test_inspect_says_what_a_wire_holds(call, lw, short_questions, tmp_path, checkpoint_of, monkeypatch):
     wire = lw.encode(short_questions[0].context, short_questions[0].question)
     (tmp_path / "z.lwir").write_bytes(wire)
     words, _ = call(inspect_wire, str(tmp_path / "z.lwir"))
@@ -132,6 +141,9 @@ def test_inspect_says_what_a_wire_holds(call, lw, short_questions, tmp_path, che
     assert cost["saved_gflop"] == pytest.approx(saved / 1e9)
     other, _ = call(inspect_wire, "--ckpt", str(checkpoint_of("prompt", seed=1)), data=wire)
     assert b"is of another encoder" in other
+    monkeypatch.setattr(costs, "shape_of", raising(ValueError("cannot load the model: gated")))
+    words, _ = call(inspect_wire, data=wire)
+    assert b"words: " in words and b"qwen: not known: cannot load the model: gated" in words
 
 
 def test_a_bad_line_is_named_and_loses_nothing_that_was_before_it(call, lw, short_questions):
@@ -140,6 +152,10 @@ def test_a_bad_line_is_named_and_loses_nothing_that_was_before_it(call, lw, shor
     for bad, says in (('{"wire": "%%%"}', "the wire is no base64"), (cut, "wire "), ("{", "no JSON")):
         found, said = call(answer, data=f"{good}\n\n{bad}\n".encode(), fails=True)
         assert json.loads(found)["id"] == 1 and said.startswith(f"error: line 3: {says}")
+    many = Wire.pack([np.zeros((5000, lw.wire(base64.b64decode(wire)).d_z))], "int4", "prompt", lw.wire_id, 9, 9)
+    bad = json.dumps({"wire": base64.b64encode(bytes(many)).decode()})
+    found, said = call(answer, data=f"{good}\n{good}\n{bad}\n{good}\n".encode(), fails=True)
+    assert len(found.splitlines()) == 2 and said.startswith("error: line 3: the wire")
     good = json.dumps({"context": short_questions[0].context, "question": short_questions[0].question})
     bad = json.dumps({"context": " ", "question": "Who?"})
     found, said = call(send, data=f"{good}\n{bad}\n{good}\n".encode(), fails=True)

@@ -231,6 +231,8 @@ def test_a_hub_id_is_fetched_and_what_is_nowhere_is_said_in_one_line(lw, monkeyp
     )
     assert LatentWire.from_pretrained("somebody/wire", revision="v1").folder == lw.folder
     assert asked == {"name": "somebody/wire", "revision": "v1", "local_files_only": True}
+    LatentWire.from_pretrained("somebody/wire", local_files_only=False)
+    assert asked["local_files_only"] is False
 
 
 def test_half_precision_keeps_the_encoders_id_and_other_adapters_do_too(lw, tmp_path):

@@ -58,6 +58,18 @@ def test_a_short_wire_is_read_with_its_tables_alone():
     assert [Wire.unpack(kind).version for kind in (packed(), version_1.pack(latents(6)[None], "fp16"))] == [2, 1]
 
 
+def test_more_latents_than_a_reader_takes_are_refused_before_they_are_decoded(monkeypatch):
+    compact, found, _ = made()
+    short = version_1.pack(found.numpy()[None], "coarse4", compact)
+    for data, count in ((packed(), 8), (version_1.pack(latents(6)[None], "fp16"), 6), (short, len(found))):
+        assert Wire.unpack(data, compact=compact, most=count).m == count
+        with pytest.raises(version_1.TooManyError, match=f"holds {count} latents, and its reader has {count - 1} pos"):
+            Wire.unpack(data, compact=compact, most=count - 1)
+    monkeypatch.setattr(type(compact), "unpack", None)  # decoding anything would fail
+    with pytest.raises(version_1.TooManyError):
+        Wire.unpack(short, compact=compact, most=1)
+
+
 def test_a_wire_shows_what_it_is():
     shown = str(Wire.unpack(packed()))
     assert all(part in shown for part in ("8 latents x 40", "2 blocks", "fp16", "source context", ID.hex(), "321"))

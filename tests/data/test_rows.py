@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,6 +79,12 @@ def test_a_folder_a_pattern_and_files_with_commas(tmp_path):
         sources(str(tmp_path), "")
     with pytest.raises(FileNotFoundError, match=r"'nothing\.csv' is no file, folder, pattern or data set"):
         sources("nothing.csv", "")
+
+
+def test_a_file_whose_name_is_no_text_has_a_place_that_is(tmp_path):
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.txt")).write_text("first")
+    ((place, row),) = sources(str(tmp_path), "")[0].rows()
+    assert place.endswith("/caf\\udce9.txt") and place.isprintable() and row == {"text": "first"}
 
 
 def test_a_data_set_gives_each_paragraph_once_with_its_first_question():

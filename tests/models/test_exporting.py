@@ -56,6 +56,30 @@ def test_the_card_names_what_was_done_and_no_place_of_ours(trained, tmp_path, mo
     assert data.license == "mit" and data.library_name == "latentwire" and data.base_model == ["l", "q"]
 
 
+def test_nothing_but_a_checkpoint_is_replaced(trained, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"a")
+    for folder, says in ((tmp_path / "photos", "other things than a checkpoint"), (trained, "lies there")):
+        with pytest.raises(ValueError, match=says):
+            export(trained, folder)
+    write_sealed(tmp_path / "config.json", read_config(trained))
+    with pytest.raises(ValueError, match="lies there, and would be replaced"):
+        export(trained, tmp_path)
+    assert (tmp_path / "photos" / "a.jpg").read_bytes() == b"a"
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):
+        assert export(trained, tmp_path / "empty")["weights"] == "float16"
+
+
+def test_an_export_through_a_link_leaves_the_link(trained, tmp_path):
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "large disk")
+    for _ in range(2):
+        export(trained, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "large disk" / "encoder.safetensors").is_file()
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_figures_of_another_checkpoint_are_refused(trained, tmp_path, monkeypatch):
     results = tmp_path / "results"
     results.mkdir()

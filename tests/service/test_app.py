@@ -278,7 +278,7 @@ def test_ten_megabytes_are_refused_while_they_come_and_nobody_else_notices(app, 
     with listening(app()) as address, httpx.Client(base_url=address, timeout=MOST_WAIT_S) as http:
         for content in (parts(), b"".join(parts())):
             refused = http.post("/v1/encode", content=content, headers={"Content-Type": "application/json"})
-            assert refused.status_code == 413 and "1,000,000 bytes" in refused.json()["error"]
+            assert refused.status_code == 413 and "2,000,000 bytes" in refused.json()["error"]
         assert http.post("/v1/encode", json={"context": q.context, "question": q.question}).status_code == 200
 
 
@@ -336,6 +336,8 @@ def test_a_token_is_asked_for_where_one_is_set(app, wires, monkeypatch):
             return [(await http.get(path)).status_code for path in ("/health", "/metrics", "/docs", "/v1/models")]
 
     assert asyncio.run(run()) == [200, 401, 401, 401]
+    monkeypatch.setenv("LATENTWIRE_TOKEN", "sesame\n")  # as a file that holds it ends
+    assert post(app(), "/v1/answer", json=body, headers={"Authorization": "Bearer sesame"}).status_code == 200
 
 
 def test_without_a_token_it_listens_on_this_machine_only(monkeypatch):
@@ -343,8 +345,19 @@ def test_without_a_token_it_listens_on_this_machine_only(monkeypatch):
     for host in ("0.0.0.0", "192.168.0.7", "::"):
         with pytest.raises(ValueError, match="LATENTWIRE_TOKEN"):
             ServeSettings(host=host)
+    monkeypatch.setenv("LATENTWIRE_TOKEN", " \n")
+    with pytest.raises(ValueError, match="LATENTWIRE_TOKEN"):
+        ServeSettings(host="0.0.0.0")
     monkeypatch.setenv("LATENTWIRE_TOKEN", "sesame")
     assert ServeSettings(host="0.0.0.0").host == "0.0.0.0"
+    with pytest.raises(ValueError, match="port=70000: at most 65535"):
+        ServeSettings(port=70000)
+
+
+def test_a_request_may_be_as_large_as_its_items_allow(app, wires):
+    config = ServeSettings()
+    body = json.dumps({"wire": [text_of(bytes(16_417))] * config.items})
+    assert len(body) < config.body_bytes, "what one request encodes another one can bring back"
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded(lw):
@@ -354,14 +367,17 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(lw):
             serve(ServeSettings(ckpt="nowhere", port=port))
 
 
-def test_a_service_that_ends_refuses_new_work_and_finishes_what_waits(app, readers, wires):
-    service = app(batch=1)
+def test_a_service_that_ends_refuses_new_work_and_finishes_what_waits(app, readers, wires, monkeypatch):
+    service, submitted = app(batch=1), []
+    batcher = service.state.service.answering["llama"]
+    submit = batcher.submit
+    monkeypatch.setattr(batcher, "submit", lambda *given: submitted.append(given) or submit(*given))
 
     async def run():
         async with client(service) as http:
             body = {"wire": text_of(wires[0]), "max_new_tokens": 20}
             asked = [asyncio.create_task(http.post("/v1/answer", json=body)) for _ in range(4)]
-            while not service.state.service.answering["llama"].waiting:
+            while len(submitted) < 4:
                 await asyncio.sleep(0)
             closing = asyncio.create_task(service.state.service.close())
             await asyncio.sleep(0)

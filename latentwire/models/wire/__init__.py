@@ -59,12 +59,14 @@ def pack(z: np.ndarray, codec: str, compact: "Compact | None" = None) -> bytes:
     return sealed(_HEADER.pack(MAGIC, VERSION, CODECS[codec], m, d_z, count) + values)
 
 
-def unpack(data: bytes, compact: "Compact | None" = None) -> np.ndarray:
-    """Decode what `pack` made: float32 [count, M, d_z]. Raises ValueError on short, altered or foreign bytes."""
+def unpack(data: bytes, compact: "Compact | None" = None, most: int | None = None) -> np.ndarray:
+    """Decode what `pack` made: float32 [count, M, d_z]. Raises ValueError on short, altered or foreign bytes, and for
+    more than `most` latents, before they are decoded."""
     if data.startswith(SHORT):
-        return _unpack_short(data, compact)
+        return _unpack_short(data, compact, most)
     body = opened(data, (VERSION,))
     _, _, code, m, d_z, count = _HEADER.unpack_from(body)
+    require_most(count * m, most)
     return unpack_values(memoryview(body)[_HEADER.size :], (count, m, d_z), codec_of(code), compact)
 
 
@@ -79,7 +81,17 @@ def header(data: bytes, versions: Collection[int]) -> tuple[int, str]:
     return body[len(MAGIC)], codec_of(body[len(MAGIC) + 1])
 
 
-def _unpack_short(data: bytes, compact: "Compact | None") -> np.ndarray:
+class TooManyError(ValueError):
+    """A whole wire with more latents than its reader has positions."""
+
+
+def require_most(latents: int, most: int | None) -> None:
+    """TooManyError for more: coded latents can be far smaller than what they stand for."""
+    if most is not None and latents > most:
+        raise TooManyError(f"the wire holds {latents:,} latents, and its reader has {most:,} positions; send fewer")
+
+
+def _unpack_short(data: bytes, compact: "Compact | None", most: int | None) -> np.ndarray:
     (_, codec), body = header(data, (SHORT_VERSION,)), data[: -_CRC.size]
     if codec not in COMPACT:
         raise ValueError(f"wire header: codec {codec} has no such layout: that is no wire of this program")
@@ -91,6 +103,7 @@ def _unpack_short(data: bytes, compact: "Compact | None") -> np.ndarray:
         )
     m, at = _from_varint(body, len(SHORT) + 1)
     count, at = _from_varint(body, at)
+    require_most(count * m, most)
     found = tables.unpack(body[at:], count * m, *COMPACT[codec])
     return found.reshape(count, m, tables.codes.shape[1])
 
