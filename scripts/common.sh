@@ -3,6 +3,12 @@
 # shellcheck shell=bash
 set -euo pipefail
 unset CDPATH
+given=("$@")
+if [ $# -gt 0 ] && [ -z "${takes_flags:-}" ]; then
+    if [[ $1 == -h || $1 == --help ]]; then sed -n '2,/^set /{s/^# \{0,1\}//p}' "$0" && exit; fi
+    echo "error: $(basename "$0") takes no flags ($1): set variables instead, SAMPLES=100 for --samples 100 (docs/settings.md)" >&2
+    exit 2
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export LATENTWIRE_LAUNCHER="${LATENTWIRE_LAUNCHER:+$LATENTWIRE_LAUNCHER }$$"  # programs end with it (utils/launcher.py)
@@ -26,10 +32,10 @@ settings() {
     done <<<"$declared"
 }
 
-# show PROGRAM: the same, and prints the settings that this run uses.
+# show PROGRAM: the same, and prints the settings that this run uses; flags of the script win over them.
 show() {
     settings "$1"
-    printf '== %s\n%s\n' "$(basename "$0")" "$declared"
+    printf '== %s\n%s\n' "$(basename "$0")${given[*]:+ ${given[*]}}" "$declared"
 }
 
 # needs EXTRA PACKAGE...: installs an extra of this project where one of its packages is missing.

@@ -3,5 +3,5 @@
 # reference answer is read, as text and through the wire, with the question as text.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
-export OUTPUT_DIR=${OUTPUT_DIR:-runs/interface}
-evaluate --source context --conditions oracles
+export OUTPUT_DIR=${OUTPUT_DIR:-runs/interface} SOURCE=context
+evaluate --conditions oracles

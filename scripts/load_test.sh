@@ -2,6 +2,7 @@
 # What the service bears, as ratios: one that works on requests together (BATCH) beside one that takes them one by one.
 # Both are started here, on free ports of this machine, and ended again.
 set -euo pipefail
+takes_flags=1
 source "$(dirname "$0")/common.sh"
 needs serve fastapi gradio httpx prometheus_client psutil uvicorn
 show load_test

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# vLLM as receiver: its answers from wires beside transformers' own, on SAMPLES questions of the sample set (CKPT, LLM).
+# vLLM as receiver: its answers from wires beside transformers' own, on SAMPLES questions of the sample set (CKPT, --llm).
 # vLLM brings its own versions of torch and transformers, so it gets an environment of its own, .venv-vllm; VLLM names
 # another package than vllm, for example a build for CPUs.
 set -euo pipefail

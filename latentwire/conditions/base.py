@@ -190,7 +190,10 @@ def parse_conditions(text: str, source: str, m: int, able: Collection[str]) -> l
             chosen.append((CONDITIONS[name], int(own or m)))
         else:
             chosen += _group(name, source, int(own or m), able)
-    return list({(found.name, places): (found, places) for found, places in chosen}.values())  # each once
+    once: dict[tuple[str, int | None], tuple[Condition, int]] = {}
+    for c, places in chosen:
+        once.setdefault((c.name, places if "m" in c.uses else None), (c, places))
+    return [*once.values()]
 
 
 def _group(name: str, source: str, m: int, able: Collection[str]) -> list[tuple[Condition, int]]:

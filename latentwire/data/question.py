@@ -49,6 +49,17 @@ def subset(questions: list[Question], n: int | None, seed: int, together: bool =
     return (grouped(chosen, lambda q: q.context) if together else chosen)[:n]
 
 
+def named(questions: Sequence[Question], ids: Sequence[str], source: str) -> list[Question]:
+    """The questions of these ids, in their order. ValueError where `source` lacks one, or one is named twice."""
+    by_id = {q.id: q for q in questions}
+    lacking = [id_ for id_ in ids if id_ not in by_id]
+    if lacking or not ids:
+        raise ValueError(f"ids: {len(lacking)} of {len(ids)} questions are not in {source}, the first {lacking[:1]}")
+    if len(set(ids)) < len(ids):
+        raise ValueError("ids: a question is named twice")
+    return [by_id[id_] for id_ in ids]
+
+
 def grouped(items: Sequence[T], key: Callable[[T], str]) -> list[T]:
     """Items of the same key behind each other, in the order of each key's first."""
     first: dict[str, int] = {}

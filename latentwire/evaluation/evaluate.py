@@ -23,7 +23,7 @@ from latentwire.conditions.base import (
     require_heads,
     require_positions,
 )
-from latentwire.data.question import Question, QuestionSet, subset
+from latentwire.data.question import Question, QuestionSet, named, subset
 from latentwire.data.squad import load
 from latentwire.evaluation.answering import answer, complete
 from latentwire.evaluation.predictions import Predictions, reusable
@@ -44,7 +44,7 @@ from latentwire.models.adapters import SOFT_VECTORS, Adapter
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.closed_form import closed_form, fit_texts
 from latentwire.models.encoders.base import ENCODERS
-from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, read_config, wire_id
+from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, read_config, train_seed, wire_id
 from latentwire.models.wire import COMPACT, SCALAR
 from latentwire.models.wire.compact import tables_of
 from latentwire.utils.cli import SCHEMA, listed, refuse_long, require
@@ -56,7 +56,7 @@ LONG_ANSWERS = 2000  # an evaluation of this many answers or more is timed befor
 PROBE_QUESTIONS = 16
 _RESTART = "with --fresh_eval (FRESH_EVAL=1 for the scripts)"
 # Settings that do not make two evaluations different ones, or whose questions' digest does.
-_NO_PART = ("save_dir", "fresh_eval", "conditions", "llms", "reuse", "skip", "estimate", "json")
+_NO_PART = ("save_dir", "fresh_eval", "conditions", "llms", "reuse", "skip", "ids", "estimate", "json")
 
 
 @dataclass
@@ -105,7 +105,7 @@ def evaluate(config: EvalSettings) -> dict | None:
         _announce(predictions, ready, shared, plan)
         return None
     reused = reusable(config.reuse, plan.identity, plan.conditions, config.llm_names) if config.reuse else []
-    with RunFolder(config.save_dir, plan.identity, fresh=config.fresh_eval, restart=_RESTART) as run:
+    with RunFolder(config.save_dir, plan.identity, config.fresh_eval, _RESTART, may_differ=("batch_size",)) as run:
         write_manifest(run.path, config, plan.chosen)
         predictions = Predictions(run.path / "predictions.jsonl")
         results = _evaluate(plan, predictions, reused) | run.origin
@@ -139,13 +139,26 @@ def resolve(config: EvalSettings) -> Plan:
 def choose(config: AnsweringSettings, out: TextIO = sys.stdout) -> QuestionSet:
     """The questions that the settings name, told on `out`."""
     found = load(config.dataset, config.split)
-    ordered = subset(found.questions, config.skip + (config.samples or DEFAULT_SAMPLES), config.seed)
+    if config.ids:
+        ordered = named(found.questions, manifest_ids(Path(config.ids)), f"{found.name} {config.split}")
+    else:
+        ordered = subset(found.questions, config.skip + (config.samples or DEFAULT_SAMPLES), config.seed)
     require(config.skip < len(ordered), "skip", config.skip, f"{config.split} has {len(ordered)} questions: skip fewer")
     found = dataclasses.replace(found, questions=ordered[config.skip :])
     n, by_hand = len(found.questions), config.samples or 0
     few = f" (all there are; {by_hand} asked for)" if n < by_hand else ""
     print(f"data: {found.name} {config.split}, {n} questions{few}", flush=True, file=out)
     return found
+
+
+def manifest_ids(path: Path) -> list[str]:
+    """Ids of the questions that a manifest.json, or a file with one id per line, names."""
+    if path.suffix != ".json":
+        return path.read_text(encoding="utf-8").split()
+    found = read_json(path)
+    ids = found.get("ids") if isinstance(found, dict) else None
+    require(isinstance(ids, list), "ids", str(path), "it has no list `ids`; name the manifest.json of an evaluation")
+    return ids
 
 
 def write_manifest(folder: Path, config: AnsweringSettings, chosen: QuestionSet) -> None:
@@ -200,8 +213,9 @@ def _evaluate(plan: Plan, predictions: Predictions, reused: Sequence[Mapping]) -
             scores[row_key(row)] = [lines[q.id]["f1"] for q in chosen.questions]
             print(line_of(row), flush=True)
     return record(config, chosen, rows, scores) | {
-        "train_seed": made.get("train_seed"), "codec": config.codec, "checkpoint": config.ckpt or "untrained",
-        "interface": made.get("interface"), "bytes_table": _bytes(plan, ready[0], shared, predictions.path.parent),
+        "train_seed": train_seed(made, config.llm_names), "codec": config.codec, "interface": made.get("interface"),
+        "checkpoint": config.ckpt or "untrained",
+        "bytes_table": _bytes(plan, ready[0], shared, predictions.path.parent),
     }  # fmt: skip
 
 

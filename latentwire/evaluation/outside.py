@@ -24,7 +24,7 @@ from latentwire.utils.files import json_line, read_lines, write_json, write_text
 from latentwire.utils.machine import on_this_machine
 from latentwire.utils.runs import RunFolder, digest, identity
 
-_NO_PART = ("save_dir", "fresh_eval", "llms", "presses", "skip", "step")  # of what makes two runs the same
+_NO_PART = ("save_dir", "fresh_eval", "llms", "presses", "skip", "ids", "step")  # of what makes two runs the same
 _RESTART = "with --fresh_eval (FRESH_EVAL=1 for the script)"
 
 Answers = Mapping[tuple[str, str], Mapping[str, Mapping]]  # lines by LLM and condition, then by question

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from latentwire.data.question import SPLITS
-from latentwire.data.settings import DataSettings, QuestionSettings
+from latentwire.data.settings import DataSettings, QuestionSettings, require_train_split
 from latentwire.llms.known import LLMSettings
 from latentwire.models.wire import CODECS
 from latentwire.utils.cli import listed, option, require
@@ -26,7 +26,15 @@ class AnsweringSettings(LLMSettings, DataSettings):
     skip: int = option(
         0, "questions of the seeded order that are left out at its beginning: those that were looked at before", least=0
     )
+    ids: str = option(
+        "", "manifest.json of an evaluation, or a file with one id per line: these questions, in this order", there=bool
+    )
     fresh_eval: bool = option(False, "recompute everything, also over a folder of another configuration")
+
+    def check(self) -> None:
+        super().check()
+        chosen = not self.ids or (self.samples is None and self.skip == 0)
+        require(chosen, "ids", self.ids, "it names the questions: leave samples and skip out")
 
 
 @dataclass(kw_only=True)
@@ -34,7 +42,9 @@ class EvalSettings(AnsweringSettings):
     """One evaluation: which questions, which conditions, which LLMs."""
 
     ckpt: str = option("", "checkpoint folder; without it, the untrained wire (closed form) is built", there=bool)
-    tuned: str = option("", "folder of scripts/baselines/tuned_baselines.sh, for the conditions that end in _tuned")
+    tuned: str = option(
+        "", "folder of scripts/baselines/tuned_baselines.sh, for the conditions that end in _tuned", there=bool
+    )
     conditions: str = option(
         "", "comma-separated names or groups; NAME@M gives one another M; default: all that fit the source", env=""
     )
@@ -107,6 +117,9 @@ class CodecSettings(QuestionSettings):
     )
     samples: int = option(2000, "questions of train to fit on", least=1)
     device: str = option("", "cpu, cuda, cuda:1, ...; default: cuda where there is one")
+
+    def check(self) -> None:
+        require_train_split(self.dataset)
 
 
 PROGRAMS = {"eval": EvalSettings, "outside": OutsideSettings, "demo": DemoSettings, "fit_codec": CodecSettings}

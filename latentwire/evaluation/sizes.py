@@ -47,7 +47,8 @@ def bytes_table(questions: Sequence[Question], source: str, m: int, shared: Shar
     if encoder.chooses_tokens:
         chosen = [encoder.tokenizer.decode(encoder.select(q, source, m)) for q in some]
         rows.append(_row("the selected tokens as text", [len(text.encode()) for text in chosen]))
-    if max(len(reader.prompts.plain(text)) for text in texts) < min(_LONGEST, reader.llm.positions or _LONGEST):
+    short = max(len(reader.prompts.plain(text)) for text in texts) < min(_LONGEST, reader.llm.positions or _LONGEST)
+    if short and _start(reader) is not None:
         rows.append(_row(f"text, coded by {reader.llm.name} itself", _by_llm(reader, texts)))
     return rows
 
@@ -62,11 +63,15 @@ def _by_zstd(texts: Sequence[str], train_texts: Sequence[str]) -> list[dict]:
     return [_row("text, zstd with a dictionary of train text", [len(squeeze(text.encode())) for text in texts])]
 
 
+def _start(reader: Reader) -> int | None:
+    """The token that a text stands behind; None for a tokenizer that marks neither a beginning nor an end."""
+    tokenizer = reader.llm.tokenizer
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
 def _by_llm(reader: Reader, texts: Sequence[str]) -> list[int]:
     """Bytes that the LLM's own likelihood codes each text in, the first token as its id."""
-    llm = reader.llm
-    start = llm.tokenizer.bos_token_id
-    head = (llm.tokenizer.eos_token_id if start is None else start,)
+    llm, head = reader.llm, (_start(reader),)
     found = []
     for text in tqdm(texts, unit="text", desc=f"coding by {llm.name}", leave=False):
         first, *others = reader.prompts.plain(text)

@@ -37,7 +37,12 @@ NOT_IN_NAMES = set("/:\\.")  # of LLMs: files are called by them, and a model's 
 class LLMSettings(Settings):
     """Which LLMs read, and how."""
 
-    llms: str = option("llama,qwen", "names of the LLMs; the model of x is read from X_ID")
+    llms: str | None = option(
+        None,
+        "names of the LLMs; the model of x is read from X_ID; default: those of the checkpoint that is named, else "
+        "llama,qwen",
+        fallback=",".join(DEFAULT_LLMS),
+    )
     wordings: str = option("", "LLM=WORDING,...; default: the wording chosen for the model on train questions")
     max_new_tokens: int = option(12, "longest answer, in tokens", least=1)
     device: str = option("", "cpu, cuda, cuda:1, ...; default: cuda where there is one")
@@ -47,6 +52,8 @@ class LLMSettings(Settings):
     )  # fmt: skip
 
     def check(self) -> None:
+        if self.llms is None:
+            self.llms = ",".join(self._begun.get("llms") or DEFAULT_LLMS)
         require(bool(self.llm_names), "llms", self.llms, "name at least one, for example llama,qwen")
         for name in self.llm_names:
             remedy = "that is a model's id: give it a name, for example x, and set X_ID to the id"

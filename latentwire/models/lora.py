@@ -20,7 +20,7 @@ def add_lora(model: "PreTrainedModel", rank: int) -> str:
     try:
         from peft import LoraConfig, inject_adapter_in_model  # slow to import, and needed here alone
     except ImportError as error:
-        raise ValueError(f'lora={rank}: {error.name} is not installed: pip install "latentwire[lora]"') from error
+        raise ValueError(f'lora={rank}: {error.name} is not installed: pip install -e ".[lora]"') from error
     found = weights_sha256(model.state_dict())
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), model)
     for module in model.modules():

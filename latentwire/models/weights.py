@@ -40,7 +40,7 @@ def read_config(folder: Path) -> dict:
     if not folder.exists() and old.is_dir():
         old.rename(folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no checkpoint in {folder} (no config.json); train one, or leave out --ckpt")
+        raise FileNotFoundError(f"no checkpoint in {folder} (no config.json); train one, or name another")
     config = read_sealed(folder / "config.json")
     for name in config.get("llms", {}):  # files are called by them
         if NOT_IN_NAMES & set(name):
@@ -48,13 +48,21 @@ def read_config(folder: Path) -> dict:
     return config
 
 
+def train_seed(made: Mapping, llms: Sequence[str]) -> int | None:
+    """The seed of what reads, by a checkpoint's config: of the joining where an LLM joined; None for several seeds."""
+    joined = {llm: how["settings"].get("seed") for llm, how in made.get("joined", {}).items()}
+    seeds = {joined.get(llm, made.get("train_seed")) for llm in llms}
+    return seeds.pop() if len(seeds) == 1 else None
+
+
 def checkpoint_sha256(folder: Path) -> str:
     """One hash of a checkpoint's files, so that an evaluation is not continued with other ones. Whether its config is
     sealed makes no difference."""
     config = read_config(folder)  # it says what is missing, and undoes a killed save
     digest, own = hashlib.sha256(), folder / "config.json"
-    parts = ("*.safetensors", "*.pt", "wire_tokenizer/*", "backbone/*")
-    for path in sorted([own, *(path for part in parts for path in folder.glob(part))]):
+    parts = ("*.safetensors", "*.pt", *(f"{part}/**/*" for part in PARTS))
+    files = [path for part in parts for path in folder.glob(part) if path.is_file()]
+    for path in sorted([own, *files]):
         digest.update(path.name.encode() + (json_text(config).encode() if path == own else path.read_bytes()))
     return digest.hexdigest()
 
@@ -128,8 +136,10 @@ def weights_stems(folder: Path) -> set[str]:
 def check_llms(folder: Path, trained: Mapping[str, str], llms: Mapping[str, str]) -> None:
     for name, llm_id in llms.items():
         if trained.get(name) != llm_id:
+            if name not in trained:
+                raise ValueError(f"{folder} has nothing for {name}; name others with --llms: {', '.join(trained)}")
             raise ValueError(
-                f"{folder} was made for {name}={trained.get(name)!r}, not {llm_id!r}; "
+                f"{folder} was made for {name}={trained[name]!r}, not {llm_id!r}; "
                 f"set {id_variable(name)} to match, or name other --llms"
             )
 

@@ -51,6 +51,10 @@ def _latentwire(start: Start) -> Job:
     else:
         encoder, adapters, made = load_checkpoint(start.last or Path(config.init), config.llm_ids)
     require(made["d_z"] == config.d_z, "d_z", config.d_z, f"{config.init} has d_z={made['d_z']}; set that")
+    kinds = {adapter.name for adapter in adapters.values()}
+    there = joins or not config.adapter_type or kinds <= {config.adapter_type}
+    remedy = f"{config.init} has {', '.join(sorted(kinds))}; it is chosen at stage codebook, or join"
+    require(there, "adapter_type", config.adapter_type, remedy)
     if not (start.last or joins):
         encoder = _encoder(config, encoder)
     read = {name: adapters[name] for name in adapters if start.readers}  # where no LLM reads, adapters only take time

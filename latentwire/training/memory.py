@@ -12,6 +12,7 @@ from latentwire.data.question import Question
 from latentwire.llms.arithmetic import ENCODER, Shape
 from latentwire.llms.loading import counted_shape, device_map
 from latentwire.models.backbones import backbone_shape
+from latentwire.models.lora import read_origin
 from latentwire.models.weights import weights_bytes
 from latentwire.training.settings import TrainSettings
 from latentwire.training.stages import STAGES
@@ -80,10 +81,11 @@ def training_bytes(config: TrainSettings, shapes: Mapping[str, Shape], longest: 
 
 def _encoder_bytes(config: TrainSettings, at_once: int) -> float:
     """Weights of encoder and adapters, gradients and two moments of AdamW, all float32; and what questions keep."""
-    folder, lora = Path(config.init), getattr(config.encoder, "lora", 0)
+    folder = Path(config.init)
+    begun = bool(config.init) and (folder / "backbone" / "config.json").is_file()
+    lora = read_origin(folder / "backbone") if begun else getattr(config.encoder, "lora", 0)
     found, kept = 4.0 * (weights_bytes(folder) if config.init else 0), _ENCODER_QUESTION
     if hasattr(config.encoder, "encoder_id") and folder.is_dir():
-        begun = (folder / "backbone" / "config.json").is_file()
         shape = backbone_shape(str(folder / "backbone") if begun else config.encoder.encoder_id)
         found += shape.counted * (4 if lora else 0 if begun else 16)  # with LoRA they stay, and lie elsewhere
         kept *= shape.layers * shape.width / (ENCODER.layers * ENCODER.width)

@@ -139,7 +139,7 @@ def _run(
     if state and state["step"] == steps:
         _say(config, accelerator, f"{folder} is finished already")
         return None
-    if state and config.micro_batch is None and "micro_batch" in (made := read_config(last)["settings"]):
+    if state and config.micro_batch is None and "micro_batch" in (made := _settings_of(last, config)):
         config = dataclasses.replace(config, micro_batch=made["micro_batch"] or config.batch_size)  # the same parts
     if not closed:
         config, said = within_memory(config, questions.questions)
@@ -181,9 +181,15 @@ def _run(
     return None
 
 
+def _settings_of(last: Path, config: TrainSettings) -> dict:
+    """The settings of the training that left this checkpoint, which keeps those of the wire that an LLM joins."""
+    made = read_config(last)
+    return (made["joined"][config.llm_names[0]] if STAGES[config.stage].joins else made)["settings"]
+
+
 def _accelerator(config: TrainSettings) -> Accelerator:
     found = not config.tracker or importlib.util.find_spec(config.tracker)
-    remedy = f'needs the package {config.tracker}: pip install "latentwire[{config.tracker}]", or leave --tracker out'
+    remedy = f'needs the package {config.tracker}: pip install -e ".[{config.tracker}]", or leave --tracker out'
     require(bool(found), "tracker", config.tracker, remedy)
     return Accelerator(
         cpu=config.device == "cpu",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from latentwire.data.content import encoder_reads_question
-from latentwire.data.settings import DataSettings
+from latentwire.data.settings import DataSettings, require_train_split
 from latentwire.llms.known import LLMSettings
 from latentwire.training.stages import ALL, STAGES
 from latentwire.utils.cli import Settings, gpu_count, listed, option, part, require
@@ -126,6 +126,9 @@ class TrainSettings(LLMSettings, DataSettings):
         first, most = self.first_latent_len, self.most_latents
         require(not first or first == most, "first_latent_len", first, f"M falls from it: at least {most}")
         unknown = not encoder_reads_question(self.source)
+        if self.adapter_type:
+            glance("latentwire.models.adapters").ADAPTERS.pick(self.adapter_type)
+        require_train_split(self.dataset)
         share, remedy = self.continuation_share, f"it needs source context, this is {self.source}"
         require(unknown or share == 0, "continuation_share", share, remedy)
         require(share <= 1, "continuation_share", share, "it is a share: at most 1")

@@ -8,7 +8,9 @@ from latentwire.utils.cli import VARIABLES, Settings, fields_of, require, shown_
 _HEAD = """# Settings
 
 Every setting is declared once, in Python. A program takes its flag first, then its variable, then the default. An empty
-variable is not set. Scripts take variables alone. `python latentwire/settings.py --markdown` writes this page.
+variable is not set. Scripts take variables; those that start one
+program which is told more (serve.sh, encode_corpus.sh, run_all.sh, sweep_hyperparams.sh, load_test.sh) its flags, too.
+`python latentwire/settings.py --markdown` writes this page.
 """
 
 

@@ -58,8 +58,8 @@ class RunFolder:
 
     An existing folder of the same identity is continued. Raises ValueError if it holds another one (the differing keys
     are named) or is in use by a live process (it is named); `fresh` starts over instead of continuing, and `restart`
-    tells the user how to. `origin` tells the commits that the run was begun and continued with, and the machine that it
-    was begun on.
+    tells the user how to. `may_differ` names what is noted at the start, but makes no other run. `origin` tells the
+    commits that the run was begun and continued with, and the machine that it was begun on.
     """
 
     def __init__(
@@ -68,8 +68,9 @@ class RunFolder:
         identity: dict,
         fresh: bool = False,
         restart: str = "by removing it (rm -r)",
+        may_differ: tuple[str, ...] = (),
     ):
-        self.path, self._restart = Path(path), restart
+        self.path, self._restart, self._may_differ = Path(path), restart, may_differ
         self._locked = self.path / ".lock"  # its text names the process that holds it
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,8 @@ class RunFolder:
         write_json(record, {"schema": SCHEMA, "config": identity} | self.origin)
 
     def _require_same(self, before: dict, now: dict) -> None:
-        differing = sorted(k for k in now.keys() | before.keys() if not _same(before.get(k), now.get(k)))
+        compared = (now.keys() | before.keys()) - set(self._may_differ)
+        differing = sorted(k for k in compared if not _same(before.get(k), now.get(k)))
         if differing:
             changes = "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in differing)
             raise ValueError(

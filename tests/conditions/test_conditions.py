@@ -428,6 +428,8 @@ def test_untrained_is_the_wire_of_the_closed_form_and_not_the_trained_one(at, se
 def test_conditions_are_named_with_an_own_m_if_wanted_and_without_doubles():
     chosen = parse_conditions("text, token_budget,token_budget@64,token_budget@32", "prompt", 32, ABLE)
     assert [(c.name, m) for c, m in chosen] == [("text", 32), ("token_budget", 32), ("token_budget", 64)]
+    names = [c.name for c, _ in parse_conditions("quick,quick@64,text@8", "prompt", 32, ABLE)]
+    assert names.count("text") == names.count("no_context") == 1, "M plays no part in them"
 
 
 def test_the_default_is_all_that_fit_the_source_but_the_oracles():

@@ -123,3 +123,8 @@ def test_every_way_of_the_bytes_table_codes_the_same_texts(fitted, variables, mo
     monkeypatch.setattr(sizes, "_LONGEST", 20)
     ways = [row["way"] for row in sizes.bytes_table(questions, "prompt", 12, shared, reader)]
     assert ways == [*found][:-1], "not by an LLM that cannot read the texts"
+    monkeypatch.undo()
+    monkeypatch.setattr(sizes, "QUESTIONS", 3)
+    monkeypatch.setattr(sizes, "_start", lambda _: None)
+    ways = [row["way"] for row in sizes.bytes_table(questions, "prompt", 12, shared, reader)]
+    assert "text, coded by llama itself" not in ways, "nor by one without a token to begin with"

@@ -235,6 +235,35 @@ def test_questions_that_were_looked_at_before_are_left_out(tmp_path):
         evaluate(config(tmp_path / "r", skip=120))
 
 
+def test_the_questions_of_an_earlier_evaluation_can_be_named(tmp_path):
+    how = {"conditions": "no_context", "max_new_tokens": 1}
+    evaluate(config(tmp_path / "first", samples=5, skip=3, **how))
+    manifest = tmp_path / "first" / "manifest.json"
+    ids = json.loads(manifest.read_text())["ids"]
+    (tmp_path / "some.txt").write_text("\n".join(ids[::-1]))
+    for name, expected in ((manifest, ids), (tmp_path / "some.txt", ids[::-1])):
+        folder = tmp_path / f"by {name.name}"
+        evaluate(config(folder, samples=None, ids=str(name), **how))
+        assert json.loads((folder / "manifest.json").read_text())["ids"] == expected
+    (tmp_path / "wrong.txt").write_text(f"{ids[0]} nobody")
+    (tmp_path / "twice.txt").write_text(f"{ids[0]} {ids[0]}")
+    (tmp_path / "none.json").write_text("[]")
+    for name, match in (("wrong.txt", "1 of 2 .*nobody"), ("twice.txt", "named twice"), ("none.json", "no list `ids`")):
+        with pytest.raises(ValueError, match=match):
+            evaluate(config(tmp_path / "r", samples=None, ids=str(tmp_path / name), **how))
+    with pytest.raises(ValueError, match="leave samples and skip out"):
+        config(tmp_path, samples=3, ids=str(manifest))
+
+
+def test_an_evaluation_goes_on_in_batches_of_another_size(run):
+    lines = predictions(run)
+    (run / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:5]))
+    evaluate(config(run, batch_size=2))
+    assert len(predictions(run)) == len(lines)
+    noted = json.loads((run / "config.json").read_text())["config"]
+    assert noted["batch_size"] == config(run).batch_size, "what it was begun with"
+
+
 def test_the_context_source_asks_the_question_as_text(tmp_path):
     results = evaluate(config(tmp_path / "r", source="context", conditions="latentwire,oracle_text,oracle_wire,text"))
     rows = {row["condition"]: row for row in results["results"] if row["llm"] == "qwen"}
@@ -502,6 +531,18 @@ def test_a_checkpoint_knows_its_llms_where_the_environment_names_none(trained, t
     monkeypatch.setenv("QWEN_ID", ids[0])
     with pytest.raises(ValueError, match="set QWEN_ID to match"):
         evaluate(config(tmp_path / "other", ckpt=str(trained), conditions="latentwire"))
+
+
+def test_the_llms_are_those_of_the_checkpoint_unless_others_are_named(trained, tmp_path):
+    made = load_checkpoint(trained, {"qwen": os.environ["QWEN_ID"]})
+    one = {"llms": {"qwen": os.environ["QWEN_ID"]}}
+    save_checkpoint(tmp_path / "one", made[0], made[1], {**read_config(trained), **one})
+    assert parse(EvalSettings, [f"--ckpt={tmp_path / 'one'}"]).llm_names == ["qwen"]
+    assert parse(EvalSettings, [f"--ckpt={trained}"]).llm_names == ["llama", "qwen"]
+    assert parse(EvalSettings, [f"--ckpt={tmp_path / 'one'}", "--llms=llama"]).llm_names == ["llama"]
+    assert parse(EvalSettings, []).llm_names == ["llama", "qwen"]
+    with pytest.raises(ValueError, match="has nothing for llama; name others with --llms: qwen"):
+        evaluate(config(tmp_path / "r", ckpt=str(tmp_path / "one"), llms="llama", conditions="latentwire"))
 
 
 def test_a_run_continued_at_another_commit_names_both(run, monkeypatch):

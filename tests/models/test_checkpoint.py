@@ -18,7 +18,14 @@ from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.encoders.codebook import ClosedFormEncoder
 from latentwire.models.encoders.queries import ByteEncoder, QueryEncoder
 from latentwire.models.encoders.selecting import SelectingEncoder
-from latentwire.models.weights import checkpoint_sha256, load_soft_prompts, load_training, read_config, weights_bytes
+from latentwire.models.weights import (
+    checkpoint_sha256,
+    load_soft_prompts,
+    load_training,
+    read_config,
+    train_seed,
+    weights_bytes,
+)
 from latentwire.utils.files import write_sealed
 
 LLMS = {"llama": "some/llama", "qwen": "some/qwen"}
@@ -124,6 +131,43 @@ def test_saving_again_keeps_the_evaluations_in_the_folder(folder, parts):
     (evaluation / "results.json").write_text("{}")
     save_checkpoint(folder, *parts, CONFIG)
     assert (evaluation / "results.json").read_text() == "{}" and load_checkpoint(folder, LLMS)
+
+
+def test_a_reader_in_the_moment_of_the_renaming_does_not_end_a_save(folder, parts, monkeypatch):
+    rename, read = Path.rename, []
+
+    def renamed(self, target):
+        if self.name == ".best.part" and not read:
+            read.append(read_config(folder))  # takes what it sees for a killed save
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    save_checkpoint(folder, *parts, CONFIG | {"train_seed": 7})
+    assert read[0]["train_seed"] is None and read_config(folder)["train_seed"] == 7
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_a_tokenizer_with_several_chat_templates_is_kept_whole(parts, tmp_path):
+    tokenizer = parts[0].tokenizer
+    before, tokenizer.chat_template = tokenizer.chat_template, {"default": "{{ a }}", "tool_use": "{{ b }}"}
+    try:
+        save_checkpoint(tmp_path / "best", *parts, CONFIG)
+    finally:
+        tokenizer.chat_template = before
+    encoder, _, made = load_checkpoint(tmp_path / "best", LLMS)
+    assert encoder.tokenizer.chat_template == {"default": "{{ a }}", "tool_use": "{{ b }}"}
+    (nested,) = [name for name in made["parts_sha256"] if "tool_use" in name]
+    whole = checkpoint_sha256(tmp_path / "best")
+    (tmp_path / "best" / nested).write_text("{{ c }}")
+    assert checkpoint_sha256(tmp_path / "best") != whole
+    with pytest.raises(ValueError, match="tool_use"):
+        load_checkpoint(tmp_path / "best", LLMS)
+
+
+def test_the_seed_of_a_reader_is_that_of_its_joining():
+    made = {"train_seed": 0, "joined": {"qwen": {"settings": {"seed": 3}}}}
+    assert [train_seed(made, llms) for llms in (["llama"], ["qwen"], ["llama", "qwen"])] == [0, 3, None]
+    assert train_seed({}, ["llama"]) is None
 
 
 def test_a_write_that_fails_keeps_the_checkpoint_before_it(folder, parts, monkeypatch):

@@ -122,6 +122,16 @@ def flag(call, name):
     return call[0].split(f"--{name} ")[1].split()[0]
 
 
+def test_a_script_without_flags_refuses_them_and_says_what_it_does(recorded):
+    done, calls = recorded("experiments/train_latentwire.sh", "--samples", "5")
+    assert done.returncode == 2 and "train_latentwire.sh takes no flags (--samples)" in done.stderr and not calls
+    done, calls = recorded("experiments/train_latentwire.sh", "--help")
+    assert done.returncode == 0 and not calls and done.stdout.startswith("Train LatentWire: codebook")
+    done, calls = recorded("run_all.sh", "--dry-run")
+    assert done.returncode == 0 and calls[-1][0].endswith("suite.py --dry-run")
+    assert "== run_all.sh --dry-run\n" in done.stdout
+
+
 @pytest.mark.parametrize("script", LAUNCHERS)
 @pytest.mark.parametrize("failing", ["eval", "report"])
 def test_a_crash_in_the_middle_of_a_pipe_fails_the_script(recorded, script, failing):

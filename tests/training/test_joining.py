@@ -1,5 +1,6 @@
 """A third LLM joins a finished wire: it reads what is sent, and nobody else's weights change by a bit."""
 
+import dataclasses
 import json
 
 import pytest
@@ -155,6 +156,21 @@ def test_killed_and_started_again_it_ends_with_the_same_adapter(join, monkeypatc
     parts = join("parts", samples=16) / "checkpoint_last"
     assert not changed(whole, parts, "adapter_third")
     assert read(whole / "adapter_third.pt").keys() == read(parts / "adapter_third.pt").keys()
+
+
+def test_continued_it_reads_as_many_questions_at_once_as_before(join, monkeypatch):
+    asked = []
+
+    def planned(config, _):
+        asked.append(config.micro_batch)
+        return dataclasses.replace(config, micro_batch=config.micro_batch or 2), "memory: enough for two at a time"
+
+    monkeypatch.setattr("latentwire.training.running.within_memory", planned)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in_step(patch, 1)
+        join("parts", samples=16)
+    join("parts", samples=16)
+    assert asked == [None, 2]
 
 
 def test_what_cannot_join_is_refused_by_name(join, short, codebook, tmp_path):

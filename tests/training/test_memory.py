@@ -1,6 +1,7 @@
 """The plan of a training's memory: near what autograd keeps, and refused where it cannot be."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_more_questions_and_wider_numbers_need_more():
     assert needed(stage="token_budget_tuned", init="", longest=3200) == needed(stage="token_budget_tuned", init="")
 
 
-def test_a_backbone_that_is_yet_to_be_loaded_counts(finished, trained, encoder_folder):
+def test_a_backbone_that_is_yet_to_be_loaded_counts(finished, trained, encoder_folder, tmp_path):
     """What stage codebook leaves has none; what other stages leave has it among its weights."""
     counted = sum(weight.numel() for weight in AutoModel.from_pretrained(encoder_folder).parameters())
 
@@ -96,6 +97,9 @@ def test_a_backbone_that_is_yet_to_be_loaded_counts(finished, trained, encoder_f
     assert needed(codebook, 0) == 4 * weights_bytes(codebook) + 16 * counted
     assert needed(codebook, 0, lora=2) == 4 * weights_bytes(codebook) + 4 * counted
     assert needed(trained, 0) == 4 * weights_bytes(trained)
+    with_lora = shutil.copytree(trained, tmp_path / "lora")
+    (with_lora / "backbone" / "lora.json").write_text('{"rank": 2}')
+    assert needed(with_lora, 0) == 4 * weights_bytes(trained) + 4 * counted, "a join has no setting of it"
     assert needed(trained, 1) - needed(trained, 0) == pytest.approx(60e6 * (2 * 32) / (6 * 384))
 
 

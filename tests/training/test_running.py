@@ -12,8 +12,9 @@ import pytest
 from training.run_tools import LLMS, Stopped, files, ready_trainer, steps_in, trained_on
 
 from latentwire.data.registry import DATASETS
+from latentwire.data.squad import SAMPLE_DIR
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.evaluation.settings import EvalSettings
+from latentwire.evaluation.settings import CodecSettings, EvalSettings
 from latentwire.models.weights import read_config
 from latentwire.train import main
 from latentwire.training import memory
@@ -245,7 +246,7 @@ def test_a_tracker_that_is_not_installed_is_one_error_that_names_its_package(
 ):
     known = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else known(name, *a))
-    remedy = rf"tracker='{package}': needs the package {package}: pip install \"latentwire\[{package}\]\""
+    remedy = rf"tracker='{package}': needs the package {package}: pip install -e \"\.\[{package}\]\""
     with pytest.raises(ValueError, match=remedy):
         train(short(tmp_path / "r", stage=stage, init=str(codebook), tracker=package))
     assert not (tmp_path / "r").exists()
@@ -314,6 +315,18 @@ def test_an_unknown_kind_of_adapter_is_named_with_the_known_ones(short, tmp_path
     with pytest.raises(ValueError, match=r"adapter_type='lora'.*residual_mlp"):
         train(short(tmp_path / "r", stage="codebook", adapter_type="lora"))
     assert not (tmp_path / "r" / "checkpoint_best").exists()
+
+
+def test_another_kind_of_adapter_than_the_checkpoint_has_is_refused(joint_config, tmp_path):
+    with pytest.raises(ValueError, match=r"adapter_type='preamble': .* has residual_mlp; .*chosen at stage codebook"):
+        train(joint_config(tmp_path / "r", adapter_type="preamble"))
+
+
+def test_a_file_of_questions_is_not_trained_on(short, tmp_path):
+    with pytest.raises(ValueError, match=r"dataset='.*dev.json': a file is read as dev; to train, name a folder"):
+        short(tmp_path, stage="codebook", dataset=str(SAMPLE_DIR / "dev.json"))
+    with pytest.raises(ValueError, match="to train, name a folder"):
+        CodecSettings(dataset=str(SAMPLE_DIR / "dev.json"))
 
 
 def test_the_program_draws_the_curves_of_every_stage(whole, short, tmp_path, monkeypatch, capsys):
