@@ -88,14 +88,15 @@ beside() {
         done
         sleep 0.2
     done
-    IFS=, read -ra cards <<<"${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd,)}"
+    IFS=, read -ra cards <<<"${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | grep -x '[0-9]*' | paste -sd,)}"
+    if [ "${DEVICE:-}" = cpu ]; then cards=(); fi
     mkdir -p "$(dirname "$log")"
     echo "$name: begun, its log is $log"
     {
         (
             own_log=1
             if [ ${#cards[@]} -gt 0 ]; then
-                export CUDA_VISIBLE_DEVICES=${cards[place % ${#cards[@]}]// /}
+                export CUDA_VISIBLE_DEVICES=${cards[place % ${#cards[@]}]// /} NPROC=1
             else
                 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) > AT_ONCE ? $(nproc) / AT_ONCE : 1))}
             fi

@@ -167,7 +167,9 @@ def test_a_sweep_that_is_killed_at_any_moment_ends_with_the_same_ranking(start, 
     stub.write_text(STUB.format(python=sys.executable))
     stub.chmod(0o755)
     ids = [q.id for q in split_by_article(load("sample", "train").questions)[1]]
-    start = partial(start, PYTHON=str(stub), WARM=sys.executable, CALLS=str(tmp_path / "calls"), IDS=json.dumps(ids))
+    start = partial(
+        start, PYTHON=str(stub), WARM=sys.executable, CALLS=str(tmp_path / "calls"), STUB_IDS=json.dumps(ids)
+    )
 
     def argv(name):
         given = FLAGS | {"latent_lens": "16", "ftce_weights": "0.5", "save_dir": tmp_path / name}

@@ -24,7 +24,7 @@ def break_even(lw: LatentWire, wire: Wire) -> dict[str, dict]:
     for name, llm_id in lw.llms.items():
         try:
             body = shape_of(name, llm_id).body
-        except ValueError as error:  # an LLM that only its readers' machine can load
+        except (ValueError, OSError) as error:  # an LLM that only its readers' machine can load
             found[name] = {"encode_gflop": cost, "saved_gflop": None, "questions": None, "says": f"not known: {error}"}
             continue
         saved = 2 * body * saved_positions / 1e9

@@ -122,6 +122,7 @@ def resolve(config: EvalSettings) -> Plan:
     made = read_config(Path(config.ckpt)) if config.ckpt else {}
     name = f"{Path(chosen.name).stem}_{config.source}_n{len(chosen.questions)}_seed{config.seed}"
     name += f"_skip{config.skip}" if config.skip else ""
+    name += f"_ids{digest(chosen.questions)[:8]}" if config.ids else ""
     config = on_this_machine(
         dataclasses.replace(
             config,
@@ -154,7 +155,7 @@ def choose(config: AnsweringSettings, out: TextIO = sys.stdout) -> QuestionSet:
 def manifest_ids(path: Path) -> list[str]:
     """Ids of the questions that a manifest.json, or a file with one id per line, names."""
     if path.suffix != ".json":
-        return path.read_text(encoding="utf-8").split()
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     found = read_json(path)
     ids = found.get("ids") if isinstance(found, dict) else None
     require(isinstance(ids, list), "ids", str(path), "it has no list `ids`; name the manifest.json of an evaluation")
@@ -184,6 +185,9 @@ def _check(config: EvalSettings, conditions: Sequence[tuple[Condition, int]]) ->
     for condition, _ in conditions:
         remedy = "needs trained soft prompts: run scripts/baselines/tuned_baselines.sh and give its folder by --tuned"
         require("tuned" not in condition.uses or bool(config.tuned), "conditions", condition.name, remedy)
+        trained = config.estimate or (Path(config.tuned) / condition.name / "checkpoint_best").is_dir()
+        lacking = f"has no {condition.name}/checkpoint_best; run scripts/baselines/tuned_baselines.sh, or name another"
+        require("tuned" not in condition.uses or trained, "tuned", config.tuned, lacking)
 
 
 def _evaluate(plan: Plan, predictions: Predictions, reused: Sequence[Mapping]) -> dict:
@@ -352,7 +356,7 @@ def _announce(predictions: Predictions, ready: Sequence[Reader], shared: Shared,
     if config.json:
         print(json.dumps({"answers": answers, "seconds": seconds}))
     if not config.estimate:
-        refuse_long(seconds, config.device, config.samples is not None, f"{len(shared.questions)} questions")
+        refuse_long(seconds, config.device, config.by_hand, f"{len(shared.questions)} questions")
 
 
 def _note(

@@ -33,7 +33,7 @@ Answers = Mapping[tuple[str, str], Mapping[str, Mapping]]  # lines by LLM and co
 def outside(config: OutsideSettings) -> dict | None:
     """Write the questions, or make an evaluation of their answers and return its results.json."""
     chosen = choose(config)
-    by_hand = config.samples is not None
+    by_hand = config.by_hand
     config = on_this_machine(
         replace(config, save_dir=config.save_dir or f"runs/baselines/kv_cache/M{config.latent_len}")
     )

@@ -36,15 +36,18 @@ class AnsweringSettings(LLMSettings, DataSettings):
         chosen = not self.ids or (self.samples is None and self.skip == 0)
         require(chosen, "ids", self.ids, "it names the questions: leave samples and skip out")
 
+    @property
+    def by_hand(self) -> bool:
+        """Whether somebody chose how many questions there are."""
+        return self.samples is not None or bool(self.ids)
+
 
 @dataclass(kw_only=True)
 class EvalSettings(AnsweringSettings):
     """One evaluation: which questions, which conditions, which LLMs."""
 
     ckpt: str = option("", "checkpoint folder; without it, the untrained wire (closed form) is built", there=bool)
-    tuned: str = option(
-        "", "folder of scripts/baselines/tuned_baselines.sh, for the conditions that end in _tuned", there=bool
-    )
+    tuned: str = option("", "folder of scripts/baselines/tuned_baselines.sh, for the conditions that end in _tuned")
     conditions: str = option(
         "", "comma-separated names or groups; NAME@M gives one another M; default: all that fit the source", env=""
     )

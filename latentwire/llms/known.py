@@ -1,12 +1,13 @@
 """The LLMs that have names here: their models by default, their wordings, and the settings of every program."""
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentwire.utils.cli import Settings, has_gpu, listed, option, require
+from latentwire.utils.cli import Settings, has_gpu, listed, option, require, value_of
 from latentwire.utils.files import read_sealed
 
 DEFAULT_LLMS = {"llama": "offline:smollm2-135m-instruct", "qwen": "offline:qwen2.5-coder-0.5b-instruct"}
@@ -41,7 +42,7 @@ class LLMSettings(Settings):
         None,
         "names of the LLMs; the model of x is read from X_ID; default: those of the checkpoint that is named, else "
         "llama,qwen",
-        fallback=",".join(DEFAULT_LLMS),
+        fallback=lambda cls: ",".join(_made_for(_named_now(cls)).get("llms") or DEFAULT_LLMS),
     )
     wordings: str = option("", "LLM=WORDING,...; default: the wording chosen for the model on train questions")
     max_new_tokens: int = option(12, "longest answer, in tokens", least=1)
@@ -86,9 +87,19 @@ class LLMSettings(Settings):
     @property
     def _begun(self) -> dict:
         """config.json of the checkpoint that is begun with, if one is named."""
-        name = getattr(self, "ckpt", "") or getattr(self, "init", "")
-        path = Path(name, "config.json")
-        return read_sealed(path) if name and path.is_file() else {}
+        return _made_for(getattr(self, "ckpt", "") or getattr(self, "init", ""))
+
+
+def _made_for(checkpoint: str) -> dict:
+    """config.json of a checkpoint; nothing where none is named, or it has none."""
+    path = Path(checkpoint, "config.json")
+    return read_sealed(path) if checkpoint and path.is_file() else {}
+
+
+def _named_now(cls: type[Settings]) -> str:
+    """The checkpoint that a program begins with, by its variables."""
+    named = [value_of(field, cls) for field in dataclasses.fields(cls) if field.name in ("ckpt", "init")]
+    return next(filter(None, named), "")
 
 
 def llm_id(name: str, made_for: Mapping[str, str], device: str = "") -> str:

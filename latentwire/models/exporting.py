@@ -72,8 +72,9 @@ def export(checkpoint: Path, folder: Path, readers: Sequence[Path] = ()) -> dict
 
 def _require_free(folder: Path, sources: Sequence[Path]) -> None:
     """ValueError for a folder that holds anything but a checkpoint, or holds what is exported: it is replaced."""
-    there = folder.is_dir() and any(folder.iterdir())
-    own = (folder / "config.json").is_file() and {"encoder", "sha256"} <= read_json(folder / "config.json").keys()
+    there = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    found = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    own = isinstance(found, dict) and {"encoder", "sha256"} <= found.keys()
     remedy = "it holds other things than a checkpoint, and would be replaced; name a new folder"
     require(not there or own, "folder", str(folder), remedy)
     for source in sources:

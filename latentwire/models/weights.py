@@ -38,7 +38,7 @@ def read_config(folder: Path) -> dict:
     """
     old = folder.resolve().with_name(f".{folder.resolve().name}.old")
     if not folder.exists() and old.is_dir():
-        old.rename(folder)
+        old.rename(folder.resolve())
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no checkpoint in {folder} (no config.json); train one, or name another")
     config = read_sealed(folder / "config.json")

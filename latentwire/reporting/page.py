@@ -220,7 +220,7 @@ def _interventions(number: int, rows: Sequence[Mapping]) -> list[Chart]:
         mine = [row for row in rows if row["llm"] == llm]
         figures = [
             (row["embeddings"], row["intervention"], f"{row['f1']:.3f}",
-             show_interval(shown_ci(row["f1"], row.get("f1_ci95"), row["n"])),
+             show_interval(shown_ci(row["f1"], row.get("f1_ci95"), row.get("paragraphs", row["n"]))),
              figure(row.get("nll_per_token"), 2), _percent(row.get("empty_answers")))
             for row in mine
         ]  # fmt: skip

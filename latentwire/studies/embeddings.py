@@ -53,7 +53,7 @@ _BINS = 40
 _SHARES = 64  # of the spectrum, the first ones are kept
 _K = 4  # answer tokens of the backward pass, as in training
 _NO_PART = ("save_dir", "train_samples")  # of what makes two diagnostics the same
-_KEPT = ("n", "f1", "f1_ci95", "first_token_acc", "nll_per_token", "empty_answers")
+_KEPT = ("n", "paragraphs", "f1", "f1_ci95", "first_token_acc", "nll_per_token", "empty_answers")
 
 
 @dataclass
@@ -85,7 +85,7 @@ def diagnose(config: DiagnosticsSettings) -> dict:
         print(f"note: {config.ckpt} was trained with source {source!r}, which is used instead of {config.source!r}")
         config = dataclasses.replace(config, source=source)
     encoder, m = encoder.to(config.device), made["latent_len"]
-    with RunFolder(config.save_dir, _identity(config, chosen)) as run:
+    with RunFolder(config.save_dir, _identity(config, chosen), may_differ=("batch_size",)) as run:
         shared = Shared(chosen.questions, config.seed, Sender(encoder, config.source, "fp16"), d_z=made["d_z"])
         subject = Subject(config, chosen, readers(config, config.source, adapters), shared, m)
         predictions = Predictions(run.path / "predictions.jsonl")

@@ -21,7 +21,7 @@ from latentwire.utils.cli import SCHEMA
 from latentwire.utils.files import read_json, write_json, write_text
 
 _METRICS = ("f1", "first_token_acc", "bits_per_answer_byte")
-_FIGURES = ("f1", "f1_ci95", "first_token_acc", "bits_per_answer_byte", "empty_answers")
+_FIGURES = ("f1", "f1_ci95", "paragraphs", "first_token_acc", "bits_per_answer_byte", "empty_answers")
 
 
 class Ranking:
@@ -59,9 +59,9 @@ class Ranking:
         path = self.baselines / "results.json"
         sizes = {None, *(configuration.latent_len for configuration in self.grid)}
         rows = [row for row in read_json(path)["results"] if row["m"] in sizes] if path.is_file() else []
-        kept = ("condition", "m", "d_z", "llm", "f1", "f1_ci95")
+        kept = ("condition", "m", "d_z", "llm", "f1", "f1_ci95", "paragraphs")
         ordered = sorted(rows, key=lambda row: (row["condition"], row["m"] or 0))
-        return [{key: row[key] for key in kept} for row in ordered]
+        return [{key: row[key] for key in kept if key in row} for row in ordered]
 
     def draw(self, summary: Mapping) -> Path:
         """Write sweep.png."""
@@ -84,7 +84,8 @@ class Ranking:
             self._entries[name] = {
                 **_settings(configuration), "f1": float(np.mean([row["f1"] for row in rows])),
                 "f1_ci95": mean_ci(means, list(self._paragraphs.values()), self.seed),
-                "llms": {row["llm"]: {key: row[key] for key in _FIGURES} for row in rows},
+                "paragraphs": len(set(self._paragraphs.values())),
+                "llms": {row["llm"]: {key: row[key] for key in _FIGURES if key in row} for row in rows},
             }  # fmt: skip
         return self._entries[name]
 

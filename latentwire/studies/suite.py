@@ -135,8 +135,8 @@ def _seconds(step: Step, measured: bool) -> float:
 def _refuse_long(table: Sequence[Step], seconds: dict[str, float]) -> None:
     """Refuse at once a training that takes too long, instead of when its turn comes."""
     fields = {field.name: field for field in dataclasses.fields(TrainSettings)}
-    device = value_of(fields["device"]) or ("cuda" if has_gpu() else "cpu")
-    by_hand = value_of(fields["samples"]) is not None
+    device = value_of(fields["device"], TrainSettings) or ("cuda" if has_gpu() else "cpu")
+    by_hand = value_of(fields["samples"], TrainSettings) is not None
     for step in (step for step in table if step.trains):
         refuse_long(seconds[step.name], device, by_hand, f"{step.name} on all questions")
 

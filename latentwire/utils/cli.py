@@ -62,8 +62,8 @@ def option(
 ) -> dataclasses.Field:
     """A setting. gpu: its default on a GPU, or a function that gives it, where that differs; env: its variable, the
     field's name in upper case unless given ("" for none); least, above: bounds; fallback: what None comes to unless
-    something else knows; positional: given without a flag's name; there: of which values a
-    file or folder must be there when a program begins."""
+    something else knows, or a function of the program's settings that tells it; positional: given without a flag's
+    name; there: of which values a file or folder must be there when a program begins."""
     found = {"help": help, "env": env, "choices": choices, "least": least, "above": above, "fallback": fallback}
     found |= {"positional": positional, "there": there}
     if gpu is not _UNSET:
@@ -187,14 +187,15 @@ def is_file(value: str) -> bool:
     return value not in ("", "-")
 
 
-def value_of(field: dataclasses.Field) -> object:
-    """What a setting is now, without flags: its variable, else its default, else what None comes to."""
+def value_of(field: dataclasses.Field, cls: type[Settings]) -> object:
+    """What a setting of a program is now, without flags: its variable, else its default, else what None comes to."""
     text = os.environ.get(variable_of(field) or "", "")
     if text:
         _check(field, value := _converted(field, text))
         return value
     found = default_of(field, os.environ.get("DEVICE", ""))
-    return field.metadata["fallback"] if found is None else found
+    fallback = field.metadata["fallback"]
+    return found if found is not None else fallback(cls) if callable(fallback) else fallback
 
 
 def require(holds: bool, name: str, value: object, remedy: str) -> None:

@@ -8,8 +8,8 @@ from latentwire.utils.cli import VARIABLES, Settings, fields_of, require, shown_
 _HEAD = """# Settings
 
 Every setting is declared once, in Python. A program takes its flag first, then its variable, then the default. An empty
-variable is not set. Scripts take variables; those that start one
-program which is told more (serve.sh, encode_corpus.sh, run_all.sh, sweep_hyperparams.sh, load_test.sh) its flags, too.
+variable is not set. Scripts take variables; serve.sh, encode_corpus.sh, run_all.sh, sweep_hyperparams.sh, load_test.sh,
+doctor.sh and vllm.sh take the flags of their program, too.
 `python latentwire/settings.py --markdown` writes this page.
 """
 
@@ -27,7 +27,7 @@ def page(programs: Mapping[str, type[Settings]]) -> str:
 
 def current(cls: type[Settings]) -> list[tuple[str, object]]:
     """The variables of a program with what they are now, as `one` has it."""
-    return [(variable_of(field), _now(field)) for field in fields_of(cls) if variable_of(field)]
+    return [(variable_of(field), _now(field, cls)) for field in fields_of(cls) if variable_of(field)]
 
 
 def one(cls: type[Settings], name: str) -> object:
@@ -36,12 +36,12 @@ def one(cls: type[Settings], name: str) -> object:
     if name not in fields:  # parts are slow to import, and seldom asked for
         fields = {field.name: field for field in fields_of(cls)}
     require(name in fields, "setting", name, f"unknown; choose one of {', '.join(fields)}")
-    return _now(fields[name])
+    return _now(fields[name], cls)
 
 
-def _now(field: dataclasses.Field) -> object:
+def _now(field: dataclasses.Field, cls: type[Settings]) -> object:
     """As a variable has it: "" for nothing, 1 or 0 for a switch."""
-    found = value_of(field)
+    found = value_of(field, cls)
     return "" if found is None else int(found) if isinstance(found, bool) else found
 
 

@@ -8,6 +8,7 @@ source "$(dirname "$0")/../common.sh"
 places=$(setting train latent_len)
 export OUTPUT_DIR=${OUTPUT_DIR:-runs/baselines/tuned/M$places}
 export TUNED=$OUTPUT_DIR
+if [ -n "${CKPT:-}" ]; then export LLMS=${LLMS:-$(setting eval llms)}; fi  # of the checkpoint: all are compared with it
 show train
 rivals=(text_tuned token_budget_tuned)  # the first one needs the most memory, and says so at once
 for rival in "${rivals[@]}"; do

@@ -23,6 +23,7 @@ from latentwire.evaluation.settings import EvalSettings
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
 from latentwire.models.encoders.selecting import SelectingEncoder
 from latentwire.models.weights import read_config, wire_id
+from latentwire.utils import declared
 from latentwire.utils.cli import parse
 from latentwire.utils.files import write_sealed
 from latentwire.utils.runs import RunFolder
@@ -245,10 +246,14 @@ def test_the_questions_of_an_earlier_evaluation_can_be_named(tmp_path):
         folder = tmp_path / f"by {name.name}"
         evaluate(config(folder, samples=None, ids=str(name), **how))
         assert json.loads((folder / "manifest.json").read_text())["ids"] == expected
-    (tmp_path / "wrong.txt").write_text(f"{ids[0]} nobody")
-    (tmp_path / "twice.txt").write_text(f"{ids[0]} {ids[0]}")
+    (tmp_path / "wrong.txt").write_text(f"{ids[0]}\nno body\n")
+    (tmp_path / "twice.txt").write_text(f"{ids[0]}\n{ids[0]}")
     (tmp_path / "none.json").write_text("[]")
-    for name, match in (("wrong.txt", "1 of 2 .*nobody"), ("twice.txt", "named twice"), ("none.json", "no list `ids`")):
+    for name, match in (
+        ("wrong.txt", "1 of 2 .*no body"),
+        ("twice.txt", "named twice"),
+        ("none.json", "no list `ids`"),
+    ):
         with pytest.raises(ValueError, match=match):
             evaluate(config(tmp_path / "r", samples=None, ids=str(tmp_path / name), **how))
     with pytest.raises(ValueError, match="leave samples and skip out"):
@@ -533,7 +538,7 @@ def test_a_checkpoint_knows_its_llms_where_the_environment_names_none(trained, t
         evaluate(config(tmp_path / "other", ckpt=str(trained), conditions="latentwire"))
 
 
-def test_the_llms_are_those_of_the_checkpoint_unless_others_are_named(trained, tmp_path):
+def test_the_llms_are_those_of_the_checkpoint_unless_others_are_named(trained, tmp_path, monkeypatch):
     made = load_checkpoint(trained, {"qwen": os.environ["QWEN_ID"]})
     one = {"llms": {"qwen": os.environ["QWEN_ID"]}}
     save_checkpoint(tmp_path / "one", made[0], made[1], {**read_config(trained), **one})
@@ -543,6 +548,10 @@ def test_the_llms_are_those_of_the_checkpoint_unless_others_are_named(trained, t
     assert parse(EvalSettings, []).llm_names == ["llama", "qwen"]
     with pytest.raises(ValueError, match="has nothing for llama; name others with --llms: qwen"):
         evaluate(config(tmp_path / "r", ckpt=str(tmp_path / "one"), llms="llama", conditions="latentwire"))
+    monkeypatch.setenv("CKPT", str(tmp_path / "one"))
+    assert declared.one(EvalSettings, "llms") == "qwen", "what scripts print"
+    monkeypatch.setenv("LLMS", "llama")
+    assert declared.one(EvalSettings, "llms") == "llama"
 
 
 def test_a_run_continued_at_another_commit_names_both(run, monkeypatch):

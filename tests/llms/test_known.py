@@ -10,6 +10,8 @@ from latentwire.llms.known import CHOSEN_WORDINGS, DEFAULT_LLMS, LARGE_LLMS, LAR
 from latentwire.llms.offline import OFFLINE_LLMS, OFFLINE_MODELS
 from latentwire.utils.cli import option
 
+BOTH = ",".join(DEFAULT_LLMS)
+
 
 @dataclass(kw_only=True)
 class Begun(LLMSettings):
@@ -40,7 +42,8 @@ def test_names_are_read_with_spaces_and_at_least_one_is_needed():
 
 def test_the_environment_names_a_model_before_the_checkpoint_and_the_checkpoint_before_the_default(ckpt, monkeypatch):
     assert LLMSettings().llm_ids == DEFAULT_LLMS
-    assert Begun(ckpt=ckpt).llm_ids == {"llama": DEFAULT_LLMS["llama"], "qwen": "some/qwen"}
+    assert Begun(ckpt=ckpt).llm_ids == {"qwen": "some/qwen"}
+    assert Begun(ckpt=ckpt, llms=BOTH).llm_ids == {"llama": DEFAULT_LLMS["llama"], "qwen": "some/qwen"}
     monkeypatch.setenv("QWEN_ID", "other/qwen")
     assert Begun(ckpt=ckpt).llm_ids["qwen"] == LLMSettings().llm_ids["qwen"] == "other/qwen"
     monkeypatch.setenv("QWEN_ID", "")
@@ -50,7 +53,7 @@ def test_the_environment_names_a_model_before_the_checkpoint_and_the_checkpoint_
 def test_a_gpu_has_larger_models_by_default(ckpt, monkeypatch):
     monkeypatch.setattr(known, "has_gpu", lambda: True)
     assert LLMSettings().llm_ids == LARGE_LLMS
-    assert Begun(ckpt=ckpt).llm_ids == {"llama": LARGE_LLMS["llama"], "qwen": "some/qwen"}
+    assert Begun(ckpt=ckpt, llms=BOTH).llm_ids == {"llama": LARGE_LLMS["llama"], "qwen": "some/qwen"}
 
 
 def test_a_name_without_a_model_is_refused_with_the_remedy_until_it_has_one(monkeypatch):
@@ -91,8 +94,8 @@ def test_a_checkpoints_llm_keeps_the_wording_that_it_was_trained_with(tmp_path, 
     (tmp_path / "config.json").write_text(json.dumps(made))
     chosen, ckpt = LLMSettings().llm_wordings, str(tmp_path)
     assert chosen["llama"] != "zero_shot"
-    assert Begun(ckpt=ckpt).llm_wordings == chosen | {"llama": "zero_shot"}
-    assert Begun(ckpt=ckpt, wordings="llama=chat").llm_wordings == chosen | {"llama": "chat"}
+    assert Begun(ckpt=ckpt, llms=BOTH).llm_wordings == chosen | {"llama": "zero_shot"}
+    assert Begun(ckpt=ckpt, llms=BOTH, wordings="llama=chat").llm_wordings == chosen | {"llama": "chat"}
     monkeypatch.chdir(tmp_path)
     assert Begun().llm_wordings == chosen, "no checkpoint was named"
     monkeypatch.setenv("LLAMA_ID", "other/llama")

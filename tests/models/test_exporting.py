@@ -66,6 +66,9 @@ def test_nothing_but_a_checkpoint_is_replaced(trained, tmp_path):
     with pytest.raises(ValueError, match="lies there, and would be replaced"):
         export(trained, tmp_path)
     assert (tmp_path / "photos" / "a.jpg").read_bytes() == b"a"
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(ValueError, match="other things than a checkpoint"):
+        export(trained, tmp_path / "file")
     (tmp_path / "empty").mkdir()
     for _ in range(2):
         assert export(trained, tmp_path / "empty")["weights"] == "float16"
@@ -78,6 +81,8 @@ def test_an_export_through_a_link_leaves_the_link(trained, tmp_path):
         export(trained, tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "large disk" / "encoder.safetensors").is_file()
     assert not list(tmp_path.glob(".*"))
+    (tmp_path / "large disk").rename(tmp_path / ".large disk.old")  # killed between the two renames
+    assert read_config(tmp_path / "link")["weights"] == "float16" and (tmp_path / "large disk").is_dir()
 
 
 def test_figures_of_another_checkpoint_are_refused(trained, tmp_path, monkeypatch):

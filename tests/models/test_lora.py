@@ -79,7 +79,7 @@ def test_a_backbone_without_a_pooler_is_the_same_one_each_time(encoder_folder, t
 
 def test_without_peft_it_says_what_to_install(encoder_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match=r'lora=4: peft is not installed: pip install "latentwire\[lora\]"'):
+    with pytest.raises(ValueError, match=r'lora=4: peft is not installed: pip install -e "\.\[lora\]"'):
         load_backbone(encoder_folder, RANK)
 
 

@@ -555,21 +555,25 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else():
 )
 def test_trainings_beside_one_another_are_the_same_ones(recorded, copy, name, chosen):
     script = copy / f"scripts/experiments/{name}.sh"
-    chosen |= {"OUTPUT_DIR": "out", "CKPT": "", "SAMPLES": "5", "CUDA_VISIBLE_DEVICES": "4,6"}
+    chosen |= {"OUTPUT_DIR": "out", "CKPT": "", "SAMPLES": "5", "CUDA_VISIBLE_DEVICES": "4,6", "NPROC": "2"}
     found = []
     for at_once in ("1", "3"):
         done, calls = recorded(script, AT_ONCE=at_once, **chosen)
         assert done.returncode == 0, done.stdout + done.stderr
         found.append(calls)
     one_by_one, beside = found
-    assert sorted(call for call, _ in one_by_one) == sorted(call for call, _ in beside)
+    one_gpu = [call.replace("nproc_per_node=1", "nproc_per_node=2") for call, _ in beside]
+    assert sorted(call for call, _ in one_by_one) == sorted(one_gpu)
     compared = [["compare.py" in call for call, _ in calls] for calls in found]
     assert compared[0] == compared[1], "runs are compared when all of them are done"
     cards = {}
     for call, variables in beside:
         if "--save_dir out/seed1" in call and "scores" not in call:
             cards.setdefault(flag((call, {}), "save_dir").split("/")[2], set()).add(variables["CUDA_VISIBLE_DEVICES"])
+        if "train.py" in call and "CUDA_VISIBLE_DEVICES" in variables and variables["CUDA_VISIBLE_DEVICES"] != "4,6":
+            assert "nproc_per_node=1" in call, "one GPU, one process"
     assert all(len(of_one) == 1 and of_one < {"4", "6"} for of_one in cards.values()), "an arm keeps its GPU"
+    assert {"4", "6"} <= {variables["CUDA_VISIBLE_DEVICES"] for _, variables in beside}, "and all GPUs have work"
     assert {variables["CUDA_VISIBLE_DEVICES"] for _, variables in one_by_one} == {"4,6"}
 
 

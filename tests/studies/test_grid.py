@@ -72,7 +72,7 @@ if "eval.py" in call:
         for llm in os.environ["LLMS"].split(","):
             label = {{"condition": condition, "m": m, "llm": llm}}
             draw = random.Random(f"{{name}} {{label}}").random
-            found = [label | {{"id": id, "f1": draw()}} for id in json.loads(os.environ["IDS"])]
+            found = [label | {{"id": id, "f1": draw()}} for id in json.loads(os.environ["STUB_IDS"])]
             lines += [json.dumps(line) + "\\n" for line in found]
             rows.append(label | {{
                 "d_z": 24, "f1": sum(line["f1"] for line in found) / len(found), "f1_ci95": [0.1, 0.9],
@@ -93,7 +93,7 @@ def environment(warm, tmp_path_factory):
     left_out = ("SQUAD_DIR", "MODELS_DIR", "RAY_ADDRESS", "OUTPUT_DIR")
     ids = [q.id for q in split_by_article(load("sample", "train").questions)[1]]
     return {k: v for k, v in os.environ.items() if k not in left_out} | warm | {
-        "PYTHON": str(stub), "PYTHONPATH": str(ROOT), "CALLS": str(folder / "calls"), "IDS": json.dumps(ids),
+        "PYTHON": str(stub), "PYTHONPATH": str(ROOT), "CALLS": str(folder / "calls"), "STUB_IDS": json.dumps(ids),
         "WARM": warm["PYTHON"],
     }  # fmt: skip
 
@@ -101,7 +101,7 @@ def environment(warm, tmp_path_factory):
 @pytest.fixture
 def stub(environment, tmp_path, monkeypatch):
     """Let sweeps of this process use the stand-in; returns the file of its calls."""
-    for name in ("PYTHON", "PYTHONPATH", "IDS", "WARM"):
+    for name in ("PYTHON", "PYTHONPATH", "STUB_IDS", "WARM"):
         monkeypatch.setenv(name, environment[name])
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     for name in ("SQUAD_DIR", "RAY_ADDRESS"):

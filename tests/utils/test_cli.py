@@ -265,10 +265,10 @@ def test_each_setting_of_a_program_and_its_parts_is_listed_once():
 
 def test_what_a_setting_is_now_is_told_without_flags(monkeypatch, gpu):
     fields = {field.name: field for field in fields_of(Boat)}
-    assert [cli.value_of(fields[name]) for name in ("crew", "batch_size", "cranes", "night")] == [12, 32, 4, True]
+    assert [cli.value_of(fields[name], Boat) for name in ("crew", "batch_size", "cranes", "night")] == [12, 32, 4, True]
     monkeypatch.setenv("CREW", "7")
     monkeypatch.setenv("NIGHT", "0")
-    assert [cli.value_of(fields[name]) for name in ("crew", "night")] == [7, False]
+    assert [cli.value_of(fields[name], Boat) for name in ("crew", "night")] == [7, False]
 
 
 def test_a_job_that_is_too_long_for_a_cpu_is_refused_unless_its_size_was_chosen():
