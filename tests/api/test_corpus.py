@@ -111,7 +111,7 @@ def test_killed_in_the_middle_and_continued_the_rows_are_the_same(whole, flags, 
     command += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (there := [*folder.glob("shards/0*.parquet")]):
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)

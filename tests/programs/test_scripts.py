@@ -467,7 +467,7 @@ def test_the_quickstart_evaluates_the_shipped_checkpoint_and_squad_only_where_it
     assert {v["CKPT"] for v in evaluations} == {"checkpoints/latentwire_m32"}
     own = copy / "runs/experiments/latentwire/checkpoint_best"
     own.mkdir(parents=True)
-    (own / "config.json").touch()
+    (own / "config.json").write_text("{}")
     _, calls = recorded(script, OUTPUT_DIR="")
     assert calls[0][1]["CKPT"] == str(own.relative_to(copy))
     assert calls[0][1]["OUTPUT_DIR"] == "runs/quickstart_trained/sample"
