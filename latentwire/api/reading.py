@@ -85,7 +85,8 @@ class WireReader:
         tails = [self.prompts.tail(one) for one in asked_for]
         for wire, tail in zip(wires, tails, strict=True):
             self._require_positions(wire.m, tail, max_new_tokens)
-        slots, deltas = map(list, zip(*map(self._slot, wires), strict=True)) if wires else ([], [])
+        read = [self._slot(wire) for wire in wires]
+        slots, deltas = [slot for slot, _ in read], [delta for _, delta in read]
         head, constant = self.prompts.head, self.adapter.constant
         return self.llm.generate_with_prefix(head, slots, tails, max_new_tokens, deltas, constant)
 
