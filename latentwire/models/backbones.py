@@ -4,9 +4,9 @@ Shapes: B batch, S states of a text, w width of a state.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ from latentwire.utils.surroundings import hub_answers
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+
+    from latentwire.models.packing import FewShapes
 
 WEIGHT_DECAY = 0.01  # of backbones; all other parts are trained without
 _PACKED = 16  # texts at once: more take more memory and are no faster
@@ -88,13 +90,7 @@ class PretrainedBackbone(nn.Module):
             hidden, mask = (pad_sequence([getattr(s, of)[0] for s in each], True) for of in ("hidden", "mask"))
             return States(hidden, mask, [spans for states in each for spans in states.spans])
         encoded = self._tokenize(questions, source)
-        device = self.model.device
-        inputs = {key: encoded[key].to(device) for key in self.tokenizer.model_input_names if key in encoded}
-        if self._causal:  # each position sees all of its text
-            hidden = 1.0 - inputs["attention_mask"][:, None, None].to(self.model.dtype)  # [windows, 1, 1, L]
-            seen = (hidden * torch.finfo(hidden.dtype).min).expand(-1, 1, hidden.shape[-1], -1)
-            inputs |= {"attention_mask": seen, "use_cache": False}
-        hidden = self.model(**inputs).last_hidden_state  # [windows, L, w]
+        device, hidden = self.model.device, self._read(encoded)
         chosen = _chosen_pieces(questions, source, encoded)
         rows = [hidden[torch.as_tensor(w, device=device), torch.as_tensor(p, device=device)] for _, w, p in chosen]
         lengths = torch.tensor([len(row) for row in rows], device=device)
@@ -103,17 +99,36 @@ class PretrainedBackbone(nn.Module):
         return States(padded, mask, [spans for spans, *_ in chosen])
 
     def each(self, questions: Sequence[Question], source: str) -> list[States]:
-        """States of each question in a batch of its own, with the bits that `forward` gives it alone: packed where the
-        model allows it. Only in evaluation mode."""
-        if not self._can_pack():
+        """States of each question, whose bits do not depend on the others. Many are read at once where the model allows
+        it: a CPU packs them, where they get the bits that they get alone (some processors round bfloat16 by a batch's
+        shape); a GPU, which chooses other sums for each shape, reads them in batches of few shapes. Only in evaluation
+        mode."""
+        if self._on_gpu:
+            return self._each(questions, source, self._few_shapes)
+        if self._packing_error() > 0:
             return [self([question], source) for question in questions]
         groups = [questions[i : i + _PACKED] for i in range(0, len(questions), _PACKED)]
         return [states for group in groups for states in self._packed(group, source)]
 
-    def _can_pack(self) -> bool:
-        """Whether packed texts get exactly the states that they get alone: some processors round bfloat16 by a
-        batch's shape, and GPUs choose other sums for it."""
-        return self.model.device.type == "cpu" and self._packing_error() == 0
+    @property
+    def _on_gpu(self) -> bool:
+        return self.model.device.type != "cpu"
+
+    @cached_property
+    def _few_shapes(self) -> "FewShapes":
+        from latentwire.models.packing import FewShapes  # imports transformers, which is slow
+
+        return FewShapes(self.tokenizer, self.window, self._read)
+
+    def _read(self, encoded: Mapping[str, Tensor]) -> Tensor:
+        """Last states [windows, L, w] of a padded batch."""
+        device = self.model.device
+        inputs = {key: encoded[key].to(device) for key in self.tokenizer.model_input_names if key in encoded}
+        if self._causal:  # each position sees all of its text
+            hidden = 1.0 - inputs["attention_mask"][:, None, None].to(self.model.dtype)  # [windows, 1, 1, L]
+            seen = (hidden * torch.finfo(hidden.dtype).min).expand(-1, 1, hidden.shape[-1], -1)
+            inputs |= {"attention_mask": seen, "use_cache": False}
+        return self.model(**inputs).last_hidden_state
 
     def _packs_nearly(self) -> bool:
         """The same up to rounding in full precision, which is enough for training."""
@@ -135,13 +150,26 @@ class PretrainedBackbone(nn.Module):
         return len(self._tokenize([question], source)["input_ids"]) == 1
 
     def _packed(self, questions: Sequence[Question], source: str) -> list[States]:
+        return self._each(questions, source, self._behind_each_other)
+
+    def _behind_each_other(self, windows: list[dict]) -> list[Tensor]:
+        """Last states [L_i, w] of each window, packed."""
         from latentwire.models.packing import packed_states
 
+        texts = [
+            {key: torch.tensor(ids, device=self.model.device) for key, ids in window.items() if key != "attention_mask"}
+            for window in windows
+        ]
+        return packed_states(self.model, texts, _first_position(self.model))
+
+    def _each(
+        self, questions: Sequence[Question], source: str, read: Callable[[list[dict]], list[Tensor]]
+    ) -> list[States]:
+        """States of each question; read: gives the last states of windows of token ids."""
         encoded = self._tokenize(questions, source, padding=False, return_tensors=None)
         device, windows = self.model.device, range(len(encoded["input_ids"]))
-        names = [key for key in self.tokenizer.model_input_names if key in encoded and key != "attention_mask"]
-        texts = [{key: torch.tensor(encoded[key][w], device=device) for key in names} for w in windows]
-        hidden = packed_states(self.model, texts, _first_position(self.model))
+        names = [key for key in self.tokenizer.model_input_names if key in encoded]
+        hidden = read([{key: encoded[key][w] for key in names} for w in windows])
         begins = np.cumsum([0, *map(len, hidden)])  # of each window in the row of all
         everything = torch.cat(hidden)
         states = []

@@ -1,25 +1,27 @@
-"""Many texts through a bidirectional encoder at once: each with the bits that it has alone, or in training.
+"""Many texts through a bidirectional encoder at once, each with bits that do not depend on the others; or in training.
 
-Padding changes a text's last bits: its sums run over other lengths. Here texts stand behind each other in one row, each
-word piece with its own position; linear layers work piece by piece, and attention is computed per text, in the shapes
-that it has alone. In training last bits do not matter: attention is computed for a padded batch, by plain products,
-whose gradient takes a fifth of the time of PyTorch's fused attention on a CPU. (Packing without padding is usual for
-speed: Krell et al. 2021, arXiv:2107.02027.)
+Padding changes a text's last bits: its sums run over other lengths. On a CPU texts stand behind each other in one row,
+each word piece with its own position; linear layers work piece by piece, and attention is computed per text, in the
+shapes that it has alone. In training last bits do not matter: attention is computed for a padded batch, by plain
+products, whose gradient takes a fifth of the time of PyTorch's fused attention on a CPU. (Packing without padding is
+usual for speed: Krell et al. 2021, arXiv:2107.02027.) A GPU chooses other sums for each shape, and one text leaves it
+idle: there texts are padded to few lengths, in batches of one size.
 Shapes: B texts, L word pieces of all texts together, h heads, w width of a state.
 """
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from latentwire.llms.attention import Packed
 
 _NAME, _TRAINING = "latentwire_packed", "latentwire_packed_training"
+_ROWS, _LENGTHS = 16, 64  # of a batch on a GPU: its texts, and its length is a multiple
 _PROBE = 1024  # word pieces at most that show whether a model can be packed: longer than local windows of attention
 
 
@@ -57,6 +59,45 @@ def packed_states(model: PreTrainedModel, texts: Sequence[dict[str, Tensor]], fi
     finally:
         model.set_attn_implementation(before)
     return list(hidden.split(lengths))
+
+
+class FewShapes:
+    """States of windows of word pieces in batches of _ROWS, padded to a length that each window's own decides.
+
+    window: the longest; read: last states [B, L, w] of a padded batch.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, window: int, read: Callable[[Mapping], Tensor]):
+        self._tokenizer, self._window, self._read = tokenizer, window, read
+        self._alike: dict[tuple[bool, int], bool] = {}
+
+    def __call__(self, windows: Sequence[dict]) -> list[Tensor]:
+        """Last states [L_i, w] of each window, given as what the tokenizer gives without padding."""
+        sizes = [min(-(-len(one["input_ids"]) // _LENGTHS) * _LENGTHS, self._window) for one in windows]
+        found = [torch.empty(0)] * len(windows)
+        for length in set(sizes):
+            rows = [row for row, size in enumerate(sizes) if size == length]
+            at_once = _ROWS if self._rows_alike(windows[rows[0]], length) else 1
+            for some in (rows[i : i + at_once] for i in range(0, len(rows), at_once)):
+                filled = some + some[:1] * (at_once - len(some))
+                for row, states in zip(some, self._padded([windows[row] for row in filled], length), strict=False):
+                    found[row] = states
+        return found
+
+    def _rows_alike(self, one: dict, length: int) -> bool:
+        """Whether a batch of this shape gives a text the same bits in each of its rows, found by trying it."""
+        kind = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"), length
+        if kind not in self._alike:
+            first, *others = self._padded([one] * _ROWS, length)
+            self._alike[kind] = all(torch.equal(first, other) for other in others)
+        return self._alike[kind]
+
+    def _padded(self, windows: Sequence[dict], length: int) -> list[Tensor]:
+        padded = self._tokenizer.pad(windows, padding="max_length", max_length=length, return_tensors="pt")
+        left = self._tokenizer.padding_side == "left"
+        sizes = [len(one["input_ids"]) for one in windows]
+        states = zip(self._read(padded), sizes, strict=True)
+        return [row[length - size :] if left else row[:size] for row, size in states]
 
 
 def _attend_within(

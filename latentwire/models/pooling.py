@@ -18,10 +18,9 @@ def pool(scores: Tensor, mask: Tensor, m: int, pooling: str) -> tuple[Tensor, Te
     places as it has tokens. Gradients reach the scores of all tokens through the constraint that the weights add up to
     M: what raises one token's weight lowers the others'.
     """
-    weights = token_weights(scores, mask, m)
     places = mask.sum(dim=1).clamp(max=m)  # [B]
     used = torch.arange(m, device=mask.device) < places[:, None]
-    return POOLINGS[pooling](weights, scores, mask, m), used
+    return POOLINGS[pooling](scores, mask, m), used
 
 
 def token_weights(scores: Tensor, mask: Tensor, m: int) -> Tensor:
@@ -42,13 +41,17 @@ def token_weights(scores: Tensor, mask: Tensor, m: int) -> Tensor:
     return torch.sigmoid(padded - (middle + drift / slope)[:, None])
 
 
-def _select(weights: Tensor, scores: Tensor, mask: Tensor, m: int) -> Tensor:
+def _select(scores: Tensor, mask: Tensor, m: int) -> Tensor:
     """The M best tokens, each passed through whole; the gradient is that of scaling a token by its weight.
 
     A straight-through estimator (Bengio et al. 2013, arXiv:1308.3432): a token's score rises where the loss would rise
-    without it. All tokens that were not chosen get the same sign.
+    without it. All tokens that were not chosen get the same sign. Without a gradient no weight is computed.
     """
-    return _assigned(_best(scores, mask, m), m, scores.shape[1]) * (1 + weights - weights.detach())[:, None]
+    places = _assigned(_best(scores, mask, m), m, scores.shape[1])
+    if not scores.requires_grad:
+        return places
+    weights = token_weights(scores, mask, m)
+    return places * (1 + (weights - weights.detach()))[:, None]
 
 
 class _Perturbed(torch.autograd.Function):
@@ -57,13 +60,13 @@ class _Perturbed(torch.autograd.Function):
     gradient of what it would have changed in the places that it would have taken."""
 
     @staticmethod
-    def forward(ctx, weights: Tensor, scores: Tensor, mask: Tensor, m: int) -> Tensor:
+    def forward(ctx, scores: Tensor, mask: Tensor, m: int) -> Tensor:
         ctx.save_for_backward(scores, mask)
         ctx.m = m
         return _assigned(_best(scores, mask, m), m, scores.shape[1])
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor, None, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         scores, mask = ctx.saved_tensors
         padded = pad(gradient, (0, 1))  # what leads to no token changes nothing
 
@@ -74,7 +77,7 @@ class _Perturbed(torch.autograd.Function):
         for _ in range(_DRAWS):
             noise = torch.randn_like(scores)
             found += (loss(_best(scores + noise, mask, ctx.m)) - chosen)[:, None] * noise
-        return None, found / _DRAWS, None, None
+        return found / _DRAWS, None, None
 
 
 def _best(scores: Tensor, mask: Tensor, m: int) -> Tensor:
@@ -93,9 +96,10 @@ def _assigned(order: Tensor, m: int, tokens: int) -> Tensor:
     return hard[..., :-1]
 
 
-def _integrate(weights: Tensor, scores: Tensor, mask: Tensor, m: int) -> Tensor:
+def _integrate(scores: Tensor, mask: Tensor, m: int) -> Tensor:
     """Continuous integrate-and-fire (Dong and Xu 2020, arXiv:1905.11235): place j takes the tokens whose cumulative
     weight lies between j and j + 1. Weight 1 passes a token through, small weights blend neighbours."""
+    weights = token_weights(scores, mask, m)
     end = weights.cumsum(dim=1)[:, None]  # [B, 1, T]
     start = end - weights[:, None]
     place = torch.arange(m, device=weights.device, dtype=weights.dtype)[None, :, None]

@@ -36,6 +36,45 @@ def test_states_of_many_texts_are_those_of_each_alone_bit_by_bit(backbone, sourc
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind, side", [("encoder", "right"), ("llm", "left")])
+def test_on_a_gpu_states_do_not_depend_on_the_other_texts_either(request, llm_folders, monkeypatch, kind, side):
+    if kind == "encoder":
+        backbone = request.getfixturevalue("backbone")
+    else:
+        backbone = load_backbone(llm_folders["LLAMA_ID"]).eval()
+        backbone.tokenizer.padding_side = side
+    monkeypatch.setattr(type(backbone), "_on_gpu", True)
+    questions = load("sample", "dev").questions[:24]
+    questions[::2] = [replace(q, context=q.context[:100]) for q in questions[::2]]
+    shapes, read = set(), backbone._read
+    monkeypatch.setattr(backbone, "_read", lambda padded: (shapes.add(padded["input_ids"].shape), read(padded))[1])
+    together = backbone.each(questions, "context")
+    assert {rows for rows, _ in shapes} == {16} and len(shapes) > 1
+    assert all(length % 64 == 0 or length == backbone.window for _, length in shapes)
+    monkeypatch.setattr(backbone, "_read", read)
+    for question, states in zip(questions, together, strict=True):
+        (alone,), padded = backbone.each([question], "context"), backbone([question], "context")
+        assert torch.equal(states.hidden, alone.hidden)
+        assert states.hidden.shape == padded.hidden.shape and (states.spans[0] == padded.spans[0]).all()
+        torch.testing.assert_close(states.hidden, padded.hidden, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_where_rows_of_a_batch_differ_each_text_is_read_alone(backbone, monkeypatch):
+    monkeypatch.setattr(type(backbone), "_on_gpu", True)
+    question, read, rows = load("sample", "dev").questions[0], backbone._read, []
+    question = replace(question, context=question.context[:100])
+
+    def uneven(padded):
+        states = read(padded)
+        rows.append(len(states))
+        return states + torch.arange(len(states))[:, None, None]
+
+    monkeypatch.setattr(backbone, "_read", uneven)
+    one, two = backbone.each([question] * 2, "context")
+    assert torch.equal(one.hidden, two.hidden) and rows[0] == 16 and set(rows[1:]) == {1}
+
+
 def test_each_text_attends_to_itself_only(backbone):
     ids = torch.arange(5, 60)
     one, two = packed_states(backbone.model, [{"input_ids": ids[:20]}, {"input_ids": ids[20:]}], 0)
