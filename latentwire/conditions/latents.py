@@ -48,7 +48,7 @@ def shuffled_context_z(reader: Reader, questions: Sequence[Question], m: int, sh
 def selected_text(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """The encoder's own M tokens as plain text: LatentWire minus this is what latents and training on them add."""
     encoder = shared.sender.encoder
-    chosen = [encoder.tokenizer.decode(encoder.select(q, reader.prompts.source, m)) for q in questions]
+    chosen = map(encoder.tokenizer.decode, encoder.select(questions, reader.prompts.source, m))
     return [text_slot(reader, reader.prompts.plain(text)) for text in chosen]
 
 
@@ -58,7 +58,7 @@ def selected_text(reader: Reader, questions: Sequence[Question], m: int, shared:
 )  # fmt: skip
 def encoder_only(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[str]:
     """The encoder's own best span, no LLM: what it read already, before any LLM did."""
-    return [shared.sender.encoder.read(q) for q in questions]
+    return shared.sender.encoder.read(questions)
 
 
 def _partner(question: Question, shared: Shared) -> Question:

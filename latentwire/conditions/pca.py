@@ -87,7 +87,7 @@ def selected(reader: Reader, questions: Sequence[Question], m: int, shared: Shar
     encoder, key = shared.sender.encoder, ("wire_table", reader.llm.name)
     if key not in shared.kept:
         shared.kept[key] = wire_table(reader.llm, encoder.tokenizer)
-    chosen = [encoder.select(q, reader.prompts.source, m) for q in questions]
+    chosen = encoder.select(questions, reader.prompts.source, m)
     return [_sent(reader, shared.kept[key][ids], shared.d_z, shared) for ids in chosen]
 
 

@@ -1,7 +1,7 @@
 """What the encoder chose or read, as text that a person would write: whole words, whole sentences."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from latentwire.conditions.base import Reader, Shared, Slot, condition, require_positions, text_slot
@@ -21,7 +21,8 @@ def selected_words(reader: Reader, questions: Sequence[Question], m: int, shared
     The encoder is asked for the most places, M or fewer, whose words still fit: its own order of importance decides
     what goes, and a question in the slot stays whole. Where one place takes more than M already, the end is cut.
     """
-    return [text_slot(reader, _words(reader, q, m, shared)) for q in questions]
+    choosing = shared.sender.encoder.choosing(questions, reader.prompts.source)
+    return [text_slot(reader, _words(reader, q, m, chosen)) for q, chosen in zip(questions, choosing, strict=True)]
 
 
 @condition(
@@ -30,15 +31,14 @@ def selected_words(reader: Reader, questions: Sequence[Question], m: int, shared
 )  # fmt: skip
 def sentence(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """The sentence that holds the encoder's own answer span (or the sentences, where it crosses), as text."""
-    cut = [replace(q, context=_sentence(q, shared)) for q in questions]
+    places = shared.sender.encoder.read_at(questions)
+    cut = [replace(q, context=_sentence(q.context, *place)) for q, place in zip(questions, places, strict=True)]
     require_positions(reader, cut, 0, whole=True, more=0)
     return [text_slot(reader, content_ids(reader, q)) for q in cut]
 
 
-def _words(reader: Reader, question: Question, m: int, shared: Shared) -> list[int]:
-    """Token ids of the content with the chosen words in the context's place."""
-
-    chosen = shared.sender.encoder.choosing(question, reader.prompts.source)
+def _words(reader: Reader, question: Question, m: int, chosen: Callable[[int], list[tuple[int, int]]]) -> list[int]:
+    """Token ids of the content with the chosen words in the context's place; chosen: see `Encoder.choosing`."""
 
     def of(places: int) -> list[int]:
         return content_ids(reader, replace(question, context=in_whole_words(question.context, chosen(places))))
@@ -49,9 +49,9 @@ def _words(reader: Reader, question: Question, m: int, shared: Shared) -> list[i
     return of(max(fitting, 1))[:m]
 
 
-def _sentence(question: Question, shared: Shared) -> str:
-    begin, end = shared.sender.encoder.read_at(question)
-    spans = sentence_spans(question.context)
+def _sentence(context: str, begin: int, end: int) -> str:
+    """The sentences that the characters [begin, end) touch."""
+    spans = sentence_spans(context)
     touched = [(a, b) for a, b in spans if a < end and begin < b]
     touched = touched or [next((span for span in spans if span[0] >= end), spans[-1])]  # white space between two
-    return question.context[touched[0][0] : touched[-1][1]]
+    return context[touched[0][0] : touched[-1][1]]

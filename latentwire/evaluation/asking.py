@@ -55,7 +55,8 @@ class Demo:
         encoder = self.shared.sender.encoder
         if not encoder.chooses_tokens:
             return "latents: free queries, which stand for no words"
-        words = [encoder.tokenizer.decode([i]) for i in encoder.select(asked, self.source, self.m)]
+        (ids,) = encoder.select([asked], self.source, self.m)
+        words = [encoder.tokenizer.decode([i]) for i in ids]
         return "latents: " + "|".join(word.replace("\n", "\\n") for word in words)
 
 

@@ -45,7 +45,7 @@ def bytes_table(questions: Sequence[Question], source: str, m: int, shared: Shar
         _row(f"text, {size} bytes per token", [size * len(one) for one in ids]),
     ]
     if encoder.chooses_tokens:
-        chosen = [encoder.tokenizer.decode(encoder.select(q, source, m)) for q in some]
+        chosen = map(encoder.tokenizer.decode, encoder.select(some, source, m))
         rows.append(_row("the selected tokens as text", [len(text.encode()) for text in chosen]))
     short = max(len(reader.prompts.plain(text)) for text in texts) < min(_LONGEST, reader.llm.positions or _LONGEST)
     if short and _start(reader) is not None:

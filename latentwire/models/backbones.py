@@ -103,6 +103,8 @@ class PretrainedBackbone(nn.Module):
         it: a CPU packs them, where they get the bits that they get alone (some processors round bfloat16 by a batch's
         shape); a GPU, which chooses other sums for each shape, reads them in batches of few shapes. Only in evaluation
         mode."""
+        if not questions:
+            return []
         if self._on_gpu:
             return self._each(questions, source, self._few_shapes)
         if self._packing_error() > 0:

@@ -203,7 +203,8 @@ def _marked(lw: LatentWire, wire: Wire, context: str, question: str) -> str:
     for part, count in zip(lw.parts(context, known), wire.blocks, strict=True):
         at = context.index(part, at)
         asked = Question("page", "", "", part, question, ("-",))
-        spans += [(at + begin, at + end) for begin, end in lw.encoder.chosen_spans(asked, lw.source, count)]
+        (chosen,) = lw.encoder.chosen_spans([asked], lw.source, count)
+        spans += [(at + begin, at + end) for begin, end in chosen]
         at += len(part)
     about = f"{wire.m} latents; marked: the words they came from"
     return f'<div class="text">{_html_of(context, spans)}</div><p>{about}</p>'

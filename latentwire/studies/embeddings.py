@@ -272,6 +272,7 @@ def _latents(subject: Subject, predictions: Predictions) -> list[dict]:
     answers: Mapping[str, Mapping] = {
         name: predictions.of({"condition": "latentwire: none", "m": subject.m, "llm": name}) for name in neighbours
     }
+    chosen = encoder.select(shown, subject.config.source, subject.m)
     return [
         {
             "id": q.id, "question": q.question, "answers": list(q.answers),
@@ -279,7 +280,7 @@ def _latents(subject: Subject, predictions: Predictions) -> list[dict]:
             "words": [
                 {"word": encoder.tokenizer.decode([token]),
                  "nearest": {name: found[i][place] for name, found in neighbours.items()}}
-                for place, token in enumerate(encoder.select(q, subject.config.source, subject.m))
+                for place, token in enumerate(chosen[i])
             ],
         }
         for i, q in enumerate(shown)

@@ -205,7 +205,8 @@ def answer_is_sent(checkpoint: Path, source: str, questions: Sequence[Question],
     require(encoder.chooses_tokens, "selection", str(checkpoint), f"{encoder.name!r} chooses no tokens; name another")
     found = []
     for question in tqdm(questions, desc="what is sent", unit="q", mininterval=1):
-        there = {place for span in encoder.chosen_spans(question, source, m) for place in range(*span)}
+        (spans,) = encoder.chosen_spans([question], source, m)
+        there = {place for span in spans for place in range(*span)}
         answers = zip(question.starts, question.answers, strict=True)
         found.append(any(there.issuperset(range(start, start + len(text.rstrip()))) for start, text in answers))
     return np.array(found)

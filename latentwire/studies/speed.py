@@ -279,7 +279,7 @@ def growth_part(bench: Bench) -> list[dict]:
         long = dataclasses.replace(bench.questions[0], context=context, id=f"{words} words")
         ways = {"words_encoded": lambda long=long: bench.encoder.encode([long], "prompt", config.latent_len)}
         if bench.encoder.reads_answers:
-            ways["words_read"] = lambda long=long: bench.encoder.read(long)
+            ways["words_read"] = lambda long=long: bench.encoder.read([long])
         lines += [_grown(bench, kind, words, work) for kind, work in ways.items()]
     return lines
 

@@ -146,13 +146,15 @@ def _answer_figures(
 def _selection_figures(encoder: Encoder, held: QuestionSet, config: TrainSettings) -> dict[str, float]:
     """How often all tokens of the answer are among the M sent, and how often some are; F1 of the encoder's own answer,
     where it has one to this question. An encoder that has none is judged by "answer_touched"."""
-    kept = [_sent_of_answer(encoder.encoded([q], config.source, config.latent_len)[0], q).cpu() for q in held.questions]
+    found = encoder.encoded(held.questions, config.source, config.latent_len)
+    kept = [_sent_of_answer(one, q).cpu() for one, q in zip(found, held.questions, strict=True)]
     figures = {"answer_kept": float(np.mean([bool(sent.all()) for sent in kept]))}
     figures["answer_touched"] = float(np.mean([bool(sent.any()) for sent in kept]))
     if not encoder.reads_answers:
         return figures | {"score": figures["answer_touched"]}
     if encoder_reads_question(config.source):
-        f1 = [held.score(encoder.read(q), q.answers)["f1"] for q in held.questions]
+        said = encoder.read(held.questions)
+        f1 = [held.score(one, q.answers)["f1"] for one, q in zip(said, held.questions, strict=True)]
         figures["encoder_f1"] = float(np.mean(f1))
     return figures | {"score": figures["answer_kept"] + figures.get("encoder_f1", 0.0)}
 

@@ -191,7 +191,7 @@ def test_an_llm_without_an_adapter_is_refused_with_the_way_to_one(lw):
 
 def test_words_lead_back_to_what_was_chosen(lw, short_questions):
     q = short_questions[0]
-    chosen = [lw.encoder.tokenizer.decode([i]) for i in lw.encoder.select(q, "prompt", M)]
+    chosen = [lw.encoder.tokenizer.decode([i]) for i in lw.encoder.select([q], "prompt", M)[0]]
     words = lw.wire(lw.encode(q.context, q.question)).words()
     assert sum(a == b for a, b in zip(words, chosen, strict=True)) >= M - 1
 

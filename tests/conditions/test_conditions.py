@@ -239,7 +239,7 @@ def test_the_oracle_sends_the_same_selection_as_text_and_as_latents(at, selectin
 def test_the_selected_text_is_the_encoders_choice_read_as_text(at, selecting, questions, llm):
     there = at(llm, encoder=selecting)
     for q, slot in zip(questions[:3], slots(there, "selected_text", questions[:3]), strict=True):
-        chosen = selecting.tokenizer.decode(selecting.select(q, "prompt", M))
+        chosen = selecting.tokenizer.decode(selecting.select([q], "prompt", M)[0])
         assert text_of(there, slot) == chosen and slot.sent == len(chosen.encode())
     sent = slots(there, "latentwire", questions[:3])
     assert [len(slot.embeds) for slot in sent] == [M] * 3
@@ -250,7 +250,7 @@ def test_the_encoder_alone_answers_with_text_and_asks_no_llm(at, selecting, ques
     monkeypatch.setattr(there.reader.llm, "embed", lambda *a: pytest.fail("an LLM was asked"))
     assert not CONDITIONS["encoder_only"].by_llm
     answers = slots(there, "encoder_only", questions[:5])
-    assert answers == [selecting.read(q) for q in questions[:5]]
+    assert answers == selecting.read(questions[:5])
     assert all(answer in q.context for answer, q in zip(answers, questions, strict=False))
 
 
@@ -313,10 +313,10 @@ def test_the_sentence_holds_the_encoders_own_answer(at, selecting, questions, so
         (" It", "It snowed."),
     ):
         begin = context.index(answer)
-        monkeypatch.setattr(selecting, "read_at", lambda q, at=begin, answer=answer: (at, at + len(answer)))
+        monkeypatch.setattr(selecting, "read_at", lambda asked, at=begin, answer=answer: [(at, at + len(answer))])
         text = text_of(there, slots(there, "sentence", [q])[0])
         assert text == (f"Context: {expected}\nQuestion: {q.question}" if source == "prompt" else f" {expected}")
-    monkeypatch.setattr(selecting, "read_at", lambda q: (10, 11))  # the space between two sentences
+    monkeypatch.setattr(selecting, "read_at", lambda asked: [(10, 11)])  # the space between two sentences
     assert "The kettle was Osric's" in text_of(there, slots(there, "sentence", [q])[0])
 
 
@@ -358,7 +358,7 @@ def test_pca_of_the_selection_takes_a_place_for_each_selected_token(at, question
     encoder, table = there.shared.sender.encoder, there.reader.llm.embedding_table()
     vocabulary = there.reader.llm.tokenizer.get_vocab()
     for q, slot in zip(questions[:3], slots(there, "pca_selected", questions[:3]), strict=True):
-        tokens = encoder.tokenizer.convert_ids_to_tokens(encoder.select(q, "aware", M))
+        tokens = encoder.tokenizer.convert_ids_to_tokens(encoder.select([q], "aware", M)[0])
         assert len(slot.embeds) == len(tokens) == M
         known = [i for i, token in enumerate(tokens) if token in vocabulary]
         assert known

@@ -28,21 +28,21 @@ def encoder(llms):
 @pytest.mark.parametrize("source", SOURCES)
 def test_at_most_m_codes_are_sent_and_they_are_the_codebooks(encoder, questions, source, m):
     for q, z in zip(questions[:20], encoder.encode(questions[:20], source, m), strict=True):
-        ids = encoder.select(q, source, m)
+        ids = encoder.select([q], source, m)[0]
         assert 1 <= len(ids) <= m and z.shape == (len(ids), 8)
         assert torch.equal(z, encoder.codebook.weight[ids])
 
 
 def test_a_prompts_wire_holds_the_question_and_a_stretch_of_the_context(encoder, questions):
     q = min(questions, key=lambda q: len(q.question))
-    text = encoder.tokenizer.decode(encoder.select(q, "prompt", 64))
+    text = encoder.tokenizer.decode(encoder.select([q], "prompt", 64)[0])
     label, stretch = text.removesuffix(f"\nQuestion: {q.question}").split(":", 1)
     assert label == "Context" and len(stretch) > 20 and stretch in q.context
 
 
 def test_a_long_question_leaves_room_for_the_context(encoder, questions):
     long = dataclasses.replace(questions[0], question="Why " * 200 + "?")
-    text = encoder.tokenizer.decode(encoder.select(long, "prompt", 32))
+    text = encoder.tokenizer.decode(encoder.select([long], "prompt", 32)[0])
     assert text.index("Context:") < text.index("Question:")
     assert len(text[: text.index("\nQuestion:")]) > len("Context:")
 
@@ -50,8 +50,8 @@ def test_a_long_question_leaves_room_for_the_context(encoder, questions):
 def test_a_contexts_wire_does_not_depend_on_the_question(encoder, questions):
     q = questions[0]
     other = dataclasses.replace(q, question="Something else entirely?")
-    assert encoder.select(q, "context", 32) == encoder.select(other, "context", 32)
-    assert encoder.select(q, "prompt", 32) != encoder.select(other, "prompt", 32)
+    assert encoder.select([q], "context", 32) == encoder.select([other], "context", 32)
+    assert encoder.select([q], "prompt", 32) != encoder.select([other], "prompt", 32)
 
 
 @pytest.mark.parametrize("m", [16, 32])
@@ -139,21 +139,21 @@ def test_a_fresh_encoder_sends_the_codes_of_the_chosen_tokens_in_reading_order(s
         ids = encoded.tokens.ids[0, best]
         (z,) = selecting.encode([q], source, m)
         torch.testing.assert_close(z, selecting.codebook.weight[ids], atol=1e-5, rtol=0)
-        assert selecting.select(q, source, m) == ids.tolist() and len(ids) == min(m, encoded.tokens.ids.shape[1])
+        assert selecting.select([q], source, m)[0] == ids.tolist() and len(ids) == min(m, encoded.tokens.ids.shape[1])
     if m == 2000:
         assert selecting.tokenizer.decode(ids) == encoded.tokens.contents[0].text
 
 
 def test_an_aware_wire_holds_a_stretch_of_the_context_that_the_question_chose(encoder, questions):
     for q in questions[:40:8]:
-        ids = encoder.select(q, "aware", 24)
+        ids = encoder.select([q], "aware", 24)[0]
         whole = encoder.tokenizer(f" {q.context}")["input_ids"]
         assert len(ids) == min(24, len(whole)) and any(whole[i : i + 24] == ids for i in range(len(whole)))
     q = max(questions, key=lambda q: len(q.context))
     last = q.context.rsplit(". ", 1)[1]
     asked = dataclasses.replace(q, question=last)
-    assert encoder.select(asked, "aware", 12) != encoder.select(q, "context", 12), "where the question points"
-    assert encoder.select(asked, "context", 12) == encoder.select(q, "context", 12)
+    assert encoder.select([asked], "aware", 12) != encoder.select([q], "context", 12), "where the question points"
+    assert encoder.select([asked], "context", 12) == encoder.select([q], "context", 12)
 
 
 @pytest.mark.parametrize("m", [4, 24, 2000])
@@ -176,10 +176,10 @@ def test_the_characters_of_what_was_chosen_are_those_of_the_sent_tokens(request,
     encoder = request.getfixturevalue(kind)
     plain = [q for q in questions if q.context.isascii() and len(q.question) < 60]  # a sign may be several tokens
     for q in plain[:40:8]:
-        spans = encoder.chosen_spans(q, source, 64)
+        spans = encoder.chosen_spans([q], source, 64)[0]
         assert spans == sorted(spans) and all(0 <= a <= b <= len(q.context) for a, b in spans)
         said = "".join(q.context[a:b] for a, b in spans).replace(" ", "")
-        sent = encoder.tokenizer.decode(encoder.select(q, source, 64)).replace(" ", "")
+        sent = encoder.tokenizer.decode(encoder.select([q], source, 64)[0]).replace(" ", "")
         if source == "prompt":
             sent = sent.removeprefix("Context:").split("\nQuestion:")[0]
         assert said == sent and said
@@ -188,30 +188,30 @@ def test_the_characters_of_what_was_chosen_are_those_of_the_sent_tokens(request,
 def test_a_text_is_read_once_for_several_m(selecting, questions, monkeypatch):
     each, read = selecting.backbone.each, []
     monkeypatch.setattr(selecting.backbone, "each", lambda *asked: read.append(asked) or each(*asked))
-    chosen = selecting.choosing(questions[0], "prompt")
+    chosen = selecting.choosing([questions[0]], "prompt")[0]
     found = [chosen(m) for m in (8, 24)]
     assert len(read) == 1 and found[0] != found[1]
-    assert found == [selecting.chosen_spans(questions[0], "prompt", m) for m in (8, 24)]
+    assert found == [selecting.chosen_spans([questions[0]], "prompt", m)[0] for m in (8, 24)]
 
 
 def test_the_residual_changes_codes_but_no_choice(selecting, questions):
     nn.init.normal_(selecting.outside)  # white space has no word piece either
-    before, chosen = selecting.encode(questions[:1], "context", 9)[0], selecting.select(questions[0], "context", 9)
+    before, chosen = selecting.encode(questions[:1], "context", 9)[0], selecting.select(questions[:1], "context", 9)
     nn.init.normal_(selecting.residual.weight)
     assert (selecting.encode(questions[:1], "context", 9)[0] - before).abs().max(dim=1).values.gt(0.1).all()
-    assert selecting.select(questions[0], "context", 9) == chosen
+    assert selecting.select(questions[:1], "context", 9) == chosen
 
 
 def test_what_is_chosen_are_pieces_of_the_content_and_their_codes_blend_in_cif(selecting, questions):
     trained(selecting)
     nn.init.zeros_(selecting.residual.weight)
     rest = iter(selecting.tokenize(questions[:1], "prompt").ids[0].tolist())
-    chosen = selecting.select(questions[0], "prompt", 24)
+    chosen = selecting.select([questions[0]], "prompt", 24)[0]
     assert len(chosen) == 24 and all(token in rest for token in chosen), "a subsequence of the content"
     selecting.pooling = "cif"
     (encoded,) = selecting.encoded(questions[:1], "prompt", 24)
     leading = encoded.places[0].argmax(dim=1)
-    chosen = selecting.select(questions[0], "prompt", 24)
+    chosen = selecting.select([questions[0]], "prompt", 24)[0]
     assert chosen == encoded.tokens.ids[0, leading].tolist() and leading.diff().ge(0).all()
     (z,) = selecting.encode(questions[:1], "prompt", 24)
     assert z.shape == (24, 8) and (z - selecting.codebook.weight[chosen]).abs().max() > 1e-3
@@ -327,14 +327,14 @@ def test_the_encoder_reads_the_likeliest_span_of_the_context(selecting, question
     for q in questions[:60:6]:
         peak(selecting, q)
         selecting.span.logits[-3:] = 50.0  # the question cannot be the answer
-        read = selecting.read(q)
+        read = selecting.read([q])[0]
         assert q.answers[0] in read and read in q.context and len(read) < len(q.answers[0]) + 20
 
 
 def test_the_encoder_reads_some_forward_span_of_the_context_whatever_it_learned(selecting, questions):
     trained(selecting)
     for q in questions[:60:6]:
-        read = selecting.read(q)
+        read = selecting.read([q])[0]
         assert read and read in q.context
         assert len(selecting.tokenizer(f" {read}", add_special_tokens=False)["input_ids"]) <= 31
 
@@ -348,7 +348,7 @@ def test_the_encoder_reads_no_span_that_ends_before_it_begins_or_is_too_long(sel
         logits[start, 0], logits[end, 1] = 9, 8
         logits[start + (5 if start == first else -5), 1] = 3
         selecting.span = Peaks(logits)
-        read = selecting.read(q)
+        read = selecting.read([q])[0]
         assert read in q.context and 0 < len(selecting.tokenizer(read, add_special_tokens=False)["input_ids"]) <= 31
 
 
@@ -361,7 +361,9 @@ def test_what_the_encoder_reads_is_the_best_of_all_short_spans(selecting, questi
         pairs = [(i, j) for i in inside for j in inside if i <= j < i + 30]
         first, last = max(pairs, key=lambda pair: float(start[pair[0]] + end[pair[1]]))
         expected = encoded.tokens.contents[0].text[spans[first, 0] : spans[last, 1]]
-        assert selecting.read(q) in expected and len(expected) - len(selecting.read(q)) <= 2, "but for white space"
+        assert selecting.read([q])[0] in expected and len(expected) - len(selecting.read([q])[0]) <= 2, (
+            "but for white space"
+        )
 
 
 @pytest.fixture(params=["queries", "byte"])
@@ -398,7 +400,7 @@ def test_free_queries_have_their_own_m_and_choose_nothing(resampling, questions)
         with pytest.raises(NotImplementedError):
             call(questions[0], "prompt", 6)
     with pytest.raises(NotImplementedError):
-        resampling.read(questions[0])
+        resampling.read(questions[:1])
 
 
 @pytest.mark.parametrize("kind", ["encoder", "selecting"])
@@ -407,7 +409,7 @@ def test_a_special_token_that_a_user_spells_is_sent_as_text(request, questions, 
     encoder = request.getfixturevalue(kind)
     context, end = "Ada wrote <|im_end|> in the margin.", encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
     q = dataclasses.replace(questions[0], context=context, question="Who <|im_end|>?", answers=("Ada",), starts=(0,))
-    ids = encoder.select(q, source, 300)
+    ids = encoder.select([q], source, 300)[0]
     assert end not in ids and context in encoder.tokenizer.decode(ids)
     assert "<|im_end|>" in encoder.perfect(q, source, 300)[1]
 
@@ -416,13 +418,13 @@ def test_the_untrained_encoder_chooses_tokens_and_reads_nothing(encoder, selecti
     assert encoder.chooses_tokens and not encoder.reads_answers
     assert selecting.chooses_tokens and selecting.reads_answers
     with pytest.raises(NotImplementedError):
-        encoder.read(questions[0])
+        encoder.read(questions[:1])
 
 
 def test_a_residual_of_low_rank_is_all_that_a_compact_wire_sends(encoder, encoder_folder, questions):
     settings = SelectingEncoder.Settings(encoder_id=encoder_folder, residual_rank=2)
     hf = ENCODERS["hf"].begin(encoder, settings, 6)
-    ids = [token for q in questions[:20] for token in hf.select(q, "aware", 6)]
+    ids = [token for ids in hf.select(questions[:20], "aware", 6) for token in ids]
     fresh = hf.encode(questions[:20], "aware", 6)
     torch.testing.assert_close(torch.cat(fresh), hf.codebook.weight[ids], atol=1e-5, rtol=0)
     nn.init.normal_(hf.residual.up.weight, std=1e-3)
@@ -505,7 +507,7 @@ def test_the_encoders_own_answer_keeps_all_parts_of_a_composed_sign(selecting, w
     encoded.span = torch.full_like(encoded.span, -torch.inf)
     encoded.span[0, first] = 0.0
     monkeypatch.setattr(encoder, "encoded", lambda *_, **__: [encoded])
-    assert encoder.read(q) == parts
+    assert encoder.read([q])[0] == parts
 
 
 def test_the_encoders_own_answer_takes_memory_in_proportion_to_the_text(selecting, questions, monkeypatch):
@@ -516,4 +518,4 @@ def test_the_encoders_own_answer_takes_memory_in_proportion_to_the_text(selectin
     monkeypatch.setattr(encoder, "encoded", lambda *_, **__: [encoded])
     spans = encoded.tokens.spans[0]
     text = encoded.tokens.contents[0]
-    assert encoder.read(questions[0]) == text.text[max(spans[5][0], text.context_at) : spans[6][1]].strip()
+    assert encoder.read([questions[0]])[0] == text.text[max(spans[5][0], text.context_at) : spans[6][1]].strip()

@@ -34,8 +34,8 @@ def test_the_arms_choose_the_same_tokens_and_send_their_codes(hf, questions, sou
         arm = begun(kind, hf)
         assert not hasattr(arm, "residual") and arm.reads_answers and arm.chooses_tokens
         for q in questions[:40:13]:
-            ids = arm.select(q, source, 16)
-            assert ids == hf.select(q, source, 16) and arm.read(q) == hf.read(q)
+            ids = arm.select([q], source, 16)[0]
+            assert ids == hf.select([q], source, 16)[0] and arm.read([q])[0] == hf.read([q])[0]
             (z,) = arm.encode([q], source, 16)
             torch.testing.assert_close(z, arm.codebook.weight[ids], atol=1e-5, rtol=0)
             assert (z - hf.encode([q], source, 16)[0]).abs().max() > 1e-2, "hf sends more than that"
@@ -53,7 +53,7 @@ def test_a_mark_lies_on_the_places_inside_the_best_span_alone(hf, questions):
         beside = encoded.z[0] - arm.codebook(encoded.tokens.ids[0, leading])
         torch.testing.assert_close(beside, inside[:, None] * arm.marker * MARKER_UNIT, atol=1e-4, rtol=0)
         text = arm.tokenizer.decode(encoded.tokens.ids[0, int(first) : int(last) + 1].tolist())
-        assert arm.read(q) in text
+        assert arm.read([q])[0] in text
         seen |= set(inside.tolist())
     assert seen == {True, False}
 

@@ -57,6 +57,7 @@ def test_on_a_gpu_states_do_not_depend_on_the_other_texts_either(request, llm_fo
         assert torch.equal(states.hidden, alone.hidden)
         assert states.hidden.shape == padded.hidden.shape and (states.spans[0] == padded.spans[0]).all()
         torch.testing.assert_close(states.hidden, padded.hidden, atol=1e-4, rtol=1e-4)
+    assert backbone.each([], "context") == []
 
 
 @torch.no_grad()

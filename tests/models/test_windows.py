@@ -55,7 +55,7 @@ def test_with_source_context_the_question_changes_nothing(made, kind, short_ques
 
 def test_at_the_start_an_anchors_latent_is_the_code_of_its_windows_rarest_token(made, short_questions):
     encoder, q = made["anchors"], short_questions[0]
-    (z,), chosen = encoder.encode([q], "context", 6), encoder.select(q, "context", 6)
+    (z,), chosen = encoder.encode([q], "context", 6), encoder.select([q], "context", 6)[0]
     torch.testing.assert_close(z, encoder.codebook.weight[chosen])
     ids = encoder.tokenizer(content("context", q.context, q.question).text, add_special_tokens=False)["input_ids"]
     at = [len(ids) * n // 6 + (len(ids) * n % 6 > 0) for n in range(7)]
@@ -65,7 +65,7 @@ def test_at_the_start_an_anchors_latent_is_the_code_of_its_windows_rarest_token(
 def test_lead_begins_as_the_first_tokens_and_what_follows_reaches_its_residual_alone(made, short_questions):
     encoder, q = made["lead"], short_questions[0]
     ids = encoder.tokenizer(content("context", q.context, q.question).text, add_special_tokens=False)["input_ids"]
-    (z,), chosen = encoder.encode([q], "context", 6), encoder.select(q, "context", 6)
+    (z,), chosen = encoder.encode([q], "context", 6), encoder.select([q], "context", 6)[0]
     assert chosen == ids[:6] and len(ids) > 7
     torch.testing.assert_close(z, encoder.codebook.weight[chosen])
     with pytest.MonkeyPatch.context() as patch:
@@ -118,7 +118,7 @@ def test_without_the_residual_the_codes_alone_are_sent(llms, texts, encoder_fold
     encoder = ENCODERS["anchors"].begin(before, settings, 8).eval()
     assert encoder.shape()["dense"] is False and "residual" not in [part.kind for part in encoder.components()]
     (z,) = encoder.encode(short_questions[:1], "context", 6)
-    assert torch.equal(z, encoder.codebook.weight[encoder.select(short_questions[0], "context", 6)])
+    assert torch.equal(z, encoder.codebook.weight[encoder.select([short_questions[0]], "context", 6)[0]])
 
 
 def test_training_draws_its_m_anew_each_step_and_one_checkpoint_serves_all(short, run_of, tmp_path, encoder_folder):

@@ -91,7 +91,7 @@ def test_marked_words_are_those_that_were_chosen(lw, short_questions):
         wire = lw.wire(lw.encode(q.context, q.question))
         marked = re.findall("<mark>(.*?)</mark>", _marked(lw, wire, q.context, q.question))
         words = "".join(word for run in marked for word in plain(run).split())
-        chosen = [q.context[begin:end] for begin, end in lw.encoder.chosen_spans(q, "prompt", wire.m)]
+        chosen = [q.context[begin:end] for begin, end in lw.encoder.chosen_spans([q], "prompt", wire.m)[0]]
         assert chosen and words == "".join(part for one in chosen for part in one.split())
 
 

@@ -25,6 +25,8 @@ from latentwire.utils.registry import Registry
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_AT_ONCE = 64  # questions whose states lie in memory together
+
 
 @dataclass
 class Tokens:
@@ -123,26 +125,28 @@ class Encoder(nn.Module):
         """
         return [one.z[0, one.used[0]].float() for one in self.encoded(questions, source, m)]
 
-    def select(self, question: Question, source: str, m: int) -> list[int]:
-        """Wire token ids that lead their places, in the order they are sent; only where `chooses_tokens`."""
+    def select(self, questions: Sequence[Question], source: str, m: int) -> list[list[int]]:
+        """For each question the wire token ids that lead its places, in the order they are sent; only where
+        `chooses_tokens`."""
         raise NotImplementedError
 
-    def chosen_spans(self, question: Question, source: str, m: int) -> list[tuple[int, int]]:
-        """The context's characters [begin, end) behind each place that one of its tokens leads, in reading order; only
-        where `chooses_tokens`."""
-        return self.choosing(question, source)(m)
+    def chosen_spans(self, questions: Sequence[Question], source: str, m: int) -> list[list[tuple[int, int]]]:
+        """For each question the context's characters [begin, end) behind each place that one of its tokens leads, in
+        reading order; only where `chooses_tokens`."""
+        return [chosen(m) for chosen in self.choosing(questions, source)]
 
-    def choosing(self, question: Question, source: str) -> Callable[[int], list[tuple[int, int]]]:
-        """What gives `chosen_spans` for an M: the text is read once for all of them; only where `chooses_tokens`."""
+    def choosing(self, questions: Sequence[Question], source: str) -> list[Callable[[int], list[tuple[int, int]]]]:
+        """For each question what gives its `chosen_spans` for an M: the text is read once for all of them; only where
+        `chooses_tokens`."""
         raise NotImplementedError
 
-    def read(self, question: Question) -> str:
-        """The encoder's own answer; only where `reads_answers`."""
-        begin, end = self.read_at(question)
-        return question.context[begin:end].strip()
+    def read(self, questions: Sequence[Question]) -> list[str]:
+        """The encoder's own answers; only where `reads_answers`."""
+        places = self.read_at(questions)
+        return [q.context[begin:end].strip() for q, (begin, end) in zip(questions, places, strict=True)]
 
-    def read_at(self, question: Question) -> tuple[int, int]:
-        """The context's characters [begin, end) of the encoder's own answer; only where `reads_answers`."""
+    def read_at(self, questions: Sequence[Question]) -> list[tuple[int, int]]:
+        """The context's characters [begin, end) of each of the encoder's own answers; only where `reads_answers`."""
         raise NotImplementedError
 
     def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
@@ -162,9 +166,12 @@ class Encoder(nn.Module):
         self, questions: Sequence[Question], source: str, m: int, ready: Sequence[dict] = (), **how: bool
     ) -> list[Encoded]:
         """`forward` without dropout, one question at a time. ready: what `ready` gave for them, where it was asked."""
+        found = []
         with self.still():
-            ready = ready or self.ready(questions, source)
-            return [self([q], source, m, **mine, **how) for q, mine in zip(questions, ready, strict=True)]
+            for some in (slice(at, at + _AT_ONCE) for at in range(0, len(questions), _AT_ONCE)):
+                mine = ready[some] or self.ready(questions[some], source)
+                found += [self([q], source, m, **one, **how) for q, one in zip(questions[some], mine, strict=True)]
+        return found
 
     @contextmanager
     def still(self) -> Iterator[None]:

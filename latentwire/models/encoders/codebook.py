@@ -59,19 +59,19 @@ class ClosedFormEncoder(Encoder):
 
     def forward(self, questions: Sequence[Question], source: str, m: int) -> Encoded:
         device = self.codebook.weight.device
-        rows = [torch.tensor(self.select(q, source, m), device=device) for q in questions]
+        rows = [torch.tensor(ids, device=device) for ids in self.select(questions, source, m)]
         used = torch.arange(m, device=device) < torch.tensor([len(row) for row in rows], device=device)[:, None]
         ids = torch.zeros(len(rows), m, dtype=torch.long, device=device)
         ids[used] = torch.cat(rows)
         return Encoded(self.codebook(ids), used)
 
-    def select(self, question: Question, source: str, m: int) -> list[int]:
-        """Wire token ids, at most m, in the order they are sent."""
-        label, of_context, _, asked = self._chosen(question, source, m)
-        return label + of_context + asked
+    def select(self, questions: Sequence[Question], source: str, m: int) -> list[list[int]]:
+        """For each question the wire token ids, at most m, in the order they are sent."""
+        chosen = (self._chosen(q, source, m) for q in questions)
+        return [label + of_context + asked for label, of_context, _, asked in chosen]
 
-    def choosing(self, question: Question, source: str) -> Callable[[int], list[tuple[int, int]]]:
-        return lambda m: self._chosen(question, source, m)[2]
+    def choosing(self, questions: Sequence[Question], source: str) -> list[Callable[[int], list[tuple[int, int]]]]:
+        return [lambda m, q=q: self._chosen(q, source, m)[2] for q in questions]
 
     @torch.no_grad()
     def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:

@@ -101,16 +101,9 @@ class IdsEncoder(TokenEncoder):
         """What each wire token would send [B, T, d_z]. hidden: its states [B, T, w]; span: as in `Encoded`."""
         return self.codebook(tokens.ids)
 
-    def read_at(self, question: Question) -> tuple[int, int]:
-        """The best span of at most _LONGEST_SPAN tokens of the context."""
-        (encoded,) = self.encoded([question], "prompt", 1)
-        first, last = (int(edge) for edge in best_spans(encoded.span)[:2])
-        (text,), (spans,) = encoded.tokens.contents, encoded.tokens.spans
-        stop = len(question.context)
-        begin, end = (min(max(int(edge) - text.context_at, 0), stop) for edge in (spans[first, 0], spans[last, 1]))
-        while end < stop and _joins(question.context[end]):  # a tokenizer that composes signs may count the first only
-            end += 1
-        return begin, end
+    def read_at(self, questions: Sequence[Question]) -> list[tuple[int, int]]:
+        """The best span of at most _LONGEST_SPAN tokens of each context."""
+        return [_answer_at(*pair) for pair in zip(questions, self.encoded(questions, "prompt", 1), strict=True)]
 
     def _relevance(self, span: Tensor, tokens: Tokens, m: int) -> Tensor:
         """Starting scores [B, T] from span logits [B, T, 2]. What a long question has beyond its share comes last."""
@@ -203,6 +196,17 @@ def best_spans(span: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logit, place = (start[..., None] + ends).flatten(1).max(dim=1)
     first = place // _LONGEST_SPAN
     return first, first + place % _LONGEST_SPAN, logit
+
+
+def _answer_at(question: Question, encoded: Encoded) -> tuple[int, int]:
+    """The context's characters [begin, end) of the encoder's own answer to one question."""
+    first, last = (int(edge) for edge in best_spans(encoded.span)[:2])
+    (text,), (spans,) = encoded.tokens.contents, encoded.tokens.spans
+    stop = len(question.context)
+    begin, end = (min(max(int(edge) - text.context_at, 0), stop) for edge in (spans[first, 0], spans[last, 1]))
+    while end < stop and _joins(question.context[end]):  # a tokenizer that composes signs may count the first only
+        end += 1
+    return begin, end
 
 
 def _choosable(tokens: Tokens, source: str) -> Tensor:

@@ -4,6 +4,7 @@ Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's s
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,22 +73,22 @@ class TokenEncoder(OnPretrained, ClosedFormEncoder):
     def components(self) -> list[Component]:
         return [*super().components(), self.backbone_component()]
 
-    def select(self, question: Question, source: str, m: int) -> list[int]:
-        """Wire token ids that lead their places, in the order they are sent."""
-        return _leading(*self.encoded([question], source, m))
+    def select(self, questions: Sequence[Question], source: str, m: int) -> list[list[int]]:
+        """For each question the wire token ids that lead its places, in the order they are sent."""
+        return [_leading(encoded) for encoded in self.encoded(questions, source, m)]
 
-    def choosing(self, question: Question, source: str) -> Callable[[int], list[tuple[int, int]]]:
+    def choosing(self, questions: Sequence[Question], source: str) -> list[Callable[[int], list[tuple[int, int]]]]:
         with self.still():
-            ready = self.ready([question], source)
+            ready = self.ready(questions, source)
+        return [cache(partial(self._chosen, q, source, one)) for q, one in zip(questions, ready, strict=True)]
 
-        def chosen(m: int) -> list[tuple[int, int]]:
-            (encoded,) = self.encoded([question], source, m, ready)
-            leading = encoded.places[0, encoded.used[0]].argmax(dim=1).unique()
-            leading = leading[encoded.tokens.context[0, leading]].tolist()
-            at, most = encoded.tokens.contents[0].context_at, len(question.context)
-            return [(max(a - at, 0), min(b - at, most)) for a, b in encoded.tokens.spans[0][leading].tolist()]
-
-        return chosen
+    def _chosen(self, question: Question, source: str, ready: dict, m: int) -> list[tuple[int, int]]:
+        """`chosen_spans` of one question. ready: what `ready` gave for it."""
+        (encoded,) = self.encoded([question], source, m, [ready])
+        leading = encoded.places[0, encoded.used[0]].argmax(dim=1).unique()
+        leading = leading[encoded.tokens.context[0, leading]].tolist()
+        at, most = encoded.tokens.contents[0].context_at, len(question.context)
+        return [(max(a - at, 0), min(b - at, most)) for a, b in encoded.tokens.spans[0][leading].tolist()]
 
     def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
         """The trained latents of a selection that knows where the answer stands."""
