@@ -75,7 +75,7 @@ train() {
 }
 
 # beside NAME COMMAND...: runs it while the script goes on, AT_ONCE of them at a time. What it prints is in
-# OUTPUT_DIR/NAME.log. Each has one GPU in turn, or its share of the cores. With AT_ONCE=1 it is simply run.
+# OUTPUT_DIR/NAME.log. Each has its share of the cores, and one GPU in turn. With AT_ONCE=1 it is simply run.
 declare -A beside=()  # names, by process
 places=()             # the process of each place
 beside() {
@@ -97,9 +97,8 @@ beside() {
             own_log=1
             if [ ${#cards[@]} -gt 0 ]; then
                 export CUDA_VISIBLE_DEVICES=${cards[place % ${#cards[@]}]// /} NPROC=1
-            else
-                export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) > AT_ONCE ? $(nproc) / AT_ONCE : 1))}
             fi
+            export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) > AT_ONCE ? $(nproc) / AT_ONCE : 1))}
             "$@"
         ) >>"$log" 2>&1
         echo "$name: done"

@@ -225,7 +225,7 @@ def test_answers_and_names_cannot_become_markup_in_the_services_page():
     rows = [page._Row(EVIL, reads, answer=EVIL) for reads in ("text", "wire")]
     assert_harmless(page._table(service, rows, EVIL, 0.1), scripts=0)
     for chooses in (False, True):
-        encoder = SimpleNamespace(chooses_tokens=chooses, chosen_spans=lambda *_: [(0, 3), (9, len(EVIL))])
+        encoder = SimpleNamespace(chooses_tokens=chooses, chosen_spans=lambda *_: [[(0, 3), (9, len(EVIL))]])
         lw = SimpleNamespace(source="context", encoder=encoder, parts=lambda *_: [EVIL])
         assert_harmless(page._marked(lw, SimpleNamespace(blocks=[2], m=2), EVIL, EVIL), scripts=0)
 

@@ -205,8 +205,8 @@ class SeveralTrainings(LLMSettings):
 
     at_once: int = option(
         1,
-        "trainings, each with its evaluation, that run at a time: each on one GPU in turn, or with its share of the "
-        "cores; those on one device share its memory",
+        "trainings, each with its evaluation, that run at a time: each with its share of the cores, on one GPU in turn "
+        "where there are GPUs; those on one device share its memory",
         least=1,
     )
 

@@ -590,9 +590,10 @@ def test_an_arm_that_fails_does_not_end_those_beside_it(recorded, copy):
     assert not any("compare.py" in call for call, _ in calls)
 
 
-def test_trainings_beside_one_another_share_the_cores(recorded, copy):
+@pytest.mark.parametrize("gpus", ["", "4"])
+def test_trainings_beside_one_another_share_the_cores(recorded, copy, gpus):
     script = copy / "scripts/experiments/train_arms.sh"
-    chosen = {"OUTPUT_DIR": "out", "CKPT": "", "SEEDS": "0", "ARMS": "ids ids_marked", "CUDA_VISIBLE_DEVICES": ""}
+    chosen = {"OUTPUT_DIR": "out", "CKPT": "", "SEEDS": "0", "ARMS": "ids ids_marked", "CUDA_VISIBLE_DEVICES": gpus}
     for given, expected in (("", {"1"}), ("7", {"7"})):
         _, calls = recorded(script, AT_ONCE="1000", OMP_NUM_THREADS=given, **chosen)
         assert {v["OMP_NUM_THREADS"] for call, v in calls if "--save_dir out/seed0" in call} == expected

@@ -125,7 +125,7 @@ def test_all_of_one_answer_must_be_sent_whichever_it_is(monkeypatch):
         "half of each": ([(22, 30), (35, 37)], False),
     }
     for chosen, sent in spans.values():
-        encoder = SimpleNamespace(name="x", chooses_tokens=True, chosen_spans=lambda *_, found=chosen: found)
+        encoder = SimpleNamespace(name="x", chooses_tokens=True, chosen_spans=lambda *_, found=chosen: [found])
         monkeypatch.setattr(paired, "load_encoder", lambda _, encoder=encoder: encoder)
         assert answer_is_sent(Path("checkpoint"), "aware", [question], 4).tolist() == [sent], chosen
     encoder.chooses_tokens = False
