@@ -11,7 +11,7 @@ _NEEDS = ("chooses_tokens", "spans")
 @condition("oracle_text", "#9c8f80", "places", uses=("m", "wire"), needs=_NEEDS, default_in=(), groups=("oracles",))
 def oracle_text(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """The M wire tokens that an encoder would choose who knows the reference answer, as text."""
-    chosen = [shared.sender.encoder.perfect(q, reader.prompts.source, m)[1] for q in questions]
+    chosen = [text for _, text in shared.sender.encoder.perfect(questions, reader.prompts.source, m)]
     return [text_slot(reader, reader.prompts.plain(text)) for text in chosen]
 
 
@@ -20,5 +20,5 @@ def oracle_text(reader: Reader, questions: Sequence[Question], m: int, shared: S
 )
 def oracle_wire(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """The same tokens through wire and adapter, which never saw such windows around an answer: no ceiling."""
-    chosen = [shared.sender.encoder.perfect(q, reader.prompts.source, m)[0] for q in questions]
+    chosen = [z for z, _ in shared.sender.encoder.perfect(questions, reader.prompts.source, m)]
     return [shared.sender.slot(shared.sender.pack(z), reader.adapter) for z in chosen]

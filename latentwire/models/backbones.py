@@ -77,6 +77,7 @@ class PretrainedBackbone(nn.Module):
         self._causal = any(getattr(module, "is_causal", False) for module in model.modules())
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"  # some models count positions from padding on
         model.pooler = None  # sentence vectors are not used, and unused weights confuse data parallel training
         self.model, self.tokenizer = model, tokenizer
         self.width: int = model.config.hidden_size
@@ -99,10 +100,9 @@ class PretrainedBackbone(nn.Module):
         return States(padded, mask, [spans for spans, *_ in chosen])
 
     def each(self, questions: Sequence[Question], source: str) -> list[States]:
-        """States of each question, whose bits do not depend on the others. Many are read at once where the model allows
-        it: a CPU packs them, where they get the bits that they get alone (some processors round bfloat16 by a batch's
-        shape); a GPU, which chooses other sums for each shape, reads them in batches of few shapes. Only in evaluation
-        mode."""
+        """States of each question, whose bits do not depend on the others; only in evaluation mode. Many are read at
+        once: a GPU, which chooses other sums for each shape, reads batches of few shapes; a CPU packs, where that keeps
+        the bits that a text has alone (some processors round bfloat16 by a batch's shape)."""
         if not questions:
             return []
         if self._on_gpu:
@@ -120,7 +120,7 @@ class PretrainedBackbone(nn.Module):
     def _few_shapes(self) -> "FewShapes":
         from latentwire.models.packing import FewShapes  # imports transformers, which is slow
 
-        return FewShapes(self.tokenizer, self.window, self._read)
+        return FewShapes(self.tokenizer, self.window, self._read, self.model.device.type)
 
     def _read(self, encoded: Mapping[str, Tensor]) -> Tensor:
         """Last states [windows, L, w] of a padded batch."""

@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from latentwire.llms.attention import Packed
 
 _NAME, _TRAINING = "latentwire_packed", "latentwire_packed_training"
-_ROWS, _LENGTHS = 16, 64  # of a batch on a GPU: its texts, and its length is a multiple
+_LENGTHS, _ROWS, _POSITIONS = 64, 16, 8192  # on a GPU: multiples of length; texts and positions of a batch at most
 _PROBE = 1024  # word pieces at most that show whether a model can be packed: longer than local windows of attention
 
 
@@ -62,42 +62,47 @@ def packed_states(model: PreTrainedModel, texts: Sequence[dict[str, Tensor]], fi
 
 
 class FewShapes:
-    """States of windows of word pieces in batches of _ROWS, padded to a length that each window's own decides.
+    """Reads windows of word pieces in batches of few shapes, so that a window's bits depend on its own length alone.
 
-    window: the longest; read: last states [B, L, w] of a padded batch.
+    Each is padded to the next multiple of _LENGTHS. A batch holds windows of one padded length, always as many of them,
+    and none with padding beside one without: attention without a mask is another kernel.
+    window: the longest; read: gives the last states [B, L, w] of a padded batch; kind: of the device, for torch.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, window: int, read: Callable[[Mapping], Tensor]):
-        self._tokenizer, self._window, self._read = tokenizer, window, read
-        self._alike: dict[tuple[bool, int], bool] = {}
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, window: int, read: Callable[[Mapping], Tensor], kind: str):
+        self._tokenizer, self._window, self._read, self._kind = tokenizer, window, read, kind
+        self._alike: dict[tuple, bool] = {}
 
     def __call__(self, windows: Sequence[dict]) -> list[Tensor]:
         """Last states [L_i, w] of each window, given as what the tokenizer gives without padding."""
-        sizes = [min(-(-len(one["input_ids"]) // _LENGTHS) * _LENGTHS, self._window) for one in windows]
+        sizes = [len(one["input_ids"]) for one in windows]
+        lengths = [min(-(-size // _LENGTHS) * _LENGTHS, self._window) for size in sizes]
+        shapes = [(length, size == length) for size, length in zip(sizes, lengths, strict=True)]
         found = [torch.empty(0)] * len(windows)
-        for length in set(sizes):
-            rows = [row for row, size in enumerate(sizes) if size == length]
-            at_once = _ROWS if self._rows_alike(windows[rows[0]], length) else 1
+        for shape in set(shapes):
+            rows = [row for row, other in enumerate(shapes) if other == shape]
+            at_once = self._rows(*shape)
             for some in (rows[i : i + at_once] for i in range(0, len(rows), at_once)):
                 filled = some + some[:1] * (at_once - len(some))
-                for row, states in zip(some, self._padded([windows[row] for row in filled], length), strict=False):
-                    found[row] = states
+                states = self._padded([windows[row] for row in filled], shape[0])
+                for row, one in zip(some, states, strict=False):
+                    found[row] = one[: sizes[row]]
         return found
 
-    def _rows_alike(self, one: dict, length: int) -> bool:
-        """Whether a batch of this shape gives a text the same bits in each of its rows, found by trying it."""
-        kind = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"), length
-        if kind not in self._alike:
-            first, *others = self._padded([one] * _ROWS, length)
-            self._alike[kind] = all(torch.equal(first, other) for other in others)
-        return self._alike[kind]
+    def _rows(self, length: int, full: bool) -> int:
+        """How many windows of a length, full or with padding, are read at once: one, unless all rows of such a batch
+        get the same bits, which is found by trying it."""
+        most = max(1, min(_ROWS, _POSITIONS // length))
+        autocast = torch.get_autocast_dtype(self._kind) if torch.is_autocast_enabled(self._kind) else None
+        key = length, full, autocast
+        if key not in self._alike:
+            ids = [place % len(self._tokenizer) for place in range(length if full else length - 1)]
+            first, *others = self._padded([{"input_ids": ids}] * most, length)
+            self._alike[key] = all(torch.equal(first, other) for other in others)
+        return most if self._alike[key] else 1
 
-    def _padded(self, windows: Sequence[dict], length: int) -> list[Tensor]:
-        padded = self._tokenizer.pad(windows, padding="max_length", max_length=length, return_tensors="pt")
-        left = self._tokenizer.padding_side == "left"
-        sizes = [len(one["input_ids"]) for one in windows]
-        states = zip(self._read(padded), sizes, strict=True)
-        return [row[length - size :] if left else row[:size] for row, size in states]
+    def _padded(self, windows: Sequence[dict], length: int) -> Tensor:
+        return self._read(self._tokenizer.pad(windows, padding="max_length", max_length=length, return_tensors="pt"))
 
 
 def _attend_within(

@@ -216,7 +216,8 @@ def serving_part(bench: Bench) -> list[dict]:
 
 
 def encode_part(bench: Bench) -> list[dict]:
-    """Seconds to encode the same texts, all at once and one by one, by the words of each: the bytes are the same."""
+    """Seconds to encode the same texts, all at once and one by one, by the words of each: the bytes are the same. On a
+    GPU a text by itself is read in a batch of its copies."""
     config, lines = bench.config, []
     for words in _WORDS:
         some = [dataclasses.replace(q, context=" ".join(q.context.split()[:words])) for q in bench.questions]

@@ -146,8 +146,11 @@ def _answer_figures(
 def _selection_figures(encoder: Encoder, held: QuestionSet, config: TrainSettings) -> dict[str, float]:
     """How often all tokens of the answer are among the M sent, and how often some are; F1 of the encoder's own answer,
     where it has one to this question. An encoder that has none is judged by "answer_touched"."""
-    found = encoder.encoded(held.questions, config.source, config.latent_len)
-    kept = [_sent_of_answer(one, q).cpu() for one, q in zip(found, held.questions, strict=True)]
+    kept = [
+        _sent_of_answer(one, q).cpu()
+        for some in batches(held.questions, config.batch_size)
+        for one, q in zip(encoder.encoded(some, config.source, config.latent_len), some, strict=True)
+    ]
     figures = {"answer_kept": float(np.mean([bool(sent.all()) for sent in kept]))}
     figures["answer_touched"] = float(np.mean([bool(sent.any()) for sent in kept]))
     if not encoder.reads_answers:

@@ -229,7 +229,7 @@ def test_shuffled_z_needs_a_second_article():
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_oracle_sends_the_same_selection_as_text_and_as_latents(at, selecting, questions, source, trained):
     there = at(source=source, encoder=selecting if trained else None)
-    z, text = there.shared.sender.encoder.perfect(questions[0], source, M)
+    z, text = there.shared.sender.encoder.perfect([questions[0]], source, M)[0]
     assert text_of(there, slots(there, "oracle_text", questions[:1])[0]) == text
     (sent,) = slots(there, "oracle_wire", questions[:1])
     torch.testing.assert_close(sent.embeds, there.reader.adapter(z.half().float()))

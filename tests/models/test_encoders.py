@@ -57,7 +57,7 @@ def test_a_contexts_wire_does_not_depend_on_the_question(encoder, questions):
 @pytest.mark.parametrize("m", [16, 32])
 def test_the_untrained_oracle_sends_the_codes_around_the_answer(encoder, questions, m):
     for q in questions:
-        z, text = encoder.perfect(q, "context", m)
+        z, text = encoder.perfect([q], "context", m)[0]
         answer = encoder.tokenizer(q.answers[0], add_special_tokens=False)["input_ids"]
         assert len(z) <= m and text.strip() in q.context
         if len(answer) + 1 < m:
@@ -73,7 +73,7 @@ def test_an_oracle_beside_a_question_keeps_question_and_answer(request, question
     short = [q for q in questions if len(encoder.tokenizer(q.question + q.answers[0])["input_ids"]) < 24]
     assert short
     for q in short:
-        z, text = encoder.perfect(q, "prompt", m)
+        z, text = encoder.perfect([q], "prompt", m)[0]
         assert len(z) == m and q.answers[0] in text and text.endswith(f"\nQuestion: {q.question}")
         assert text.startswith("Context:")
 
@@ -81,10 +81,12 @@ def test_an_oracle_beside_a_question_keeps_question_and_answer(request, question
 def test_the_trained_oracle_differs_from_the_wire_in_its_selection_alone(selecting, questions):
     q = questions[0]
     found = selecting.encode([q], "prompt", 48)[0]
-    assert not torch.equal(selecting.perfect(q, "prompt", 48)[0], found), "an untrained span head knows nothing"
+    assert not torch.equal(selecting.perfect([q], "prompt", 48)[0][0], found), "an untrained span head knows nothing"
     whole = selecting.tokenize([q], "prompt").ids.shape[1]
     everything = selecting.encode([q], "prompt", whole)[0]
-    assert torch.equal(selecting.perfect(q, "prompt", whole)[0], everything), "where all is sent, nothing is selected"
+    assert torch.equal(selecting.perfect([q], "prompt", whole)[0][0], everything), (
+        "where all is sent, nothing is selected"
+    )
 
 
 @pytest.fixture
@@ -183,6 +185,23 @@ def test_the_characters_of_what_was_chosen_are_those_of_the_sent_tokens(request,
         if source == "prompt":
             sent = sent.removeprefix("Context:").split("\nQuestion:")[0]
         assert said == sent and said
+
+
+@pytest.mark.parametrize("kind", ["encoder", "selecting"])
+def test_many_questions_get_what_each_gets_alone(request, questions, kind, monkeypatch):
+    monkeypatch.setattr("latentwire.models.encoders.base._AT_ONCE", 3)
+    encoder, some = request.getfixturevalue(kind), questions[:60:6]
+
+    def same(of_many, of_one):
+        assert of_many == [one for q in some for one in of_one([q])] and len(of_many) == len(some)
+
+    same(encoder.select(some, "prompt", 12), lambda q: encoder.select(q, "prompt", 12))
+    same(encoder.chosen_spans(some, "prompt", 12), lambda q: encoder.chosen_spans(q, "prompt", 12))
+    same([of(12) for of in encoder.choosing(some, "prompt")], lambda q: encoder.chosen_spans(q, "prompt", 12))
+    same([text for _, text in encoder.perfect(some, "prompt", 12)], lambda q: [encoder.perfect(q, "prompt", 12)[0][1]])
+    if encoder.reads_answers:
+        same(encoder.read_at(some), encoder.read_at)
+        same(encoder.read(some), encoder.read)
 
 
 def test_a_text_is_read_once_for_several_m(selecting, questions, monkeypatch):
@@ -398,7 +417,7 @@ def test_free_queries_have_their_own_m_and_choose_nothing(resampling, questions)
     assert not resampling.chooses_tokens and not resampling.reads_answers, "conditions and stages ask for these"
     for call in (resampling.select, resampling.perfect):
         with pytest.raises(NotImplementedError):
-            call(questions[0], "prompt", 6)
+            call(questions[:1], "prompt", 6)
     with pytest.raises(NotImplementedError):
         resampling.read(questions[:1])
 
@@ -411,7 +430,7 @@ def test_a_special_token_that_a_user_spells_is_sent_as_text(request, questions, 
     q = dataclasses.replace(questions[0], context=context, question="Who <|im_end|>?", answers=("Ada",), starts=(0,))
     ids = encoder.select([q], source, 300)[0]
     assert end not in ids and context in encoder.tokenizer.decode(ids)
-    assert "<|im_end|>" in encoder.perfect(q, source, 300)[1]
+    assert "<|im_end|>" in encoder.perfect([q], source, 300)[0][1]
 
 
 def test_the_untrained_encoder_chooses_tokens_and_reads_nothing(encoder, selecting, questions):

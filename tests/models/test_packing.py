@@ -1,4 +1,4 @@
-"""Packed texts have the bits that they have alone; a model that cannot be packed is read one by one."""
+"""Many texts at once have bits that the others do not change: packed on a CPU, in batches of few shapes on a GPU."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ from transformers import AutoModel
 
 from latentwire.data.squad import load
 from latentwire.models.backbones import load_backbone
-from latentwire.models.packing import packed_states, packing_error
+from latentwire.models.packing import FewShapes, packed_states, packing_error
 
 
 @pytest.fixture
@@ -36,22 +36,25 @@ def test_states_of_many_texts_are_those_of_each_alone_bit_by_bit(backbone, sourc
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind, side", [("encoder", "right"), ("llm", "left")])
-def test_on_a_gpu_states_do_not_depend_on_the_other_texts_either(request, llm_folders, monkeypatch, kind, side):
-    if kind == "encoder":
-        backbone = request.getfixturevalue("backbone")
-    else:
-        backbone = load_backbone(llm_folders["LLAMA_ID"]).eval()
-        backbone.tokenizer.padding_side = side
+@pytest.mark.parametrize("kind", ["encoder", "llm"])
+def test_on_a_gpu_states_do_not_depend_on_the_other_texts_either(encoder_folder, llm_folders, monkeypatch, kind):
+    backbone = load_backbone(encoder_folder if kind == "encoder" else llm_folders["LLAMA_ID"]).eval()
     monkeypatch.setattr(type(backbone), "_on_gpu", True)
     questions = load("sample", "dev").questions[:24]
     questions[::2] = [replace(q, context=q.context[:100]) for q in questions[::2]]
-    shapes, read = set(), backbone._read
-    monkeypatch.setattr(backbone, "_read", lambda padded: (shapes.add(padded["input_ids"].shape), read(padded))[1])
+    shapes, full, read = set(), [], backbone._read
+
+    def watched(padded):
+        shapes.add(padded["input_ids"].shape)
+        full.append(padded["attention_mask"].bool().all(dim=1))
+        return read(padded)
+
+    monkeypatch.setattr(backbone, "_read", watched)
     together = backbone.each(questions, "context")
     assert {rows for rows, _ in shapes} == {16} and len(shapes) > 1
     assert all(length % 64 == 0 or length == backbone.window for _, length in shapes)
-    monkeypatch.setattr(backbone, "_read", read)
+    assert all(rows.all() or not rows.any() for rows in full), "attention without a mask is another kernel"
+    assert kind == "llm" or {bool(rows[0]) for rows in full} == {True, False}
     for question, states in zip(questions, together, strict=True):
         (alone,), padded = backbone.each([question], "context"), backbone([question], "context")
         assert torch.equal(states.hidden, alone.hidden)
@@ -76,6 +79,39 @@ def test_where_rows_of_a_batch_differ_each_text_is_read_alone(backbone, monkeypa
     assert torch.equal(one.hidden, two.hidden) and rows[0] == 16 and set(rows[1:]) == {1}
 
 
+@torch.no_grad()
+def test_how_texts_are_read_on_a_gpu_does_not_depend_on_which_came_first(backbone, monkeypatch):
+    monkeypatch.setattr(type(backbone), "_on_gpu", True)
+    short, long = (replace(load("sample", "dev").questions[0], context="word " * n) for n in (3, 60))
+    read = backbone._read
+
+    def uneven(padded):  # rows differ from a place on that the short text does not reach
+        states = read(padded)
+        states[:, 40:] += torch.arange(len(states))[:, None, None]
+        return states
+
+    monkeypatch.setattr(backbone, "_read", uneven)
+    first = backbone.each([short, long], "context")[1]
+    del backbone._few_shapes
+    again = backbone.each([long, short], "context")[0]
+    assert torch.equal(first.hidden, again.hidden)
+
+
+@torch.no_grad()
+def test_long_windows_are_read_fewer_at_once(backbone, monkeypatch):
+    sizes = []
+
+    def read(padded):
+        sizes.append(tuple(padded["input_ids"].shape))
+        return padded["input_ids"][..., None].float()
+
+    few = FewShapes(backbone.tokenizer, 20_000, read, "cpu")
+    windows = [{"input_ids": [*range(5, 5 + n)]} for n in (3000, 70, 3000, 12_000)]
+    assert [one[:, 0].tolist() for one in few(windows)] == [window["input_ids"] for window in windows]
+    assert set(sizes) == {(2, 3008), (16, 128), (1, 12_032)}
+
+
+@torch.no_grad()
 def test_each_text_attends_to_itself_only(backbone):
     ids = torch.arange(5, 60)
     one, two = packed_states(backbone.model, [{"input_ids": ids[:20]}, {"input_ids": ids[20:]}], 0)

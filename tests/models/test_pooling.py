@@ -40,7 +40,8 @@ def test_select_passes_the_best_tokens_through_in_reading_order():
         best = sorted(scores[row, :length].argsort(descending=True)[:M].tolist())
         expected = torch.zeros(M, 20)
         expected[range(len(best)), best] = 1
-        torch.testing.assert_close(places[row], expected, atol=1e-6, rtol=0)
+        assert torch.equal(places[row], expected)
+    assert torch.equal(pool(scores.requires_grad_(), mask, M, "select")[0], places), "a gradient changes no value"
 
 
 def test_among_equals_the_earlier_token_is_chosen_whatever_the_padding():

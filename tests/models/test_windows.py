@@ -85,7 +85,7 @@ def test_lead_begins_as_the_first_tokens_and_what_follows_reaches_its_residual_a
 def test_an_oracle_anchors_the_answer(made, kind, short_questions):
     q = next(q for q in short_questions if q.answers[0] in q.context and q.context.find(q.answers[0]) == q.starts[0])
     encoder = made[kind]
-    z, text = encoder.perfect(q, "context", 4)
+    z, text = encoder.perfect([q], "context", 4)[0]
     answer = encoder.tokenizer(q.answers[0], add_special_tokens=False)["input_ids"]
     assert len(z) == 4 and any(encoder.tokenizer.decode([i]).strip() in text for i in answer)
 

@@ -133,11 +133,11 @@ class Encoder(nn.Module):
     def chosen_spans(self, questions: Sequence[Question], source: str, m: int) -> list[list[tuple[int, int]]]:
         """For each question the context's characters [begin, end) behind each place that one of its tokens leads, in
         reading order; only where `chooses_tokens`."""
-        return [chosen(m) for chosen in self.choosing(questions, source)]
+        raise NotImplementedError
 
     def choosing(self, questions: Sequence[Question], source: str) -> list[Callable[[int], list[tuple[int, int]]]]:
-        """For each question what gives its `chosen_spans` for an M: the text is read once for all of them; only where
-        `chooses_tokens`."""
+        """For each question what gives its `chosen_spans` for an M: the text is read once for all of them, and what was
+        read stays in memory; only where `chooses_tokens`."""
         raise NotImplementedError
 
     def read(self, questions: Sequence[Question]) -> list[str]:
@@ -149,9 +149,9 @@ class Encoder(nn.Module):
         """The context's characters [begin, end) of each of the encoder's own answers; only where `reads_answers`."""
         raise NotImplementedError
 
-    def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
-        """What would be sent if the first reference answer were known: float32 [P, d_z], P at most m, and the text that
-        it stands for. Only where `chooses_tokens`, and for answers that are spans."""
+    def perfect(self, questions: Sequence[Question], source: str, m: int) -> list[tuple[Tensor, str]]:
+        """What would be sent if each first reference answer were known: float32 [P, d_z], P at most m, and the text
+        that it stands for. Only where `chooses_tokens`, and for answers that are spans."""
         raise NotImplementedError
 
     def fits(self, question: Question, source: str) -> bool:

@@ -70,12 +70,18 @@ class ClosedFormEncoder(Encoder):
         chosen = (self._chosen(q, source, m) for q in questions)
         return [label + of_context + asked for label, of_context, _, asked in chosen]
 
+    def chosen_spans(self, questions: Sequence[Question], source: str, m: int) -> list[list[tuple[int, int]]]:
+        return [chosen(m) for chosen in self.choosing(questions, source)]
+
     def choosing(self, questions: Sequence[Question], source: str) -> list[Callable[[int], list[tuple[int, int]]]]:
         return [lambda m, q=q: self._chosen(q, source, m)[2] for q in questions]
 
     @torch.no_grad()
-    def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
-        """The tokens around the answer, as many as there is room for."""
+    def perfect(self, questions: Sequence[Question], source: str, m: int) -> list[tuple[Tensor, str]]:
+        """The tokens around each answer, as many as there is room for."""
+        return [self._perfect(q, source, m) for q in questions]
+
+    def _perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
         encoded = self.tokenizer(question.context, **AS_TEXT, return_offsets_mapping=True)
         ids, spans = encoded["input_ids"], np.array(encoded["offset_mapping"])
         first, last = overlapping(spans, question.starts[0], question.starts[0] + len(question.answers[0]))

@@ -4,7 +4,6 @@ Shapes: B batch, T wire tokens of a text, M latents, w width of the backbone's s
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,24 +76,24 @@ class TokenEncoder(OnPretrained, ClosedFormEncoder):
         """For each question the wire token ids that lead its places, in the order they are sent."""
         return [_leading(encoded) for encoded in self.encoded(questions, source, m)]
 
+    def chosen_spans(self, questions: Sequence[Question], source: str, m: int) -> list[list[tuple[int, int]]]:
+        return [_spans(*pair) for pair in zip(questions, self.encoded(questions, source, m), strict=True)]
+
     def choosing(self, questions: Sequence[Question], source: str) -> list[Callable[[int], list[tuple[int, int]]]]:
         with self.still():
             ready = self.ready(questions, source)
-        return [cache(partial(self._chosen, q, source, one)) for q, one in zip(questions, ready, strict=True)]
 
-    def _chosen(self, question: Question, source: str, ready: dict, m: int) -> list[tuple[int, int]]:
-        """`chosen_spans` of one question. ready: what `ready` gave for it."""
-        (encoded,) = self.encoded([question], source, m, [ready])
-        leading = encoded.places[0, encoded.used[0]].argmax(dim=1).unique()
-        leading = leading[encoded.tokens.context[0, leading]].tolist()
-        at, most = encoded.tokens.contents[0].context_at, len(question.context)
-        return [(max(a - at, 0), min(b - at, most)) for a, b in encoded.tokens.spans[0][leading].tolist()]
+        def of(question: Question, one: dict) -> Callable[[int], list[tuple[int, int]]]:
+            return lambda m: _spans(question, *self.encoded([question], source, m, [one]))
 
-    def perfect(self, question: Question, source: str, m: int) -> tuple[Tensor, str]:
-        """The trained latents of a selection that knows where the answer stands."""
-        (encoded,) = self.encoded([question], source, m, known=True)
-        text = self.tokenizer.decode(_leading(encoded))
-        return encoded.z[0, encoded.used[0]].float(), f" {text.strip()}" if question_in_tail(source) else text
+        return [of(*pair) for pair in zip(questions, ready, strict=True)]
+
+    def perfect(self, questions: Sequence[Question], source: str, m: int) -> list[tuple[Tensor, str]]:
+        """The trained latents of a selection that knows where each answer stands."""
+        found = self.encoded(questions, source, m, known=True)
+        texts = [self.tokenizer.decode(_leading(encoded)) for encoded in found]
+        texts = [f" {text.strip()}" for text in texts] if question_in_tail(source) else texts
+        return [(one.z[0, one.used[0]].float(), text) for one, text in zip(found, texts, strict=True)]
 
     def tokenize(self, questions: Sequence[Question], source: str) -> Tokens:
         """The contents in wire tokens, with the characters that each stands for."""
@@ -137,3 +136,11 @@ def zeroed(linear: nn.Linear) -> nn.Linear:
 def _leading(encoded: Encoded) -> list[int]:
     """Wire token ids that lead the places of a single text."""
     return encoded.tokens.ids[0, encoded.places[0, encoded.used[0]].argmax(dim=1)].tolist()
+
+
+def _spans(question: Question, encoded: Encoded) -> list[tuple[int, int]]:
+    """`chosen_spans` of a single text."""
+    leading = encoded.places[0, encoded.used[0]].argmax(dim=1).unique()
+    leading = leading[encoded.tokens.context[0, leading]].tolist()
+    at, most = encoded.tokens.contents[0].context_at, len(question.context)
+    return [(max(a - at, 0), min(b - at, most)) for a, b in encoded.tokens.spans[0][leading].tolist()]
