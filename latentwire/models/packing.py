@@ -76,7 +76,7 @@ class FewShapes:
     def __call__(self, windows: Sequence[dict]) -> list[Tensor]:
         """Last states [L_i, w] of each window, given as what the tokenizer gives without padding."""
         sizes = [len(one["input_ids"]) for one in windows]
-        lengths = [min(-(-size // _LENGTHS) * _LENGTHS, self._window) for size in sizes]
+        lengths = [min(max(1, -(-size // _LENGTHS)) * _LENGTHS, self._window) for size in sizes]
         shapes = [(length, size == length) for size, length in zip(sizes, lengths, strict=True)]
         found = [torch.empty(0)] * len(windows)
         for shape in set(shapes):
@@ -95,11 +95,11 @@ class FewShapes:
         most = max(1, min(_ROWS, _POSITIONS // length))
         autocast = torch.get_autocast_dtype(self._kind) if torch.is_autocast_enabled(self._kind) else None
         key = length, full, autocast
-        if key not in self._alike:
+        if most > 1 and key not in self._alike:
             ids = [place % len(self._tokenizer) for place in range(length if full else length - 1)]
             first, *others = self._padded([{"input_ids": ids}] * most, length)
             self._alike[key] = all(torch.equal(first, other) for other in others)
-        return most if self._alike[key] else 1
+        return most if self._alike.get(key) else 1
 
     def _padded(self, windows: Sequence[dict], length: int) -> Tensor:
         return self._read(self._tokenizer.pad(windows, padding="max_length", max_length=length, return_tensors="pt"))

@@ -76,8 +76,9 @@ class Encoder(nn.Module):
     """Text to Z. A subclass has `forward` and whatever of the rest differs from what stands here.
 
     Settings: what the class is built from, as flags; chooses_tokens: whether its latents lead back to wire tokens
-    (`select`, `choosing`, `perfect`); reads_answers: whether it has an answer of its own (`read`); learns_spans:
-    whether answer spans teach it which tokens matter; begins_from: the kinds of encoder that `begin` takes.
+    (`select`, `chosen_spans`, `choosing`, `perfect`); reads_answers: whether it has an answer of its own (`read`);
+    learns_spans: whether answer spans teach it which tokens matter; begins_from: the kinds of encoder that `begin`
+    takes.
     """
 
     name: str

@@ -42,9 +42,10 @@ _SERVED = """- The wire is sent in fp16 ({fp16:,.0f} bytes); {least} would send 
   with source `prompt`.
 - Decoding is counted in operations; it waits for memory rather than for them, and for nearly the same from both.
 - The tables compare costs, not answers: a wire of a long document is answered worse (LOG.md, entry 22)."""
-_PREFILL = """Prefill on two cores (results/{record}), one question at a time. *operations*: the ratio of operations
-alone. *two terms*: a time that any pass takes, and operations at a rate, fitted on the texts of the two shorter
-lengths; the wire and the longest text are predicted.
+_PREFILL = """Prefill on two cores (results/{record}: bfloat16, adapters of embeddings alone; results/47_serving has
+others in float32), one question at a time. *operations*: the ratio of operations alone. *two terms*: a time that any
+pass takes, and operations at a rate, fitted on the texts of the two shorter lengths; the wire and the longest text are
+predicted.
 """
 _READ = """
 Operations alone promise too much on a CPU that reads one question at a time: a pass over the weights takes its time,
@@ -75,7 +76,11 @@ def _assumptions(config: PlanSettings, records: Records) -> list[str]:
     rows += [
         ("head, tail", f"{Prompt().head}, {Prompt().tail}", around),
         ("text", f"{records.text_tokens:.0f}", f"tokens of a SQuAD paragraph with its question (results/{SHIPPED})"),
-        ("core", f"{records.encoded_per_core:.1f}", f"such documents that a core encodes a second (results/{SERVICE})"),
+        (
+            "core",
+            f"{records.encoded_per_core:.1f}",
+            f"such documents that a core encodes a second (results/{SERVICE}, encoder hf)",
+        ),
         ("bfloat16", HALF, "bytes of a value of weights and cache"),
     ]
     return markdown(("assumption", "value", "what it is"), rows)
