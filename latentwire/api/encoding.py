@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from latentwire.models.wire.compact import Compact
 
 _BATCH = 50_000  # characters between two steps of the progress bar
-_AT_ONCE = 64  # parts of texts that are encoded at once: what the encoder reads of them lies in memory
 _NOT_KEPT = ("training.*", "eval_*", *(f"*{form}" for form in FORMS))  # weights are written anew
 
 
@@ -181,9 +180,8 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         latents = {}
         for size in set(sizes):
             rows = [row for row, other in enumerate(sizes) if other == size]
-            for some in (rows[at : at + _AT_ONCE] for at in range(0, len(rows), _AT_ONCE)):
-                found = self.encoder.encode([parts[row][1] for row in some], self.source, size)
-                latents |= {row: z.cpu().numpy() for row, z in zip(some, found, strict=True)}
+            found = self.encoder.encode([parts[row][1] for row in rows], self.source, size)
+            latents |= {row: z.cpu().numpy() for row, z in zip(rows, found, strict=True)}
         blocks: list[list] = [[] for _ in questions]
         for row, (number, _) in enumerate(parts):
             blocks[number].append(latents[row])

@@ -33,7 +33,6 @@ Answers = Mapping[tuple[str, str], Mapping[str, Mapping]]  # lines by LLM and co
 def outside(config: OutsideSettings) -> dict | None:
     """Write the questions, or make an evaluation of their answers and return its results.json."""
     chosen = choose(config)
-    by_hand = config.by_hand
     config = on_this_machine(
         replace(config, save_dir=config.save_dir or f"runs/baselines/kv_cache/M{config.latent_len}")
     )
@@ -45,7 +44,7 @@ def outside(config: OutsideSettings) -> dict | None:
     with RunFolder(config.save_dir, same, fresh=config.fresh_eval and asking, restart=_RESTART) as run:
         if asking:
             write_manifest(run.path, config, chosen)
-            write_json(run.path / "asked.json", asked(config, chosen, by_hand))
+            write_json(run.path / "asked.json", asked(config, chosen))
             print(f"wrote {run.path / 'asked.json'}")
             return None
         results = _score(config, chosen, run.path) | run.origin
@@ -54,7 +53,7 @@ def outside(config: OutsideSettings) -> dict | None:
     return results
 
 
-def asked(config: OutsideSettings, chosen: QuestionSet, by_hand: bool) -> dict:
+def asked(config: OutsideSettings, chosen: QuestionSet) -> dict:
     """What asked.json holds. by_hand: whether somebody chose the number of questions.
 
     Raises ValueError naming the first question whose prompt an LLM cannot read.
@@ -74,7 +73,7 @@ def asked(config: OutsideSettings, chosen: QuestionSet, by_hand: bool) -> dict:
         }  # fmt: skip
     return {
         "conditions": config.press_names, "m": config.latent_len, "max_new_tokens": config.max_new_tokens,
-        "device": config.device, "dtype": config.dtype, "by_hand": by_hand, "llms": llms,
+        "device": config.device, "dtype": config.dtype, "by_hand": config.by_hand, "llms": llms,
     }  # fmt: skip
 
 

@@ -87,7 +87,7 @@ class PretrainedBackbone(nn.Module):
     def forward(self, questions: Sequence[Question], source: str) -> States:
         """States of the context and, where the encoder reads it, the question, word piece by word piece."""
         if self.training and self.model.device.type == "cpu" and self._packs_nearly():
-            each = self._packed(questions, source)
+            each = self._each(questions, source, self._packed)
             hidden, mask = (pad_sequence([getattr(s, of)[0] for s in each], True) for of in ("hidden", "mask"))
             return States(hidden, mask, [spans for states in each for spans in states.spans])
         encoded = self._tokenize(questions, source)
@@ -110,7 +110,7 @@ class PretrainedBackbone(nn.Module):
         if self._packing_error() > 0:
             return [self([question], source) for question in questions]
         groups = [questions[i : i + _PACKED] for i in range(0, len(questions), _PACKED)]
-        return [states for group in groups for states in self._packed(group, source)]
+        return [states for group in groups for states in self._each(group, source, self._packed)]
 
     @property
     def _on_gpu(self) -> bool:
@@ -151,10 +151,7 @@ class PretrainedBackbone(nn.Module):
         """Whether a text is read in one window."""
         return len(self._tokenize([question], source)["input_ids"]) == 1
 
-    def _packed(self, questions: Sequence[Question], source: str) -> list[States]:
-        return self._each(questions, source, self._behind_each_other)
-
-    def _behind_each_other(self, windows: list[dict]) -> list[Tensor]:
+    def _packed(self, windows: list[dict]) -> list[Tensor]:
         """Last states [L_i, w] of each window, packed."""
         from latentwire.models.packing import packed_states
 

@@ -134,7 +134,7 @@ class Encoder(nn.Module):
     def chosen_spans(self, questions: Sequence[Question], source: str, m: int) -> list[list[tuple[int, int]]]:
         """For each question the context's characters [begin, end) behind each place that one of its tokens leads, in
         reading order; only where `chooses_tokens`."""
-        raise NotImplementedError
+        return [chosen(m) for chosen in self.choosing(questions, source)]
 
     def choosing(self, questions: Sequence[Question], source: str) -> list[Callable[[int], list[tuple[int, int]]]]:
         """For each question what gives its `chosen_spans` for an M: the text is read once for all of them, and what was

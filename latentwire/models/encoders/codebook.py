@@ -70,9 +70,6 @@ class ClosedFormEncoder(Encoder):
         chosen = (self._chosen(q, source, m) for q in questions)
         return [label + of_context + asked for label, of_context, _, asked in chosen]
 
-    def chosen_spans(self, questions: Sequence[Question], source: str, m: int) -> list[list[tuple[int, int]]]:
-        return [chosen(m) for chosen in self.choosing(questions, source)]
-
     def choosing(self, questions: Sequence[Question], source: str) -> list[Callable[[int], list[tuple[int, int]]]]:
         return [lambda m, q=q: self._chosen(q, source, m)[2] for q in questions]
 

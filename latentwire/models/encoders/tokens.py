@@ -82,11 +82,8 @@ class TokenEncoder(OnPretrained, ClosedFormEncoder):
     def choosing(self, questions: Sequence[Question], source: str) -> list[Callable[[int], list[tuple[int, int]]]]:
         with self.still():
             ready = self.ready(questions, source)
-
-        def of(question: Question, one: dict) -> Callable[[int], list[tuple[int, int]]]:
-            return lambda m: _spans(question, *self.encoded([question], source, m, [one]))
-
-        return [of(*pair) for pair in zip(questions, ready, strict=True)]
+        pairs = zip(questions, ready, strict=True)
+        return [lambda m, q=q, one=one: _spans(q, *self.encoded([q], source, m, [one])) for q, one in pairs]
 
     def perfect(self, questions: Sequence[Question], source: str, m: int) -> list[tuple[Tensor, str]]:
         """The trained latents of a selection that knows where each answer stands."""
