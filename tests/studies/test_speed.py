@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from latentwire.conditions.base import Reader
 from latentwire.llms.frozen import FrozenLLM
@@ -79,6 +80,12 @@ def test_the_plain_ways_give_the_same_answers(llms, questions, name):
     ours = llm.generate_with_prefix(head, [llm.embed(s) for s in slots], tails, 6)
     whole = [[*head, *slot, *tail] for slot, tail in zip(slots, tails, strict=True)]
     assert ours == answer_one_by_one(llm, whole, 6) == answer_batched(llm, whole, 6)
+
+
+def test_attention_is_counted_with_fewer_heads_of_keys_too():
+    query, pair = torch.randn(1, 4, 64, 16), torch.randn(1, 2, 64, 16)
+    count = room._operations(lambda: scaled_dot_product_attention(query, pair, pair, enable_gqa=True))
+    assert count == 2 * 4 * (2 * 64 * 64 * 16)  # two products, four heads of queries
 
 
 def config(folder, encoder_folder, **changes):
