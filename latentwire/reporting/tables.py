@@ -194,7 +194,7 @@ def interventions_markdown(rows: Sequence[Mapping]) -> list[str]:
 
 def speed_markdown(results: Mapping) -> str:
     """The ratios of a benchmark with their spread, then what was measured."""
-    gpu = "" if results["hardware"]["gpus"] else " On a GPU: not measured."
+    gpu = "" if results["hardware"]["gpus"] else " No GPU."
     checkpoint = f" Checkpoint: {results['checkpoint']}." if results.get("checkpoint") else ""
     ratios = [
         (name, *(f"{found[key]:.2f}" for key in ("median", "min", "max")))
