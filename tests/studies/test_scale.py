@@ -101,3 +101,5 @@ def test_figures_come_from_the_records(tmp_path):
     assert found.text_tokens == pytest.approx(sum(texts) / len(texts))
     assert found.kv_bytes == {model: 32 * LLMS[model].kv_bytes for model in MEASURED}
     assert re.search(rf"\| text \| {found.text_tokens:.0f} \|", page(PlanSettings()))
+    ratio = found.gpu_prefill["llama3.1-8b", 4000, "text"] / found.gpu_prefill["llama3.1-8b", 4000, "z"]
+    assert f"| llama3.1-8b | 4,000 | {ratio:.1f} |" in page(PlanSettings())

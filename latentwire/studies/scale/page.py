@@ -16,7 +16,7 @@ from latentwire.llms.arithmetic import (
     two_terms,
 )
 from latentwire.reporting.tables import markdown
-from latentwire.studies.scale.records import CORPUS, SERVICE, SHIPPED, SPEED, STEP, Records
+from latentwire.studies.scale.records import CORPUS, GPU, SERVICE, SHIPPED, SPEED, STEP, Records
 from latentwire.studies.settings import PlanSettings
 from latentwire.training.memory import training_bytes
 from latentwire.training.settings import TrainSettings
@@ -25,10 +25,10 @@ from latentwire.utils.cli import listed, require
 _GB = 1e9
 _HEAD = """# Scale, on paper
 
-`python latentwire/plan.py > docs/scale.md` writes this page. **Nothing of it was measured on a GPU.** It is arithmetic
-from the shapes of models (`latentwire/llms/arithmetic.py`) and from records. [The last
-section](#checked-against-what-was-measured) says how far such arithmetic is from what a CPU took. Flags change every
-assumption, for example `--gpu_price 3 --llms qwen2.5-7b`. Prices are assumptions, no offers.
+`python latentwire/plan.py > docs/scale.md` writes this page. **Of these LLMs nothing but prefill was measured on a
+GPU.** It is arithmetic from the shapes of models (`latentwire/llms/arithmetic.py`) and from records. [The last
+section](#checked-against-what-was-measured) says how far such arithmetic is from what a CPU and a GPU took. Flags
+change every assumption, for example `--gpu_price 3 --llms qwen2.5-7b`. Prices are assumptions, no offers.
 """
 _CORPUS = """Encoding a document of {tokens} tokens takes {gflop:.1f} GFLOP. With source `prompt` a wire serves one
 question: there a document is a paragraph with its question.
@@ -51,6 +51,11 @@ _READ = """
 Operations alone promise too much on a CPU that reads one question at a time: a pass over the weights takes its time,
 however few positions are read. A server that reads many questions at once shares that pass, so the tables above count
 operations alone. **Read their ratios as the most that a wire can save.**
+"""
+_GPU_PREFILL = """The same on a GPU (results/{record}: random weights, bfloat16, an H200), one question at a time:
+"""
+_GPU_READ = """
+There a pass takes nearly the same time for all but the longest text; many questions at once were not measured.
 """
 
 
@@ -188,6 +193,9 @@ def _checks(records: Records) -> list[str]:
         _PREFILL.format(record=SPEED),
         *markdown(head, list(_prefill_rows(records))),
         _READ,
+        _GPU_PREFILL.format(record=GPU),
+        *markdown(head[:5], list(_gpu_rows(records))),
+        _GPU_READ,
         *markdown(("what", "predicted", "measured", "error"), rows),
         "",
         f"The step (results/{STEP}) reached {share:.2f} of what the best matrix product reached on that CPU; `--share` "
@@ -206,6 +214,14 @@ def _prefill_rows(records: Records) -> Iterator[tuple]:
             alone, both = flops[n] / flops[m], (fixed + flops[n] / rate) / (fixed + flops[m] / rate)
             errors = _error(alone, measured), _error(both, measured)
             yield name, f"{n:,}", f"{measured:.1f}", f"{alone:.1f}", errors[0], f"{both:.1f}", errors[1]
+
+
+def _gpu_rows(records: Records) -> Iterator[tuple]:
+    seconds, (_, m, _) = records.gpu_prefill, records.step_size
+    for name, n in sorted({(name, n) for name, n, _ in seconds}):
+        measured = seconds[name, n, "text"] / seconds[name, n, "z"]
+        text, wire = (answer_flops(LLMS[name], Prompt(), slot, 0)[0] for slot in (n, m))
+        yield name, f"{n:,}", f"{measured:.1f}", f"{text / wire:.1f}", _error(text / wire, measured)
 
 
 def _speed(config: PlanSettings, share: float) -> float:

@@ -1,7 +1,7 @@
 """What was measured, read from results/."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from latentwire.utils.files import read_json
 
 RESULTS = Path(__file__).parents[3] / "results"
 SPEED, STEP, SERVICE, SHIPPED, CORPUS = "16_speed", "31_speed", "24_service/encode", "15_shipped", "25_corpus"
+GPU, _LARGE = "50_gpu_speed/large", {"llama": "llama3.1-8b", "qwen": "qwen2.5-7b"}  # random weights in these shapes
 _TEXT = ("text", None)  # condition and M of the whole text
 
 
@@ -23,10 +24,18 @@ class Records:
     @cached_property
     def prefill(self) -> dict[tuple[str, int, str], float]:
         """Median seconds by (LLM, tokens of the context, "z" or "text")."""
+        return self._prefill(SPEED, self._models)
+
+    @cached_property
+    def gpu_prefill(self) -> dict[tuple[str, int, str], float]:
+        """The same of large shapes on a GPU."""
+        return self._prefill(GPU, _LARGE)
+
+    def _prefill(self, record: str, models: Mapping[str, str]) -> dict[tuple[str, int, str], float]:
         found: dict[tuple[str, int, str], list[float]] = {}
-        for line in self._raw(SPEED, "serving"):
+        for line in self._raw(record, "serving"):
             for what in ("z", "text"):
-                key = (self._models[line["llm"]], line["text_positions"], what)
+                key = (models[line["llm"]], line["text_positions"], what)
                 found.setdefault(key, []).append(line["seconds"][f"prefill_{what}"])
         return {key: statistics.median(values) for key, values in found.items()}
 
