@@ -207,6 +207,13 @@ def speed_markdown(results: Mapping) -> str:
     ]
     if served := [line for line in results["raw"] if line["part"] == "serving"]:
         lines += ["", "Medians; a first token from Z waits for the encoding, once per context:", "", *_served(served)]
+    if answered := [line for line in results["raw"] if line["part"] == "together"]:
+        lines += [
+            "",
+            "Questions per second, answered at once; from Z with the encoding:",
+            "",
+        ]
+        lines += _at_once(answered)
     if grown := [line for line in results["raw"] if line["name"].startswith(GROWTH)]:
         rows = [
             (line["name"].removeprefix(GROWTH).replace("_", " "), line["value"], f"{line['seconds']:.2f}",
@@ -234,6 +241,18 @@ def _served(lines: Sequence[Mapping]) -> list[str]:
     head = ("positions of text", "LLM", "encoding", "first token from Z", "from text", "each further one", "from text",
             "cache of Z", "of text", "questions that pay")  # fmt: skip
     return markdown(head, rows)
+
+
+def _at_once(lines: Sequence[Mapping]) -> list[str]:
+    """Questions per second of answers that were given together, by length of the text and LLM."""
+    kinds: dict[tuple, list[Mapping]] = {}
+    for line in lines:
+        kinds.setdefault((line["text_positions"], line["llm"], line["questions"]), []).append(line)
+    rows = [
+        (*kind, *(f"{kind[-1] / statistics.median(x[way] for x in repeats):.2f}" for way in ("ours", "other")))
+        for kind, repeats in kinds.items()
+    ]
+    return markdown(("positions of text", "LLM", "at once", "from Z", "from text"), rows)
 
 
 def _origin(results: Mapping) -> list[str]:

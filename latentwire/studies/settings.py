@@ -9,7 +9,7 @@ from latentwire.llms.known import DEFAULT_LLMS, LLMSettings
 from latentwire.training.settings import require_first_gpu
 from latentwire.utils.cli import Settings, is_path, listed, option, require, require_there
 
-PARTS = ("train", "text_eval", "serving", "encode", "mfu", "growth", "processes")
+PARTS = ("train", "text_eval", "serving", "together", "encode", "mfu", "growth", "processes")
 SWEEP_SAMPLES = 10_000
 _LISTS = {"latent_lens": int, "d_zs": int, "ftce_weights": float, "ks": int}
 

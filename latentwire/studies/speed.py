@@ -6,8 +6,6 @@ Each of PARTS is measured by one function. Shapes: M latents.
 import copy
 import dataclasses
 import itertools
-import os
-import re
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +39,7 @@ from latentwire.training.teacher import teach
 from latentwire.training.trainer import Job, Trainer
 from latentwire.utils.cli import SCHEMA
 from latentwire.utils.files import read_json, read_lines, write_json, write_text
-from latentwire.utils.machine import machine, now, on_this_machine
+from latentwire.utils.machine import forget_peak, machine, now, on_this_machine, peak_mb
 from latentwire.utils.runs import RunFolder, identity
 
 _ENCODER = "hf"  # that is trained
@@ -50,7 +48,6 @@ _LENGTHS = (150, 1000, 4000)  # tokens of a context
 _WORDS = (20, 50, None)  # of a text to encode; None: whole paragraphs
 _BATCHES, _SIZES = (4, 8, 16, 32), (8, 32, 64)  # growth: questions per step, and M
 _GROWN_WORDS = (150, 1000, 4000, 16000)  # of a text
-_CLEAR = "/proc/self/clear_refs"
 _NO_PART = ("save_dir", "parts", "llms")  # of what makes two benchmarks the same one
 _MATRICES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
 
@@ -216,6 +213,27 @@ def serving_part(bench: Bench) -> list[dict]:
     return lines
 
 
+def together_part(bench: Bench) -> list[dict]:
+    """Seconds to answer BATCH_SIZE questions at once, each on a context of its own, as an evaluation answers: from Z,
+    encoding included, and from text."""
+    config, lines = bench.config, []
+    for length, plain in itertools.product(_LENGTHS[:2], bench.readers):
+        reader = reader_of(plain.llm, config, "context")
+        reader.adapter = bench.adapters[plain.llm.name].to(config.device)
+        some = [
+            dataclasses.replace(q, context=_long_context(bench.questions[i:], plain.llm, length), id=f"{length} {i}")
+            for i, q in enumerate(bench.questions[: config.batch_size])
+        ]
+        ways = {
+            way: lambda reader=reader, some=some, name=name: _answer(bench, name, reader, "context", some)
+            for way, name in (("ours", "latentwire"), ("other", "text"))
+        }
+        same = {"name": f"answer_text_vs_z_{length}_at_once", "llm": plain.llm.name, "unit": "s",
+                "questions": len(some), "text_positions": length}  # fmt: skip
+        lines += [same | found for found in bench.side_by_side(ways)]
+    return lines
+
+
 def encode_part(bench: Bench) -> list[dict]:
     """Seconds to encode the same texts, all at once and one by one, by the words of each: the bytes are the same. On a
     GPU a text by itself is read in a batch of its copies."""
@@ -244,7 +262,7 @@ def mfu_part(bench: Bench) -> list[dict]:
     steps = bench.side_by_side({"step": lambda: _take(trainer, 0)})
     return [
         {"name": "mfu_share_of_ceiling", "unit": "FLOP/s", "flops": flops, "seconds": found["step"],
-         "ours": max(ceilings), "other": flops / found["step"], "peak_memory_mb": _peak_mb(config.device)}
+         "ours": max(ceilings), "other": flops / found["step"], "peak_memory_mb": peak_mb(config.device)}
         for found in steps
     ]  # fmt: skip
 
@@ -263,19 +281,17 @@ def growth_part(bench: Bench) -> list[dict]:
         lines.append(_grown(bench, "llms", n, lambda trainer=trainer: _take(trainer, 0)))
     first = bench.readers[0]
     reader = dataclasses.replace(first, adapter=bench.adapters[first.llm.name].to(config.device))
-    wire = CONDITIONS["latentwire"]
     for share in (4, 2, 1):
         some = bench.questions[: max(1, len(bench.questions) // share)]
 
         def evaluate(some=some) -> None:
-            shared = Shared(some, 0, Sender(bench.encoder, "prompt", "fp16"))  # encodes each question anew
             for start in range(0, len(some), config.batch_size):
-                batch = some[start : start + config.batch_size]
-                answer(wire, config.latent_len, reader, shared, bench.score, batch, config.max_new_tokens)
+                _answer(bench, "latentwire", reader, "prompt", some[start : start + config.batch_size])
 
         lines.append(_grown(bench, "questions", len(some), evaluate))
+    there = " ".join(dict.fromkeys(q.context for q in bench.questions)).split()
     for words in _GROWN_WORDS:
-        context = " ".join(itertools.islice(itertools.cycle(_words_of(bench.questions)), words))
+        context = " ".join(itertools.islice(itertools.cycle(there), words))
         long = dataclasses.replace(bench.questions[0], context=context, id=f"{words} words")
         ways = {"words_encoded": lambda long=long: bench.encoder.encode([long], "prompt", config.latent_len)}
         if bench.encoder.reads_answers:
@@ -314,7 +330,8 @@ def processes_part(bench: Bench) -> list[dict]:
 
 
 PARTS: dict[str, Callable[[Bench], list[dict]]] = {
-    "train": train_part, "text_eval": text_eval_part, "serving": serving_part, "encode": encode_part, "mfu": mfu_part,
+    "train": train_part, "text_eval": text_eval_part, "serving": serving_part, "together": together_part,
+    "encode": encode_part, "mfu": mfu_part,
     "growth": growth_part, "processes": processes_part,
 }  # fmt: skip
 
@@ -342,34 +359,19 @@ def _take(trainer: Trainer, step: int) -> None:
     trainer.take_step()
 
 
+def _answer(bench: Bench, condition: str, reader: Reader, source: str, some: Sequence[Question]) -> None:
+    """One batch of an evaluation; what is encoded, is encoded anew."""
+    shared, config = Shared(some, 0, Sender(bench.encoder, source, "fp16")), bench.config
+    answer(CONDITIONS[condition], config.latent_len, reader, shared, bench.score, some, config.max_new_tokens)
+
+
 def _grown(bench: Bench, kind: str, value: int, work: Callable[[], object]) -> dict:
     """One measurement of growth; peak memory is that of this work alone where the system can tell."""
     work()
-    _forget_peak(bench.config.device)
+    forget_peak(bench.config.device)
     seconds = statistics.median(bench.seconds(work) for _ in range(bench.config.repeats))
     return {"name": f"{GROWTH}{kind}", "value": value, "unit": "s", "seconds": seconds,
-            "peak_memory_mb": _peak_mb(bench.config.device)}  # fmt: skip
-
-
-def _forget_peak(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-    elif os.access(_CLEAR, os.W_OK):
-        Path(_CLEAR).write_text("5")  # resets VmHWM (man proc_pid_clear_refs)
-
-
-def _peak_mb(device: str) -> float | None:
-    """Most memory since `_forget_peak`; None where the system does not tell."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 1e6
-    status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
-    return int(found[1]) / 1e3 if found else None
-
-
-def _words_of(questions: Sequence[Question]) -> list[str]:
-    """All words of their contexts, each context once."""
-    return " ".join(dict.fromkeys(q.context for q in questions)).split()
+            "peak_memory_mb": peak_mb(bench.config.device)}  # fmt: skip
 
 
 def _long_context(questions: Sequence[Question], llm: FrozenLLM, tokens: int) -> str:

@@ -2,7 +2,9 @@
 
 import ctypes
 import dataclasses
+import os
 import platform
+import re
 import resource
 import subprocess
 import time
@@ -15,6 +17,7 @@ from latentwire.utils.surroundings import native_bfloat16
 
 T = TypeVar("T")
 NATIVE = "native"  # a dtype that the device decides
+_CLEAR = "/proc/self/clear_refs"
 
 
 def on_this_machine(config: T) -> T:
@@ -75,6 +78,27 @@ def peak_memory_mb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def forget_peak(device: str) -> None:
+    """Let `peak_mb` begin anew, where the system can."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    elif os.access(_CLEAR, os.W_OK):
+        Path(_CLEAR).write_text("5")  # resets VmHWM (man proc_pid_clear_refs)
+
+
+def peak_mb(device: str) -> float | None:
+    """Most memory since `forget_peak`, in MB; None where the system does not tell."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(found[1]) / 1e3 if found else None
 
 
 def give_memory_back() -> None:

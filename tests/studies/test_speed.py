@@ -25,7 +25,7 @@ from latentwire.training.teacher import teach
 ROOT = Path(__file__).parents[2]
 NAMES = ["llama", "qwen"]
 RATIOS = ("train_step_vs_plain", "text_eval_vs_loop", "text_eval_vs_batched", "prefill_text_vs_z_40",
-          "mfu_share_of_ceiling")  # fmt: skip
+          "answer_text_vs_z_80_at_once", "mfu_share_of_ceiling")  # fmt: skip
 
 
 @pytest.mark.parametrize(("recompute", "deep"), [(False, False), (True, False), (False, True)])
@@ -161,6 +161,13 @@ def test_an_encoder_that_never_pays_is_said_so():
     assert "| 1.500 s | 0.400 s | 0.100 s | 0.200 s |" in table
     table = speed_markdown({"hardware": hardware, "raw": [line | {"seconds": seconds | {"prefill_text": 0.9}}]})
     assert table.splitlines()[-1].endswith("| 2.5 |")
+
+
+def test_what_is_answered_at_once_is_told_per_second():
+    hardware = {"gpus": ["G"], "torch": "2", "transformers": "5"}
+    line = {"part": "together", "name": "x", "llm": "a", "text_positions": 40, "questions": 6, "other": 3.0}
+    table = speed_markdown({"hardware": hardware, "raw": [line | {"ours": seconds} for seconds in (9.0, 0.5, 1.5)]})
+    assert table.splitlines()[-1] == "| 40 | a | 6 | 4.00 | 2.00 |"
 
 
 def test_a_chart_of_growth_has_a_panel_for_each_thing_and_a_line_of_proportion():
