@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from latentwire.llms.arithmetic import LLMS
+from latentwire.llms.known import LARGE_SHAPES
 from latentwire.utils.files import read_json
 
 RESULTS = Path(__file__).parents[3] / "results"
 SPEED, STEP, SERVICE, SHIPPED, CORPUS = "16_speed", "31_speed", "24_service/encode", "15_shipped", "25_corpus"
-GPU, _LARGE = "50_gpu_speed/large", {"llama": "llama3.1-8b", "qwen": "qwen2.5-7b"}  # random weights in these shapes
+GPU = "50_gpu_speed/large"  # random weights in the shapes of large LLMs
 _TEXT = ("text", None)  # condition and M of the whole text
 
 
@@ -29,7 +31,9 @@ class Records:
     @cached_property
     def gpu_prefill(self) -> dict[tuple[str, int, str], float]:
         """The same of large shapes on a GPU."""
-        return self._prefill(GPU, _LARGE)
+        of_width = {shape.width: model for model, shape in LLMS.items()}
+        large = {name: of_width[shape["hidden_size"]] for name, shape in LARGE_SHAPES.items()}
+        return self._prefill(GPU, large)
 
     def _prefill(self, record: str, models: Mapping[str, str]) -> dict[tuple[str, int, str], float]:
         found: dict[tuple[str, int, str], list[float]] = {}
