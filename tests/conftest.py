@@ -269,7 +269,8 @@ def adapters(short, run_of, runs, scores):
 @pytest.fixture(scope="session")
 def joint_config(short, adapters):
     """joint_config(folder, **changes): settings of a joint stage with a teacher."""
-    more = {"init": str(adapters / "checkpoint_best"), "epochs": STEPS // PER_EPOCH, "kd_weight": 0.5}
+    more = {"init": str(adapters / "checkpoint_best"), "epochs": STEPS // PER_EPOCH}
+    more |= {"kd_weight": 0.75, "first_token_ce_weight": 0.25}  # that a test tells one from the other
     return lambda folder, **changes: short(folder, **(more | changes))
 
 

@@ -260,7 +260,7 @@ def test_a_folder_that_holds_a_run_is_refused_without_resume(stopped, joint_conf
     ("change", "match"),
     [
         ({"lr": 1e-3}, "lr: 0.0005 there, 0.001 now"),
-        ({"kd_weight": 0.0}, "kd_weight: 0.5 there, 0.0 now"),
+        ({"kd_weight": 0.0}, "kd_weight: 0.75 there, 0.0 now"),
         ({"samples": 32}, "questions_sha256: .*samples: 24 there, 32 now"),
         ({"llms": "qwen"}, "llm_ids"),
     ],
