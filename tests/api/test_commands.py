@@ -68,17 +68,21 @@ def test_a_wire_goes_through_a_pipe_and_is_answered_as_the_api_does(lw, warm, sh
     [
         (["--latent_len", "5"], {"m": 5}),
         (["--budget", "9", "--codec", "int8"], {"budget": 9.0, "codec": "int8"}),
-        (["--blocks", "1"], {"blocks": 1}),
     ],
 )
 def test_how_a_text_becomes_a_wire_is_said_by_flags(call, lw, short_questions, files, tmp_path, flags, how):
     q, given = short_questions[0], ["--context", str(files / "text.txt")]
     sent, _ = call(send, *given, "--question", q.question, *flags)
-    assert sent == lw.encode(q.context, q.question, **how) and (
-        how == {"blocks": 1} or sent != lw.encode(q.context, q.question)
-    )
+    assert sent == lw.encode(q.context, q.question, **how) != lw.encode(q.context, q.question)
     nothing, _ = call(send, *given, "--question", q.question, *flags, "--out", str(tmp_path / "z.lwir"))
     assert (tmp_path / "z.lwir").read_bytes() == sent and not nothing
+
+
+def test_a_long_text_is_sent_in_as_many_parts_as_the_flag_allows(call, lw, short_questions, tmp_path):
+    document, question = " ".join(dict.fromkeys(q.context for q in short_questions[:8])), short_questions[0].question
+    (tmp_path / "d.txt").write_text(document)
+    sent, _ = call(send, "--context", str(tmp_path / "d.txt"), "--question", question, "--blocks", "2")
+    assert len(lw.wire(sent).blocks) == 2 and sent == lw.encode(document, question, blocks=2)
 
 
 def test_a_text_may_come_through_a_pipe_that_the_shell_names(call, lw, short_questions, tmp_path):

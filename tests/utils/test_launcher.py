@@ -141,6 +141,7 @@ def test_a_torchrun_that_is_still_importing_ends_with_its_launcher(start):
     until = time.monotonic() + 60
     while not (tree := of_torchrun(top)) and time.monotonic() < until:
         time.sleep(0.01)
+    assert tree, "torchrun was not found"
     time.sleep(0.5)  # importing torch takes longer
     assert of_torchrun(top) == tree, "it has started no worker yet"
     top.kill()
