@@ -115,10 +115,14 @@ def test_killed_in_the_middle_and_continued_the_rows_are_the_same(whole, flags, 
     while not (there := [*folder.glob("shards/0*.parquet")]):
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+    running.send_signal(signal.SIGSTOP)  # so that it has not ended when it is killed
     with pytest.raises(ValueError, match="is in use by a running process"):
         encode_corpus(CorpusSettings(**flags, output=str(folder)))
     running.send_signal(signal.SIGKILL)
     running.wait()
+    assert len([*folder.glob("shards/0*.parquet")]) < len([*whole[0].glob("shards/0*.parquet")]), (
+        "nothing was left to do"
+    )
     first = there[0].stat().st_mtime_ns
     (folder / "shards" / ".00000-000004.parquet.1").write_bytes(b"half a file")
     found = encode_corpus(CorpusSettings(**flags, output=str(folder)))

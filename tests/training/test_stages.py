@@ -1,5 +1,6 @@
 """What each stage of training changes, and what it leaves as it is to the last bit."""
 
+import dataclasses
 import os
 
 import pytest
@@ -19,13 +20,15 @@ from training.run_tools import (
 )
 
 from latentwire.conditions.base import CONDITIONS
+from latentwire.data.squad import load
 from latentwire.llms.loading import load_llm
 from latentwire.models.backbones import load_backbone
-from latentwire.models.checkpoint import load_checkpoint
+from latentwire.models.checkpoint import load_checkpoint, load_encoder
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.encoders.queries import QueryEncoder
 from latentwire.models.weights import load_soft_prompts, read_config
 from latentwire.reporting.charts import draw_curves
+from latentwire.training.jobs import _selection_figures
 from latentwire.training.running import train
 from latentwire.training.stages import ALL, STAGES, Stage, needed, stage
 
@@ -46,6 +49,21 @@ def test_stage_scores_trains_backbone_and_scores_alone(scores, codebook, encoder
     assert line["llms"] == {}, "no LLM takes part"
     held = lines_of(scores)[0]["validation"]
     assert held.keys() == {"answer_kept", "answer_touched", "encoder_f1", "score"} and 0 <= held["answer_kept"] <= 1
+
+
+def test_an_answer_is_kept_where_all_of_its_tokens_are_sent_and_touched_where_one_is(short, scores, tmp_path):
+    config = short(tmp_path / "r", stage="scores", init=str(scores / "checkpoint_best"))
+    encoder, dev = load_encoder(scores / "checkpoint_best"), load("sample", "dev")
+    figures, sent = {}, {}
+    for m in (4, 500):
+        figures[m] = _selection_figures(encoder, dev, dataclasses.replace(config, latent_len=m))
+        spans = encoder.chosen_spans(dev.questions, config.source, m)
+        there = [{place for span in one for place in range(*span)} for one in spans]
+        wanted = [set(range(q.starts[0], q.starts[0] + len(q.answers[0].rstrip()))) for q in dev.questions]
+        sent[m] = [(want <= found, bool(want & found)) for want, found in zip(wanted, there, strict=True)]
+        shares = [sum(column) / len(sent[m]) for column in zip(*sent[m], strict=True)]
+        assert [figures[m]["answer_kept"], figures[m]["answer_touched"]] == pytest.approx(shares)
+    assert figures[500]["answer_kept"] == 1 > figures[4]["answer_touched"] > figures[4]["answer_kept"]
 
 
 def test_anchors_learn_where_answers_stand_and_both_arms_go_on_from_there(short, run_of, encoder_folder, tmp_path):
