@@ -210,7 +210,7 @@ def speed_markdown(results: Mapping) -> str:
     if answered := [line for line in results["raw"] if line["part"] == "together"]:
         lines += [
             "",
-            "Questions per second, answered at once; from Z with the encoding:",
+            "Questions per second of an evaluation (answers, and the NLL of the reference); from Z with the encoding:",
             "",
         ]
         lines += _at_once(answered)

@@ -214,8 +214,8 @@ def serving_part(bench: Bench) -> list[dict]:
 
 
 def together_part(bench: Bench) -> list[dict]:
-    """Seconds to answer BATCH_SIZE questions at once, each on a context of its own, as an evaluation answers: from Z,
-    encoding included, and from text."""
+    """Seconds to answer BATCH_SIZE questions at once, each on a context of its own, as an evaluation does (the NLL
+    of the reference, too): from Z, encoding included, and from text."""
     config, lines = bench.config, []
     for length, plain in itertools.product(_LENGTHS[:2], bench.readers):
         reader = reader_of(plain.llm, config, "context")

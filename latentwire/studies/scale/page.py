@@ -25,8 +25,9 @@ from latentwire.utils.cli import listed, require
 _GB = 1e9
 _HEAD = """# Scale, on paper
 
-`python latentwire/plan.py > docs/scale.md` writes this page. **Of these LLMs nothing but prefill was measured on a
-GPU.** It is arithmetic from the shapes of models (`latentwire/llms/arithmetic.py`) and from records. [The last
+`python latentwire/plan.py > docs/scale.md` writes this page. **Of these LLMs nothing but
+prefill and decoding of one question at a time was measured on a GPU, with random weights.** It is arithmetic from the
+shapes of models (`latentwire/llms/arithmetic.py`) and from records. [The last
 section](#checked-against-what-was-measured) says how far such arithmetic is from what a CPU and a GPU took. Flags
 change every assumption, for example `--gpu_price 3 --llms qwen2.5-7b`. Prices are assumptions, no offers.
 """
