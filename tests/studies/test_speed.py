@@ -182,8 +182,8 @@ def test_a_chart_of_growth_has_a_panel_for_each_thing_and_a_line_of_proportion()
     assert list(proportional.get_ydata()) == [0.0, 8.0] and list(measured.get_ydata()) == [2.0, 8.0]
 
 
-SHOWN = ["52_together", "50_gpu_speed/large", "50_gpu_speed/small", "47_serving", "31_speed", "31_speed/batch16", "31_speed/text16",
-         "31_speed/growth"]  # fmt: skip
+SHOWN = ["52_together", "50_gpu_speed/large", "50_gpu_speed/small", "47_serving", "31_speed", "31_speed/batch16",
+         "31_speed/text16", "31_speed/growth"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["16_speed", *SHOWN])
