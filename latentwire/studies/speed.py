@@ -9,6 +9,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -218,16 +219,14 @@ def together_part(bench: Bench) -> list[dict]:
     of the reference, too): from Z, encoding included, and from text."""
     config, lines = bench.config, []
     for length, plain in itertools.product(_LENGTHS[:2], bench.readers):
-        reader = reader_of(plain.llm, config, "context")
-        reader.adapter = bench.adapters[plain.llm.name].to(config.device)
+        adapter = bench.adapters[plain.llm.name].to(config.device)
+        reader = dataclasses.replace(reader_of(plain.llm, config, "context"), adapter=adapter)
         some = [
             dataclasses.replace(q, context=_long_context(bench.questions[i:], plain.llm, length), id=f"{length} {i}")
             for i, q in enumerate(bench.questions[: config.batch_size])
         ]
-        ways = {
-            way: lambda reader=reader, some=some, name=name: _answer(bench, name, reader, "context", some)
-            for way, name in (("ours", "latentwire"), ("other", "text"))
-        }
+        conditions = {"ours": "latentwire", "other": "text"}
+        ways = {way: partial(_answer, bench, name, reader, "context", some) for way, name in conditions.items()}
         same = {"name": f"answer_text_vs_z_{length}_at_once", "llm": plain.llm.name, "unit": "s",
                 "questions": len(some), "text_positions": length}  # fmt: skip
         lines += [same | found for found in bench.side_by_side(ways)]
@@ -331,8 +330,7 @@ def processes_part(bench: Bench) -> list[dict]:
 
 PARTS: dict[str, Callable[[Bench], list[dict]]] = {
     "train": train_part, "text_eval": text_eval_part, "serving": serving_part, "together": together_part,
-    "encode": encode_part, "mfu": mfu_part,
-    "growth": growth_part, "processes": processes_part,
+    "encode": encode_part, "mfu": mfu_part, "growth": growth_part, "processes": processes_part,
 }  # fmt: skip
 
 

@@ -104,6 +104,13 @@ def test_a_forged_header_is_refused_by_name(offset, value, says):
         Wire.unpack(forged(packed(), offset, value))
 
 
+def test_a_header_that_claims_much_is_refused_by_its_size():
+    """A version-1 wire of 65,535 x 65,535 x 4 billion values, in 18 bytes."""
+    body = struct.pack("<4sBBHHI", b"LWIR", 1, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF)
+    with pytest.raises(ValueError, match="does not fit its header"):
+        Wire.unpack(body + struct.pack("<I", zlib.crc32(body)))
+
+
 def test_latents_that_no_reader_could_use_are_not_packed():
     with pytest.raises(ValueError, match="nan or inf"):
         packed([np.full((2, 4), np.nan, np.float32)])

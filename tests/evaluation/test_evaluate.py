@@ -501,6 +501,7 @@ def test_any_number_of_llms_read_the_same_wire(tmp_path, llm_folders, monkeypatc
     monkeypatch.setattr(Sender, "slot", noted)
     results = evaluate(config(tmp_path / "r", llms="third,llama,qwen", conditions="latentwire", samples=3))
     assert [row["llm"] for row in results["results"]] == ["third", "llama", "qwen"]
+    assert len({row["wire_bytes"] for row in results["results"]}) == 1
     assert len(by_llm) == 3 and len({frozenset(wires) for wires in by_llm.values()}) == 1
 
 

@@ -54,14 +54,14 @@ def test_stage_scores_trains_backbone_and_scores_alone(scores, codebook, encoder
 def test_an_answer_is_kept_where_all_of_its_tokens_are_sent_and_touched_where_one_is(short, scores, tmp_path):
     config = short(tmp_path / "r", stage="scores", init=str(scores / "checkpoint_best"))
     encoder, dev = load_encoder(scores / "checkpoint_best"), load("sample", "dev")
-    figures, sent = {}, {}
+    figures = {}
     for m in (4, 500):
         figures[m] = _selection_figures(encoder, dev, dataclasses.replace(config, latent_len=m))
         spans = encoder.chosen_spans(dev.questions, config.source, m)
         there = [{place for span in one for place in range(*span)} for one in spans]
         wanted = [set(range(q.starts[0], q.starts[0] + len(q.answers[0].rstrip()))) for q in dev.questions]
-        sent[m] = [(want <= found, bool(want & found)) for want, found in zip(wanted, there, strict=True)]
-        shares = [sum(column) / len(sent[m]) for column in zip(*sent[m], strict=True)]
+        sent = [(want <= found, bool(want & found)) for want, found in zip(wanted, there, strict=True)]
+        shares = [sum(column) / len(sent) for column in zip(*sent, strict=True)]
         assert [figures[m]["answer_kept"], figures[m]["answer_touched"]] == pytest.approx(shares)
     assert figures[500]["answer_kept"] == 1 > figures[4]["answer_touched"] > figures[4]["answer_kept"]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import PER_EPOCH, STEPS
-from training.run_tools import LLMS, lines_of, ready_trainer, same, steps_in, trained_on
+from training.run_tools import LLMS, lines_of, read, ready_trainer, same, steps_in, trained_on
 
 from latentwire.evaluation.answering import answer
 from latentwire.models.components import component
@@ -132,7 +132,7 @@ def test_training_in_bfloat16_keeps_weights_in_float32(joint, joint_config, tmp_
     train(joint_config(tmp_path / "r", dtype="bfloat16", kd_weight=0.0, epochs=1))
     first, same_first = (steps_in(folder)[0]["llms"]["qwen"]["ce"] for folder in (tmp_path / "r", joint))
     assert first == pytest.approx(same_first, rel=0.05) and first != same_first
-    weights = torch.load(tmp_path / "r" / "checkpoint_last" / "encoder.pt", weights_only=True)
+    weights = read(tmp_path / "r" / "checkpoint_last" / "encoder.pt")
     assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {torch.float32}
 
 
