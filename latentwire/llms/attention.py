@@ -110,6 +110,24 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return torch.equal(one, other)
 
 
+def without_first(
+    constant: int, slots: Sequence[Tensor], deltas: Sequence[Tensor | None]
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Slots [P_i, d] and deltas [layers, 2, P_i, k] from position `constant` on. What was one object still is."""
+    rest = {id(slot): slot[constant:] for slot in slots}
+    rest |= {id(delta): delta if delta is None else delta[:, :, constant:] for delta in deltas}
+    return [rest[id(slot)] for slot in slots], [rest[id(delta)] for delta in deltas]
+
+
+def left_pad(rows: Sequence[Tensor], head: int) -> tuple[Tensor, Tensor]:
+    """rows of [L_i, d] to embeds [B, L, d] and mask [B, head + L]: head visible, then padding, then the row."""
+    embeds = pad_sequence(rows, batch_first=True, padding_side="left")
+    mask = torch.ones(len(rows), head + embeds.shape[1], dtype=torch.long, device=embeds.device)
+    for line, row in zip(mask, rows, strict=True):
+        line[head : head + embeds.shape[1] - len(row)] = 0
+    return embeds, mask
+
+
 def behind_each_other(
     slots: Sequence[Tensor], rests: Sequence[Tensor], first: Sequence[int]
 ) -> tuple[list[Tensor], list[Tensor], dict[int, int]]:

@@ -128,8 +128,7 @@ class FrozenLLM:
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values that the cache keeps for one position."""
-        cache = self._new_cache()
-        self._forward(self.embed([0])[None], torch.ones(1, 1, dtype=torch.long, device=self.device), cache, keep=1)
+        cache = self._opening((0,)).cache
         return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
     def require_positions(self, needed: int, what: str, remedy: str) -> None:
@@ -160,9 +159,8 @@ class FrozenLLM:
         rests = [self.embed(tail) for tail in tails]
         assert not constant or all(torch.equal(slot[:constant], slots[0][:constant]) for slot in slots)
         opening = self._opening(head, slots[0][:constant])
-        own = [slot[constant:] for slot in slots]
-        deltas = [delta if delta is None else delta[:, :, constant:] for delta in deltas]
-        logits, mask, cache = self._read(opening, own, rests, deltas, torch.ones(1, dtype=torch.long), kept=True)
+        slots, deltas = attention.without_first(constant, slots, deltas)
+        logits, mask, cache = self._read(opening, slots, rests, deltas, torch.ones(1, dtype=torch.long), kept=True)
         return Prefill(cache, mask, logits[:, -1])
 
     def generate(self, prefill: Prefill, max_new_tokens: int) -> list[str]:
@@ -218,12 +216,19 @@ class FrozenLLM:
         answers: Sequence[Sequence[int]],
         deltas: Sequence[Tensor | None] = (),
         learned: Sequence[Sequence[bool]] = (),
+        constant: int = 0,
     ) -> PrefixLoss:
         """Teacher forcing: score the answer tokens after head + slot + tail, with gradients to slots and deltas.
 
         Only answer tokens carry a label, of each answer those that are `learned` (all of them, unless given). Logits
-        are computed only where some row has a label; A counts these places.
+        are computed only where some row has a label; A counts these places. constant: as in `prefill`; where `shares`
+        these positions are read once for all rows, with gradients to those of the first slot.
         """
+        opening = self._opening(head)
+        if constant and self.shares:  # elsewhere one more pass costs more than it saves, where the LLM is small
+            same = slots[0][:constant].to(self.device, self.dtype)
+            opening = self._read_on(opening.embeds, self._copy(opening.cache), same)
+            slots, deltas = attention.without_first(constant, slots, deltas)
         rests = [self.embed([*tail, *answer]) for tail, answer in zip(tails, answers, strict=True)]
         longest = max(map(len, answers))
         labels = torch.full((len(rests), longest), IGNORE, device=self.device)
@@ -233,7 +238,7 @@ class FrozenLLM:
         wanted = pad_sequence(which, batch_first=True, padding_side="left")  # [B, longest] bool
         columns = wanted.any(dim=0).nonzero()[:, 0]  # [A]
         labels = labels.masked_fill(~wanted.to(self.device), IGNORE)[:, columns]
-        logits, *_ = self._read(self._opening(head), slots, rests, deltas, longest + 1 - columns)
+        logits, *_ = self._read(opening, slots, rests, deltas, longest + 1 - columns)
         nll = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
         return PrefixLoss(nll.view_as(labels), labels != IGNORE, labels, logits)
 
@@ -259,7 +264,7 @@ class FrozenLLM:
             return self._read_packed(opening, slots, rests, deltas, from_end, kept)
         rows = [torch.cat([s.to(self.device, self.dtype), rest]) for s, rest in zip(slots, rests, strict=True)]
         if self._sees_all:
-            embeds, mask = self._left_pad(rows, len(opening.embeds))
+            embeds, mask = attention.left_pad(rows, len(opening.embeds))
             cache = self._copy(opening.cache, len(rows))
         else:
             embeds, mask, cache = self._pad_in_front(opening, rows)
@@ -310,14 +315,6 @@ class FrozenLLM:
             return nullcontext()
         return adding(self.model.get_decoder().layers, self.kv_shape[1], deltas, begins, embeds)
 
-    def _left_pad(self, rows: list[Tensor], head: int) -> tuple[Tensor, Tensor]:
-        """rows of [L_i, d] to embeds [B, L, d] and mask [B, head + L]: head visible, then padding, then the row."""
-        embeds = pad_sequence(rows, batch_first=True, padding_side="left")
-        mask = torch.ones(len(rows), head + embeds.shape[1], dtype=torch.long, device=self.device)
-        for line, row in zip(mask, rows, strict=True):
-            line[head : head + embeds.shape[1] - len(row)] = 0
-        return embeds, mask
-
     def _pad_in_front(self, opening: _Opening, rows: list[Tensor]) -> tuple[Tensor, Tensor, "DynamicCache"]:
         """The same in the order padding, head, row, so that nothing stands between head and row.
 
@@ -358,11 +355,15 @@ class FrozenLLM:
         own = self.embed([]) if vectors is None else vectors.to(self.device, self.dtype)
         key, kept = (head, len(own)), self._openings.get((head, len(own)))
         if kept is None or not torch.equal(kept.embeds[len(head) :], own):
-            cache, embeds = self._new_cache(), torch.cat([self.embed(head), own])
-            mask = torch.ones(1, len(embeds), dtype=torch.long, device=self.device)
-            self._forward(embeds[None], mask, cache, keep=1)
-            self._openings[key] = _Opening(embeds, cache)
+            self._openings[key] = self._read_on(self.embed([]), self._new_cache(), torch.cat([self.embed(head), own]))
         return self._openings[key]
+
+    def _read_on(self, read: Tensor, cache: "DynamicCache", more: Tensor) -> _Opening:
+        """What was read [n, d], whose cache grows, and more of it [k, d]."""
+        embeds = torch.cat([read, more])
+        mask = torch.ones(1, len(embeds), dtype=torch.long, device=self.device)
+        self._forward(more[None], mask, cache, keep=1)
+        return _Opening(embeds, cache)
 
     def _new_cache(self) -> "DynamicCache":
         """An empty cache that forgets nothing: one without the configuration keeps what is beyond a layer's window."""
@@ -386,8 +387,7 @@ class FrozenLLM:
         vocabulary = self.tokenizer.get_vocab()
         configured = self.model.generation_config.eos_token_id
         ends = configured if isinstance(configured, list) else [configured]
-        ends = {*ends, self.tokenizer.eos_token_id, *(vocabulary.get(token) for token in END_OF_TURN)}
-        return ends - {None}
+        return {*ends, self.tokenizer.eos_token_id, *(vocabulary.get(token) for token in END_OF_TURN)} - {None}
 
     def _stop_ids(self) -> Tensor:
         """Ids after which an answer is over: the ends, and every token that holds a newline."""

@@ -19,11 +19,13 @@ from latentwire.models.encoders.base import Encoded, Encoder
 @dataclass
 class Slots:
     """embeds: per LLM, one slot [P_i, d] per question; encoded: what the encoder says of them, if there is one; deltas:
-    per LLM whose adapter is deep, what is added to each slot's keys and values [layers, 2, P_i, k]."""
+    per LLM whose adapter is deep, what is added to each slot's keys and values [layers, 2, P_i, k]; constant: per LLM,
+    how many first positions are the same in all slots."""
 
     embeds: dict[str, list[Tensor]]
     encoded: Encoded | None = None
     deltas: dict[str, list[Tensor]] = field(default_factory=dict)
+    constant: dict[str, int] = field(default_factory=dict)
 
 
 class LatentWire(nn.Module):
@@ -46,7 +48,8 @@ class LatentWire(nn.Module):
             if adapter.deep:
                 once = [adapter.deltas(z[mine]) for z, mine in zip(encoded.z, encoded.used, strict=True)]
                 deltas[name] = [once[place] for place in places]
-        return Slots(rows, encoded if texts is questions else encoded.of(places), deltas)
+        constant = {name: adapter.constant for name, adapter in self.adapters.items()}
+        return Slots(rows, encoded if texts is questions else encoded.of(places), deltas, constant)
 
     def _texts(self, questions: Sequence[Question]) -> tuple[Sequence[Question], Sequence[int]]:
         """What is encoded, and which of it each question has. Where the encoder does not read the question, a text is

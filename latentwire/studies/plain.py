@@ -39,8 +39,10 @@ class PlainLLM:
         answers: Sequence[Sequence[int]],
         deltas: Sequence[Tensor | None] = (),
         learned: Sequence[Sequence[bool]] = (),
+        constant: int = 0,
     ) -> PrefixLoss:
-        """As `FrozenLLM.loss_with_prefix`. Raises ValueError for deltas where layers are computed again."""
+        """As `FrozenLLM.loss_with_prefix`; every row reads all of its positions. Raises ValueError for deltas where
+        layers are computed again."""
         remedy = "keys and values that a deep adapter adds to are not computed again; leave it out"
         require(not (self.recompute and deltas), "recompute", True, remedy)
         rows = [

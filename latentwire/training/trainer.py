@@ -299,8 +299,9 @@ class Trainer:
         tails = [prompts.tail(q.question) for q in mine]
         deltas = slots.deltas.get(llm.name, ())
         scored = llm.loss_with_prefix(
-            prompts.head, rows, tails, [one.ids for one in own], deltas, [one.learned for one in own]
-        )
+            prompts.head, rows, tails, [one.ids for one in own], deltas, [one.learned for one in own],
+            slots.constant.get(llm.name, 0),
+        )  # fmt: skip
         count = sum(sum(one.learned) for one in labels.values())
         sums = answer_sums(scored, [one.informative for one in own])
         parts = {
