@@ -3,8 +3,9 @@ only some rows share, a text of several questions, is read once, too.
 
 PyTorch's fused attention takes one set of keys per row. Behind the same head of H positions, all rows' queries can be
 multiplied with its keys in one matrix product, which is faster on a CPU, above all backwards: the head needs no
-gradient. The softmax is over the head's keys and the row's own together, so the result is the same up to rounding
-(Juravsky et al. 2024, "Hydragen", splits it the same way).
+gradient. A learned preamble that all rows share is a second piece of what they begin with, apart from the head, since
+it needs one. The softmax is over the keys of all pieces and the row's own together, so the result is the same up to
+rounding (Juravsky et al. 2024, "Hydragen", splits it the same way).
 Shapes: B rows, N query heads, G groups of them (one per head of the keys), Q queries, K keys of a row, D width.
 """
 
@@ -18,12 +19,29 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel
 
 NAME = "latentwire_shared_head"
 _BLOCK = 128  # queries at a time: their scores take memory, and see no later keys
 _BRANCHES = 128  # positions behind a shared slot that are read in one row, or as many as the slot has
-Head = Sequence[tuple[Tensor, Tensor]]  # of each layer: keys and values [1, G, H, D]
+Pieces = Sequence[tuple[Tensor, Tensor]]  # keys and values [1, G, H_i, D], one behind the other
+Head = Sequence[Pieces]  # of each layer
+
+
+@dataclass
+class Opening:
+    """What all rows begin with, read once: embeds [H, d], and their keys and values, one row, never to be changed; the
+    first of them may be in `cache.head`."""
+
+    embeds: Tensor
+    cache: "DynamicCache"
+
+    @property
+    def head(self) -> Head:
+        """The keys and values."""
+        before = self.cache.head or [()] * len(self.cache.layers)
+        layers = zip(before, self.cache.layers, strict=True)
+        return [[*pieces, (layer.keys, layer.values)] for pieces, layer in layers]
 
 
 def without_cudnn() -> None:
@@ -113,7 +131,11 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 def without_first(
     constant: int, slots: Sequence[Tensor], deltas: Sequence[Tensor | None]
 ) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Slots [P_i, d] and deltas [layers, 2, P_i, k] from position `constant` on. What was one object still is."""
+    """Slots [P_i, d] and deltas [layers, 2, P_i, k] from position `constant` on: before it all slots are the same, and
+    deltas are zero. What was one object still is."""
+    slots, deltas = list(slots), list(deltas)
+    assert all(torch.equal(slot[:constant], slots[0][:constant]) for slot in slots)
+    assert all(delta is None or not delta[:, :, :constant].any() for delta in deltas)
     rest = {id(slot): slot[constant:] for slot in slots}
     rest |= {id(delta): delta if delta is None else delta[:, :, constant:] for delta in deltas}
     return [rest[id(slot)] for slot in slots], [rest[id(delta)] for delta in deltas]
@@ -269,7 +291,7 @@ def attend(
         some = query[:, :, start : start + _BLOCK]
         seen = before + start + some.shape[2]
         mask = _own_mask(attention_mask, before + start, seen, query.dtype)
-        found.append(_joint(some, key[:, :, :seen], value[:, :, :seen], mask, *head[module.layer_idx]))
+        found.append(_joint(some, key[:, :, :seen], value[:, :, :seen], mask, head[module.layer_idx]))
     out = torch.cat(found, dim=2).transpose(1, 2)
     return (packed.packed(out) if packed else out.contiguous()), None
 
@@ -286,19 +308,20 @@ def _own_mask(may: Tensor, first: int, end: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(may, dtype=dtype).masked_fill_(~may, torch.finfo(dtype).min)
 
 
-def _joint(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, head_key: Tensor, head_value: Tensor) -> Tensor:
-    """softmax(query [head keys, own keys]) [head values; own values]: [B, N, Q, D]."""
-    (rows, heads, queries, width), groups = query.shape, key.shape[1]
-    of_head, own = head_key.shape[2], key.shape[2]
+def _joint(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, shared: Pieces) -> Tensor:
+    """softmax(query [shared keys, own keys]) [shared values; own values]: [B, N, Q, D]."""
+    (rows, heads, queries, width), groups, own = query.shape, key.shape[1], key.shape[2]
     query = query.reshape(rows, groups, -1, width)  # [B, G, N/G * Q, D]
 
-    def together(x: Tensor, shared: Tensor) -> Tensor:
+    def together(x: Tensor, same: Tensor) -> Tensor:
         """x [B, G, N/G * Q, a] times what all rows share [G, a, b]."""
-        product = x.transpose(0, 1).reshape(groups, -1, x.shape[-1]) @ shared
-        return product.view(groups, rows, -1, shared.shape[-1]).transpose(0, 1)
+        product = x.transpose(0, 1).reshape(groups, -1, x.shape[-1]) @ same
+        return product.view(groups, rows, -1, same.shape[-1]).transpose(0, 1)
 
     scores = (query @ key.mT).view(rows, groups, -1, queries, own) + mask[:, :, None]
-    scores = torch.cat([together(query, head_key[0].mT), scores.reshape(rows, groups, -1, own)], dim=-1)
-    for_head, for_own = scores.softmax(-1).split([of_head, own], dim=-1)
-    found = together(for_head, head_value[0]) + for_own @ value
+    pieces = [*(together(query, keys[0].mT) for keys, _ in shared), scores.reshape(rows, groups, -1, own)]
+    *weights, for_own = torch.cat(pieces, dim=-1).softmax(-1).split([piece.shape[-1] for piece in pieces], dim=-1)
+    found = for_own @ value
+    for weight, (_, values) in zip(weights, shared, strict=True):
+        found = together(weight, values[0]) + found
     return found.reshape(rows, heads, queries, -1)

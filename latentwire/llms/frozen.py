@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.llms import attention
+from latentwire.llms.attention import Opening
 from latentwire.llms.deltas import adding, key_width
 from latentwire.llms.prompts import END_OF_TURN, IGNORE, ends_line
 from latentwire.utils.files import weights_sha256
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 _ROWS = 16384  # of the vocabulary at once
+_FEW = 2  # slots whose first positions are not worth a pass of their own; nor are they on a GPU, where passes are short
 
 
 @dataclass
@@ -42,14 +44,6 @@ class Prefill:
     cache: "DynamicCache"
     mask: Tensor
     logits: Tensor
-
-
-@dataclass
-class _Opening:
-    """What all rows begin with, read once: embeds [H, d], and their keys and values, one row, never to be changed."""
-
-    embeds: Tensor
-    cache: "DynamicCache"
 
 
 @dataclass
@@ -92,7 +86,7 @@ class FrozenLLM:
         self._cache_name = "cache" if "cache" in known else "past_key_values"  # renamed in transformers 5.24
         attention.without_cudnn()
         self.shares = self._sees_all and attention.share_heads(model)
-        self._openings: dict[tuple[tuple[int, ...], int], _Opening] = {}
+        self._openings: dict[tuple[tuple[int, ...], int], Opening] = {}
         self._rms: Tensor | None = None
 
     def embed(self, ids: Sequence[int]) -> Tensor:
@@ -157,7 +151,6 @@ class FrozenLLM:
         rows and have no deltas: they are kept with the head.
         """
         rests = [self.embed(tail) for tail in tails]
-        assert not constant or all(torch.equal(slot[:constant], slots[0][:constant]) for slot in slots)
         opening = self._opening(head, slots[0][:constant])
         slots, deltas = attention.without_first(constant, slots, deltas)
         logits, mask, cache = self._read(opening, slots, rests, deltas, torch.ones(1, dtype=torch.long), kept=True)
@@ -225,9 +218,10 @@ class FrozenLLM:
         these positions are read once for all rows, with gradients to those of the first slot.
         """
         opening = self._opening(head)
-        if constant and self.shares:  # elsewhere one more pass costs more than it saves, where the LLM is small
-            same = slots[0][:constant].to(self.device, self.dtype)
-            opening = self._read_on(opening.embeds, self._copy(opening.cache), same)
+        if constant and self.shares and len({*map(id, slots)}) > _FEW:
+            same, cache = slots[0][:constant].to(self.device, self.dtype), self._new_cache()
+            cache.head = opening.head
+            opening = self._read_on(opening.embeds, cache, same)
             slots, deltas = attention.without_first(constant, slots, deltas)
         rests = [self.embed([*tail, *answer]) for tail, answer in zip(tails, answers, strict=True)]
         longest = max(map(len, answers))
@@ -250,7 +244,7 @@ class FrozenLLM:
 
     def _read(
         self,
-        opening: _Opening,
+        opening: Opening,
         slots: Sequence[Tensor],
         rests: Sequence[Tensor],
         deltas: Sequence[Tensor | None],
@@ -274,7 +268,7 @@ class FrozenLLM:
 
     def _read_packed(
         self,
-        opening: _Opening,
+        opening: Opening,
         slots: Sequence[Tensor],
         rests: Sequence[Tensor],
         deltas: Sequence[Tensor | None],
@@ -289,7 +283,7 @@ class FrozenLLM:
         cache, by_row, read = self._new_cache(), attention.Packed.of(rows, self.device), len(opening.embeds)
         trees, branches = attention.branching(rows, slots, first)
         packed = attention.Packed.of(trees, self.device)
-        cache.head = [(layer.keys, layer.values) for layer in opening.cache.layers]
+        cache.head = opening.head
         mask = torch.cat([by_row.real.new_ones(len(rows), read), by_row.real], dim=1).long()
         keep = torch.stack([row[(len(row) - from_end).clamp(min=0)] for row in rows])
         positions = torch.empty(embeds.shape[1], dtype=torch.long)
@@ -315,7 +309,7 @@ class FrozenLLM:
             return nullcontext()
         return adding(self.model.get_decoder().layers, self.kv_shape[1], deltas, begins, embeds)
 
-    def _pad_in_front(self, opening: _Opening, rows: list[Tensor]) -> tuple[Tensor, Tensor, "DynamicCache"]:
+    def _pad_in_front(self, opening: Opening, rows: list[Tensor]) -> tuple[Tensor, Tensor, "DynamicCache"]:
         """The same in the order padding, head, row, so that nothing stands between head and row.
 
         A row that is g positions shorter than the longest moves the head by g: the cache holds padding and the head but
@@ -342,7 +336,7 @@ class FrozenLLM:
         given = {self._cache_name: cache}
         if cache.head:
             given["head"] = cache.head
-            mask = mask[:, cache.head[0][0].shape[2] :].bool()[:, None, None]
+            mask = mask[:, sum(keys.shape[2] for keys, _ in cache.head[0]) :].bool()[:, None, None]
         return self.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=keep,
             **given,
@@ -350,7 +344,7 @@ class FrozenLLM:
 
     @torch.inference_mode(False)  # kept for training too, which cannot use what was made in inference mode
     @torch.no_grad()
-    def _opening(self, head: tuple[int, ...], vectors: Tensor | None = None) -> _Opening:
+    def _opening(self, head: tuple[int, ...], vectors: Tensor | None = None) -> Opening:
         """The head, and the vectors [constant, d] that all slots begin with: read once, until they are others."""
         own = self.embed([]) if vectors is None else vectors.to(self.device, self.dtype)
         key, kept = (head, len(own)), self._openings.get((head, len(own)))
@@ -358,12 +352,12 @@ class FrozenLLM:
             self._openings[key] = self._read_on(self.embed([]), self._new_cache(), torch.cat([self.embed(head), own]))
         return self._openings[key]
 
-    def _read_on(self, read: Tensor, cache: "DynamicCache", more: Tensor) -> _Opening:
+    def _read_on(self, read: Tensor, cache: "DynamicCache", more: Tensor) -> Opening:
         """What was read [n, d], whose cache grows, and more of it [k, d]."""
         embeds = torch.cat([read, more])
         mask = torch.ones(1, len(embeds), dtype=torch.long, device=self.device)
-        self._forward(more[None], mask, cache, keep=1)
-        return _Opening(embeds, cache)
+        self._forward(more[None], mask, cache, keep=torch.zeros(0, dtype=torch.long))
+        return Opening(embeds, cache)
 
     def _new_cache(self) -> "DynamicCache":
         """An empty cache that forgets nothing: one without the configuration keeps what is beyond a layer's window."""

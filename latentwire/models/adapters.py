@@ -52,7 +52,8 @@ class Adapter(nn.Module):
         return {}
 
     def deltas(self, z: Tensor) -> Tensor | None:
-        """What is added to keys and values: [layers, 2, constant + M, k] for Z [M, d_z]; None where nothing is."""
+        """What is added to keys and values: [layers, 2, constant + M, k] for Z [M, d_z], 0 at the constant ones; None
+        where nothing is."""
         return None
 
     def components(self, llm: str) -> list[Component]:

@@ -49,7 +49,7 @@ class SoftPrompts(nn.Module):
             first = alike(texts) if reader.llm.shares else range(len(texts))
             once = {number: torch.cat([soft, texts[number]]) for number in set(first)}
             rows[name] = [once[number] for number in first]
-        return Slots(rows, constant=dict.fromkeys(rows, SOFT_VECTORS))
+        return Slots(rows, constant={name: len(vectors) for name, vectors in self.vectors.items()})
 
     def components(self) -> list[Component]:
         """One per LLM."""

@@ -22,7 +22,8 @@ def test_no_model_attends_by_cudnns_kernels(texts, encoder_folder, made):
 
 
 def plainly(query, key, value, head):
-    """One row by PyTorch's own attention: its keys and values behind the head's; [Q, N, D]."""
+    """One row by PyTorch's own attention: its keys and values behind the head's pieces; [Q, N, D]."""
+    head = [torch.cat(pieces, dim=2) for pieces in zip(*head, strict=True)]
     times, before = len(query) // len(key), key.shape[1] - query.shape[1]
     key, value = (torch.cat([h[0], x], 1).repeat_interleave(times, 0) for h, x in zip(head, (key, value), strict=True))
     seen = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool).tril(HEAD + before)
@@ -40,16 +41,18 @@ def block(request, monkeypatch):
 
 
 def states(heads, groups, length, rows, seed=0):
-    """Queries, keys and values of rows, and the keys and values of a head."""
+    """Queries, keys and values of rows, and the keys and values of a head: of a piece that learns nothing, and of one
+    that learns, whose gradients are wanted too."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = (rows, heads, length), *[(rows, groups, length)] * 2, *[(1, groups, HEAD)] * 2
+    shapes = (rows, heads, length), *[(rows, groups, length)] * 2, *[(1, groups, HEAD - 3)] * 2, *[(1, groups, 3)] * 2
     query, key, value, *head = (torch.randn(*shape, WIDTH, generator=generator) for shape in shapes)
-    return [x.requires_grad_() for x in (query, key, value)], tuple(head)
+    learned = [x.requires_grad_() for x in (query, key, value, *head[2:])]
+    return learned, [tuple(head[:2]), tuple(head[2:])]
 
 
 def attended(own, head, mask, **how):
     module = SimpleNamespace(layer_idx=1, num_key_value_groups=own[0].shape[1] // own[1].shape[1], is_causal=True)
-    return attend(module, *own, mask, head=[None, head], dropout=0.0, **how)[0]
+    return attend(module, *own[:3], mask, head=[None, head], dropout=0.0, **how)[0]
 
 
 def same(found, expected, own):
@@ -66,15 +69,15 @@ def test_rows_without_padding_are_read_each_behind_the_head(heads, groups):
     own, head = states(heads, groups, sum(LENGTHS), 1)
     packed = packed_of(LENGTHS)
     found = attended(own, head, packed.real[:, None, None], packed=packed)
-    rows = zip(*(x[0].split(LENGTHS, dim=1) for x in own), strict=True)
+    rows = zip(*(x[0].split(LENGTHS, dim=1) for x in own[:3]), strict=True)
     same(found, torch.cat([plainly(*row, head) for row in rows])[None], own)
 
 
 @pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("queries", [1, 3])
 def test_the_last_positions_of_rows_see_the_head_and_what_came_before(queries):
-    (query, key, value), head = states(6, 2, max(LENGTHS), len(LENGTHS))
-    own = [query[:, :, -queries:].detach().requires_grad_(), key, value]
+    (query, key, value, *more), head = states(6, 2, max(LENGTHS), len(LENGTHS))
+    own = [query[:, :, -queries:].detach().requires_grad_(), key, value, *more]
     longer = [max(length, queries) for length in LENGTHS]  # the queries themselves are no padding
     real = packed_of(longer).real
     found = attended(own, head, real[:, None, None])
@@ -113,7 +116,7 @@ def test_rows_that_begin_alike_read_what_they_share_once(monkeypatch, most, tree
     assert [tree.tolist() for tree in found_trees] == trees
     packed = Packed.of(found_trees, torch.device("cpu"))
     found = attended(own, head, packed.seen(branches), packed=packed)
-    each = [plainly(*(x[0][:, row] for x in own), head) for row in rows]
+    each = [plainly(*(x[0][:, row] for x in own[:3]), head) for row in rows]
     expected = torch.cat([each[0], each[1], each[2][3:], each[3][3:]])
     same(found, expected[None], own)
 

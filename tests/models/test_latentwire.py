@@ -2,20 +2,22 @@
 
 import copy
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared
+from latentwire.conditions.base import CONDITIONS, Reader, Sender, Shared, begin_adapters
 from latentwire.data.content import SOURCES
 from latentwire.llms.prompts import PromptBuilder
-from latentwire.models.adapters import SOFT_VECTORS, ResidualAdapter
+from latentwire.models.adapters import SOFT_VECTORS, DeepAdapter, ResidualAdapter
 from latentwire.models.closed_form import closed_form
 from latentwire.models.components import Component, component, require_complete
 from latentwire.models.encoders.base import ENCODERS
 from latentwire.models.latentwire import LatentWire
 from latentwire.training.losses import answer_sums, span_sum
 from latentwire.training.soft_prompts import SoftPrompts
+from latentwire.training.trainer import Trainer
 
 M, D_Z, K = 16, 24, 4
 HF = {"codebook", "backbone", "score", "span", "residual"}
@@ -202,6 +204,40 @@ def test_soft_prompts_start_as_the_instruction_and_are_all_that_changes(readers,
         start = reader.llm.embed(reader.prompts.head[:SOFT_VECTORS])
         assert (model.prompts()[reader.llm.name] != start).any(dim=1).all(), "every vector learns"
     assert [reader.llm.weights_sha256() for reader in readers] == frozen
+
+
+@pytest.mark.parametrize("kind", ["deep", "soft prompts"])
+def test_a_step_reads_what_all_slots_begin_with_once_and_learns_what_it_does_elsewhere(
+    model_of, readers, shared, questions, monkeypatch, kind
+):
+    if kind == "deep":
+        model = model_of("codebook")
+        made = {
+            r.llm.name: DeepAdapter.from_closed_form(torch.randn(r.llm.width, D_Z), torch.randn(r.llm.width))
+            for r in readers
+        }
+        begin_adapters(made, readers)
+        model.adapters.update(made)
+    else:
+        model = SoftPrompts(readers, "token_budget", M, shared)
+    config, batch = SimpleNamespace(k=K, first_token_ce_weight=0.5), questions[:4]
+    for reader in readers:
+        name, found, read = reader.llm.name, [], []
+        layer = reader.llm.model.get_decoder().layers[0]
+        for shares in (True, False):
+            monkeypatch.setattr(reader.llm, "shares", shares)
+            model.zero_grad()
+            hook = layer.register_forward_hook(lambda *given, to=read: to.append(given[2].shape[-2]))
+            loss, _ = Trainer._answer_loss(
+                SimpleNamespace(job=SimpleNamespace(config=config, teacher={})), reader, model(batch), batch, batch
+            )
+            hook.remove()
+            loss.backward()
+            learned = {key: p.grad for key, p in model.named_parameters() if p.grad is not None and name in key}
+            found.append({"loss": loss, **learned})
+        assert SOFT_VECTORS in read and found[0].keys() == found[1].keys()
+        for key, value in found[0].items():
+            torch.testing.assert_close(value, found[1][key], rtol=1e-3, atol=1e-5, msg=key)
 
 
 def test_a_soft_prompt_learns_in_units_of_its_llms_embeddings(readers, shared):
