@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 _ROWS = 16384  # of the vocabulary at once
-_FEW = 2  # slots whose first positions are not worth a pass of their own; nor are they on a GPU, where passes are short
 
 
 @dataclass
@@ -214,16 +213,16 @@ class FrozenLLM:
         """Teacher forcing: score the answer tokens after head + slot + tail, with gradients to slots and deltas.
 
         Only answer tokens carry a label, of each answer those that are `learned` (all of them, unless given). Logits
-        are computed only where some row has a label; A counts these places. constant: as in `prefill`; where `shares`
-        these positions are read once for all rows, with gradients to those of the first slot.
+        are computed only where some row has a label; A counts these places. constant: as in `prefill`; these positions
+        are read once for all rows, with gradients to those of the first slot, where `shares` and that is faster.
         """
         opening = self._opening(head)
-        if constant and self.shares and len({*map(id, slots)}) > _FEW:
+        rests = [self.embed([*tail, *answer]) for tail, answer in zip(tails, answers, strict=True)]
+        if self.shares and attention.worth_a_pass(constant, slots, rests):
             same, cache = slots[0][:constant].to(self.device, self.dtype), self._new_cache()
             cache.head = opening.head
             opening = self._read_on(opening.embeds, cache, same)
             slots, deltas = attention.without_first(constant, slots, deltas)
-        rests = [self.embed([*tail, *answer]) for tail, answer in zip(tails, answers, strict=True)]
         longest = max(map(len, answers))
         labels = torch.full((len(rests), longest), IGNORE, device=self.device)
         for label, answer in zip(labels, answers, strict=True):

@@ -275,30 +275,34 @@ def test_what_all_slots_begin_with_is_read_once_with_the_head_and_changes_nothin
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("deep", [False, True])
 def test_what_all_slots_begin_with_is_read_once_in_training_too_and_learns_the_same(llms, questions, name, deep):
-    """As a preamble does; two questions of one text share its slot besides. Of two slots alone it is not worth it."""
+    """As a preamble does; two questions of one text share its slot besides. Of two slots, or of long ones, it does not
+    pay."""
     llm, generator, found, read = llms[name], torch.Generator().manual_seed(0), [], []
-    head, ids, tails, answers = prompts_of(llm, questions[:4])
+    head, texts, tails, answers = prompts_of(llm, questions[:4])
     layers, width = llm.kv_shape
-    changes = [torch.randn(layers, 2, len(each), width, generator=generator) for each in ids[:3]]
+    ids = [text[: 10 + number] for number, text in enumerate(texts[:3])]
+    changes = [torch.randn(layers, 2, len(each), width, generator=generator) for each in ids]
     kept = [keys.clone() for ((keys, _),) in llm._opening(head).head]
     hook = llm.model.get_decoder().layers[0].register_forward_hook(lambda *given: read.append(given[2].shape[-2]))
-    for constant in (0, 4):
-        vectors = llm.embed([8, 9, 8, 7]).clone().requires_grad_()
-        own = [llm.embed(each).clone().requires_grad_() for each in ids[:3]]
+    for constant in (0, 16):
+        vectors = llm.embed(range(8, 24)).clone().requires_grad_()
+        own = [llm.embed(each).clone().requires_grad_() for each in ids]
         deltas = [change.clone().requires_grad_() for change in changes]
         slots = [torch.cat([vectors, each]) for each in own]
-        added = [nn.functional.pad(delta, (0, 0, 4, 0)) for delta in deltas]
+        added = [nn.functional.pad(delta, (0, 0, 16, 0)) for delta in deltas]
         rows, plus = [*slots, slots[2]], [*added, added[2]] if deep else []
         scored = llm.loss_with_prefix(head, rows, tails, answers, plus, constant=constant)
         scored.nll.sum().backward()
         found.append((scored.nll, vectors.grad, *(x.grad for x in (*own, *(deltas if deep else ())))))
         llm.loss_with_prefix(head, rows[:2], tails[:2], answers[:2], plus[:2], constant=constant)
+        long = [torch.cat([vectors, llm.embed(text * 3)]) for text in texts]
+        llm.loss_with_prefix(head, long, tails, answers, constant=constant)
     hook.remove()
     for within, once in zip(*found, strict=True):
         torch.testing.assert_close(once, within, rtol=1e-3, atol=1e-4)
-    every, few, preamble, rest, again = read[-5:]
-    assert (preamble, rest) == (4, every - 3 * 4), "in each of three slots before, by itself now"
-    assert again == few
+    every, *others, preamble, rest, few, long = read[-7:]
+    assert (preamble, rest) == (16, every - 3 * 16), "in each of three slots before, by itself now"
+    assert others == [few, long]
     assert all(torch.equal(old, keys) for old, ((keys, _),) in zip(kept, llm._opening(head).head, strict=True))
 
 
