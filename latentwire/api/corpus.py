@@ -251,8 +251,8 @@ class _Encoder:
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, list]:
         (name,), (packed,) = batch["name"], batch["rows"]
-        started, rows, errors = time.time(), [], []
-        for place, row in pickle.loads(packed):
+        started, rows, errors, given = time.time(), [], [], pickle.loads(packed)
+        for place, row in given:
             try:
                 rows.append((place, *self._checked(place, row)))
             except ValueError as error:
@@ -260,6 +260,8 @@ class _Encoder:
                 id_ = id_ if id_ is None or str(id_).isprintable() else shown(id_)  # no half of a surrogate pair is
                 errors.append({"place": place, "id": None if id_ is None else str(id_), "error": str(error)})
         wires = self._encoded(rows, errors)
+        order = {place: number for number, (place, _) in enumerate(given)}
+        errors.sort(key=lambda error: order[error["place"]])  # those that the encoder refused stand last
         table = self._table(rows, wires)
         stands = slice(2, 3 if question_in_tail(self.lw.source) else 4)  # what the wires stand for
         said = "\n".join(part for row in rows if row[0] in wires for part in row[stands]).encode()

@@ -41,6 +41,8 @@ RAW = "application/octet-stream"
 _INTERRUPTED = 130  # status of a program that Ctrl+C ended
 _LEAVE_S = 3  # for answers to reach their clients, once all work is done
 _VANISHED = 499  # nobody reads it but the metrics
+_STATUS = {ValueError: 422, batching.VanishedError: _VANISHED, batching.ClosingError: 503}  # whose texts are for users
+_OURS = "an error of the service; its log has it"
 _MOST_LATENTS, _MOST_TOKENS = 1024, 256  # of one request
 
 
@@ -250,7 +252,10 @@ async def _streamed(request: Request, batcher: batching.Batcher, key: int, items
                     sent = text
                 text = await known.get()
             if error := future.exception():
-                yield _event({"error": str(error)})
+                told = isinstance(error, tuple(_STATUS))
+                yield _event({"error": str(error) if told else _OURS})
+                if not told:
+                    raise error  # into the log
                 return
             answer = future.result()
             if len(answer) > len(sent) and answer.startswith(sent):
@@ -276,14 +281,14 @@ def _say_errors(app: FastAPI) -> None:
         found = [f"{'.'.join(map(str, one['loc'][1:])) or 'body'}: {one['msg']}" for one in error.errors()]
         return "; ".join(found[:3])
 
-    for kind, status in {ValueError: 422, batching.VanishedError: _VANISHED, batching.ClosingError: 503}.items():
+    for kind, status in _STATUS.items():
         app.add_exception_handler(kind, lambda _, error, status=status: said(status, str(error)))
     app.add_exception_handler(RequestValidationError, lambda _, error: said(422, shown(error)))
     app.add_exception_handler(
         batching.FullError, lambda _, error: said(429, str(error), {"Retry-After": str(error.seconds)})
     )
     app.add_exception_handler(AnyHTTPException, lambda _, error: said(error.status_code, str(error.detail)))
-    app.add_exception_handler(Exception, lambda *_: said(500, "an error of the service; its log has it"))
+    app.add_exception_handler(Exception, lambda *_: said(500, _OURS))
 
 
 def serve(config: ServeSettings) -> None:

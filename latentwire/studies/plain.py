@@ -1,7 +1,7 @@
 """What LatentWire does, done in the obvious way: for the benchmark to be measured against, and for tests to agree with.
 
-Correct and batched, but without the savings: the constant head, and a preamble, are read again in every row, logits are computed at every
-position, and the teacher reads the whole text in every step.
+Correct and batched, but without the savings: the constant head, and a preamble, are read again in every row, logits
+are computed at every position, and the teacher reads the whole text in every step.
 """
 
 from collections.abc import Iterator, Sequence

@@ -37,7 +37,7 @@ def test_a_sentence_that_does_not_fit_is_cut_between_words_and_a_word_between_si
 def test_few_tries_are_needed():
     tried = []
     chunks("Word word word word. " * 3000, lambda part: tried.append(1) or len(part.split()) <= 300)
-    assert len(tried) < 40 * 18
+    assert len(tried) < 40 * 10
 
 
 def test_where_nothing_fits_that_is_said():

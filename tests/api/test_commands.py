@@ -196,6 +196,8 @@ def test_json_lines_may_begin_with_a_mark_and_blank_lines_and_keep_what_utf8_can
         (send, [], b'{"text": "x"}\n', 'error: line 1: needs an object with "context"'),
         (send, [], b'{"context": "x"}\n', "error: line 1: question=''"),
         (send, ["--question", "Who?"], b"", "error: question='Who?': needs --context"),
+        (send, ["--out", "z"], b"", "error: out='z': JSON lines"),
+        (answer, ["--id", "x"], b"", "error: id='x': --corpus"),
         (send, ["--context", "-", "--question", "Who?"], b"\xff\xfe", "error: context='-': not UTF-8"),
         (send, ["--context", "-", "--question", "Who?"], b" \n", "error: context='-': the file is empty"),
     ],

@@ -32,10 +32,12 @@ def rows(short_questions):
 
 @pytest.fixture(scope="module")
 def written(rows, tmp_path_factory):
-    """A file of lines; three more of them are damaged."""
+    """A file of lines; six more of them are damaged, the last three amid good ones."""
     path = tmp_path_factory.mktemp("input") / "texts.jsonl"
     more = [{"name": 0, "body": " ", "ask": "?"}, {"name": "half", "body": "a\ud800", "ask": "?"}]
-    lines = [json.dumps(row) for row in [*rows[:4], *more, *rows[4:]]]
+    amid = [{"name": "long", "body": "A text.", "ask": "who " * 200}, {"name": None, "body": "A text.", "ask": "?"}]
+    amid.append({"name": "seven", "body": 7, "ask": "?"})
+    lines = [json.dumps(row) for row in [*rows[:4], *more, *rows[4:6], *amid, *rows[6:]]]
     path.write_text("\n".join([*lines[:2], "{no JSON", *lines[2:]]) + "\n")
     return path
 
@@ -62,9 +64,9 @@ def read(folder):
 
 def test_each_wire_has_the_bytes_that_encode_gives_its_text_alone(whole, rows, lw):
     folder, found = whole
-    assert (found["rows"], found["kept_out"], found["shards"]) == (ROWS, 3, 5)
+    assert (found["rows"], found["kept_out"], found["shards"]) == (ROWS, 6, 6)
     (this,) = found["runs"]
-    assert len(this["progress"]) == 5 and all(part["memory_mb"] > 0 for part in this["progress"])
+    assert len(this["progress"]) == 6 and all(part["memory_mb"] > 0 for part in this["progress"])
     assert (folder / "growth.png").stat().st_size > 1000
     assert {name: this[name] for name in ("rows", "seconds")}.items() <= this["progress"][-1].items()
     assert [row["id"] for row in read(folder)] == [row["name"] for row in rows]
@@ -77,10 +79,12 @@ def test_each_wire_has_the_bytes_that_encode_gives_its_text_alone(whole, rows, l
 def test_damaged_rows_are_named_and_kept_out(whole):
     errors = pq.read_table(whole[0] / "errors.parquet").to_pylist()
     said = {Path(error["place"]).name: (error["id"], error["error"]) for error in errors}
-    assert [*said] == ["texts.jsonl:3", "texts.jsonl:6", "texts.jsonl:7"]
+    assert [int(name.removeprefix("texts.jsonl:")) for name in said] == [3, 6, 7, 10, 11, 12]
     assert said["texts.jsonl:3"][0] is None and "no JSON" in said["texts.jsonl:3"][1]
     assert said["texts.jsonl:6"] == ("0", "body=' ': empty; give a text")
     assert said["texts.jsonl:7"][0] == "half" and "surrogate" in said["texts.jsonl:7"][1]
+    assert said["texts.jsonl:10"][0] == "long" and "word pieces" in said["texts.jsonl:10"][1]
+    assert said["texts.jsonl:11"][1] == "name: null" and said["texts.jsonl:12"][1] == "body: int, no text"
 
 
 def test_a_wire_is_found_by_its_id(whole, rows, lw, checkpoint_of):
@@ -91,6 +95,9 @@ def test_a_wire_is_found_by_its_id(whole, rows, lw, checkpoint_of):
         corpus["nobody"]
     with pytest.raises(ValueError, match=r"id='0': 0 documents .* kept out: body=' ': empty"):
         corpus["0"]
+    corpus._ids = pa.chunked_array([["twice", "twice"]])
+    with pytest.raises(ValueError, match=r"id='twice': 2 documents"):
+        corpus["twice"]
     with pytest.raises(ValueError, match="is of encoder"):
         LatentWire.open_corpus(whole[0], checkpoint_of("prompt", 1))
     with pytest.raises(FileNotFoundError, match="no corpus in"):

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import torch
 
 import latentwire
 from latentwire import LatentWire, Wire
+from latentwire.api.costs import break_even
 from latentwire.conditions.base import Sender, Shared, readers
 from latentwire.conditions.latents import latents
 from latentwire.llms.known import LLMSettings
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.weights import read_config
+from latentwire.models.wire import pack
 from latentwire.models.wire.compact import Compact, codebook_of
 from latentwire.utils.machine import on_this_machine
 
@@ -33,7 +36,8 @@ def reader(lw):
     return lw.reader("qwen")
 
 
-def test_a_text_has_the_same_bytes_alone_and_among_others(lw, short_questions):
+def test_a_text_has_the_same_bytes_alone_and_among_others(lw, short_questions, monkeypatch):
+    monkeypatch.setattr("latentwire.api.encoding._BATCH", 300)  # characters: several groups
     some = short_questions[:20]
     contexts, asked = [q.context for q in some], [q.question for q in some]
     contexts[3] = " ".join(contexts)  # too long to be read at once
@@ -123,6 +127,7 @@ def test_budget_and_m_say_how_many_latents(lw, short_questions):
     words = len(q.context.split())
     assert lw.wire(lw.encode(q.context, q.question, m=5)).blocks == (5,)
     assert lw.wire(lw.encode(q.context, q.question, budget=10)).blocks == (round(words / 10),)
+    assert lw.wire(lw.encode("A text.", "Who?", budget=1)).blocks == (1,)
     for wrong in ({"m": 0}, {"budget": 0.0}, {"m": 3, "budget": 1.0}, {"codec": "zip"}):
         with pytest.raises(ValueError, match=f"^{next(iter(wrong))}=" if len(wrong) == 1 else "leave one out"):
             lw.encode(q.context, q.question, **wrong)
@@ -132,11 +137,15 @@ def test_a_long_document_is_read_block_by_block_and_refused_where_it_does_not_fi
     document = " ".join(dict.fromkeys(q.context for q in short_questions[:40]))
     wire = later.wire(later.encode(document))
     assert len(wire.blocks) > 2 and wire.m == sum(wire.blocks)
+    sizes = tuple(round(len(part.split()) / 10) for part in later.parts(document))
+    assert later.wire(later.encode(document, budget=10)).blocks == sizes
     ready = later.reader("llama")
     assert ready.answer(wire, "Who?") == _read(ready, wire, "Who?"), "of all blocks, one behind the other"
-    ready.llm.positions = len(ready.prompts.head) + wire.m
+    needed = len(ready.prompts.head) + ready.adapter.constant + wire.m + len(ready.prompts.tail("Who?"))
+    ready.llm.positions = needed + 12
+    ready.answer(wire, "Who?", 12)
     with pytest.raises(ValueError, match=f"{wire.m} latents make a prompt"):
-        ready.answer(wire, "Who?")
+        ready.answer(wire, "Who?", 13)
 
 
 def test_of_a_long_text_the_part_that_fits_a_known_question_is_sent(lw, short_questions):
@@ -174,6 +183,27 @@ def test_a_wire_of_another_checkpoint_is_refused_by_name(lw, reader, checkpoint_
     for read in (lw.wire, reader.answer):
         with pytest.raises(ValueError, match=f"encoder {other.wire_id.hex()}"):
             read(z)
+
+
+def test_a_wire_as_long_as_its_text_never_pays(lw, short_questions):
+    wire = lw.wire(lw.encode(short_questions[0].context, short_questions[0].question))
+    assert all(one["questions"] > 0 for one in break_even(lw, wire).values())
+    for tokens in (wire.m, wire.m - 1):
+        found = break_even(lw, replace(wire, text_tokens=tokens)).values()
+        assert all(one["questions"] is None and "save nothing" in one["says"] for one in found)
+
+
+def test_a_wire_of_another_source_is_refused_by_name(lw, reader, later, short_questions):
+    assert later.wire_id == lw.wire_id
+    for read in (lw.wire, reader.answer):
+        with pytest.raises(ValueError, match=f"{later.wire_id.hex()}, source context"):
+            read(later.encode(short_questions[0].context))
+
+
+def test_a_wire_that_names_no_encoder_is_refused_by_its_width(lw, reader):
+    for z in (np.zeros((1, 3, lw.d_z + 1)), np.zeros((1, 0, lw.d_z))):
+        with pytest.raises(ValueError, match=f"{z.shape[1]} latents of width {z.shape[2]}"):
+            reader.answer(pack(z, "fp16"))
 
 
 def test_a_reader_holds_against_questions_that_its_wires_hold_already(lw, reader, short_questions):
@@ -247,9 +277,10 @@ def test_half_precision_keeps_the_encoders_id_and_other_adapters_do_too(lw, tmp_
 
 
 def test_a_machine_that_only_reads_needs_no_encoder_file(lw, short_questions, tmp_path):
-    folder = shutil.copytree(lw.folder, tmp_path / "readers")
-    for path in [*folder.glob("encoder*"), *folder.glob("adapter_llama*")]:
-        path.unlink()
+    folder = tmp_path / "readers"
+    folder.mkdir()
+    for path in [lw.folder / "config.json", *lw.folder.glob("adapter_qwen*")]:
+        shutil.copy(path, folder)
     z = lw.encode(short_questions[0].context, short_questions[0].question)
     assert LatentWire(folder).reader("qwen").answer(z) == lw.reader("qwen").answer(z)
 

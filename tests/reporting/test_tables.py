@@ -217,7 +217,7 @@ def test_the_headline_leaves_out_what_is_no_rival_and_tells_the_bits():
     assert "bits" not in summary_markdown(RESULTS)
 
 
-def test_there_is_one_writer_of_tables():
+def test_a_table_in_markdown():
     assert markdown(("a", "b"), [(1, None)]) == ["| a | b |", "|---|---|", "| 1 | None |"]
 
 

@@ -21,6 +21,7 @@ from service.service_tools import MOST_WAIT_S, listening, until
 
 from latentwire import LatentWire
 from latentwire.models.wire.compact import Compact, codebook_of
+from latentwire.service import app as app_module
 from latentwire.service.app import app_of, load_readers, serve
 from latentwire.service.batching import Batcher, ClosingError, FullError
 from latentwire.service.settings import ServeSettings
@@ -209,6 +210,24 @@ def test_an_error_before_the_first_piece_has_its_status(app, readers, wires, mon
     assert refused.status_code == 422 and "positions" in refused.json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("error", "says"), [(ValueError("too late"), "too late"), (KeyError("a mistake of ours"), "its log has it")]
+)
+def test_an_error_after_the_first_piece_is_the_last_event(app, readers, longest, monkeypatch, error, says):
+    answer = readers["llama"].answer
+
+    def late(*given):
+        answer(*given)
+        raise error
+
+    monkeypatch.setattr(readers["llama"], "answer", late)
+    asked = {"wire": text_of(longest), "max_new_tokens": 20, "stream": True}
+    found = post(app(), "/v1/answer", json=asked)
+    events = events_of(found.text)
+    assert found.status_code == 200 and len(events) > 1 and says in events[-1]["error"]
+    assert "mistake" not in found.text
+
+
 BAD = [
     ("/v1/answer", {"wire": "%%%"}, 400, "no base64"),
     ("/v1/answer", {"wire": ""}, 400, "wire too short"),
@@ -280,6 +299,18 @@ def test_ten_megabytes_are_refused_while_they_come_and_nobody_else_notices(app, 
             refused = http.post("/v1/encode", content=content, headers={"Content-Type": "application/json"})
             assert refused.status_code == 413 and "2,000,000 bytes" in refused.json()["error"]
         assert http.post("/v1/encode", json={"context": q.context, "question": q.question}).status_code == 200
+
+
+def test_no_more_of_a_body_is_taken_than_may_be(app):
+    taken = []
+
+    async def parts():
+        for _ in range(50):
+            taken.append(1)
+            yield b"x" * 2**20
+
+    refused = post(app(), "/v1/encode", content=parts(), headers={"Content-Type": "application/json"})
+    assert refused.status_code == 413 and len(taken) <= 3
 
 
 def test_a_bad_request_fails_alone(app, readers, wires):
@@ -466,6 +497,22 @@ def test_a_role_has_its_half_only(lw, readers, short_questions, wires, tmp_path)
     assert post(reader, "/v1/encode", json={"context": q.context, "question": q.question}).status_code == 404
     told = post(reader, "/v1/answer", json={"wire": text_of(wires[0])}).json()
     assert told == {"answer": readers["qwen"].answer(wires[0])}
+
+
+@pytest.mark.parametrize(
+    ("role", "needs"), [("encoder", ["encoder"]), ("reader", ["llm"]), ("both", ["encoder", "llm"])]
+)
+def test_a_role_loads_its_half_only(lw, monkeypatch, role, needs):
+    loaded = []
+    monkeypatch.setattr(app_module, "load_readers", lambda *_: loaded.append("llm") or {})
+    monkeypatch.setattr(LatentWire, "encoder", property(lambda _: loaded.append("encoder")))
+    monkeypatch.setattr(app_module._Server, "run", lambda *_, **__: None)
+    serve(ServeSettings(ckpt=str(lw.folder), role=role, port=0, page=False))
+    assert loaded == needs
+
+
+def test_the_llms_that_are_named_are_loaded_alone(lw):
+    assert [*load_readers(ServeSettings(ckpt=str(lw.folder), llm=" qwen"), lw)] == ["qwen"]
 
 
 def test_an_encoding_service_imports_and_holds_no_llm(lw, short_questions):

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from service.service_tools import listening
 
+from latentwire.service import load
 from latentwire.service.app import app_of
 from latentwire.service.load import _quantile, run_load
 from latentwire.service.settings import LoadSettings, ServeSettings
@@ -25,26 +26,38 @@ def test_a_quantile_is_what_the_share_took_at_most(n, share, ms):
     assert _quantile(list(range(n, 0, -1)), share) == ms and _quantile([], share) is None
 
 
+def test_requests_per_second_are_of_the_seconds_that_they_took():
+    assert load._Asked([0.1] * 4, {}, 2.0).row("one", "encode", 1)["per_second"] == 2
+
+
 @pytest.fixture(scope="module")
 def reader(lw):
     return lw.reader("qwen")
 
 
-def test_two_services_are_measured_in_turns_and_compared(lw, reader, tmp_path):
+def test_two_services_are_measured_in_turns_and_compared(lw, reader, tmp_path, monkeypatch):
+    asked, ask = [], load._Target.ask
+
+    def noted(self, kind, clients, seconds):
+        asked.append((self.url, kind, clients))
+        return ask(self, kind, clients, seconds)
+
+    monkeypatch.setattr(load._Target, "ask", noted)
     apps = [app_of(ServeSettings(page=False, batch=batch), lw, {"qwen": reader}) for batch in (8, 1)]
     with ExitStack() as stack:
         url, one_url = (stack.enter_context(listening(app)) for app in apps)
         folder = str(tmp_path / "load")
         results = run_load(LoadSettings(url=url, one_url=one_url, clients="1,4", seconds=0.6, save_dir=folder))
         seen = [app.state.service.registry.get_sample_value for app in apps]
+    assert [of for of, kind, clients in asked if (kind, clients) == ("answer", 1)] == [url, one_url, one_url, url]
     assert results == json.loads((tmp_path / "load" / "results.json").read_text())
     rows = {(row["service"], row["kind"], row["clients"]): row for row in results["rows"]}
     assert len(rows) == 8 and all(row["requests"] and not row["errors"] for row in rows.values())
     for kind, before in (("encode", 40), ("answer", 1)):  # wires to ask about, and one answer to be warm
         for name, counted in zip(("batched", "one"), seen, strict=True):
             made = sum(rows[name, kind, clients]["requests"] for clients in (1, 4))
-            asked = counted("latentwire_requests_total", {"route": f"/v1/{kind}", "status": "200"})
-            assert asked == made + before + results["services"][name]["warm"][kind]["requests"]
+            answered = counted("latentwire_requests_total", {"route": f"/v1/{kind}", "status": "200"})
+            assert answered == made + before + results["services"][name]["warm"][kind]["requests"]
     assert seen[0]("latentwire_batch_size_count", {"kind": "answer qwen"}) < seen[0](
         "latentwire_batch_size_sum", {"kind": "answer qwen"}
     ), "requests of several clients are answered together"
@@ -69,6 +82,8 @@ def test_errors_are_counted_and_not_timed(lw, reader, tmp_path):
     warm = results["services"]["batched"]["warm"]["answer"]["errors"].get("429", 0)
     refused = counted("latentwire_requests_total", {"route": "/v1/answer", "status": "429"})
     assert row["errors"]["429"] + warm == refused
+    before = results["services"]["batched"]["warm"]["answer"]["requests"] + 1
+    assert counted("latentwire_requests_total", {"route": "/v1/answer", "status": "200"}) == row["requests"] + before
     assert f"{row['errors']['429']} x 429" in (tmp_path / "table.md").read_text()
 
 

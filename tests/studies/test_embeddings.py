@@ -3,14 +3,17 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from latentwire.conditions.base import Slot
 from latentwire.models.adapters import DeepAdapter, grown
 from latentwire.models.checkpoint import save_checkpoint
 from latentwire.models.closed_form import closed_form
 from latentwire.models.encoders.queries import ByteEncoder
+from latentwire.studies import embeddings
 from latentwire.studies.embeddings import diagnose
 from latentwire.studies.findings import findings_markdown
 from latentwire.studies.geometry import INTERVENTIONS
@@ -108,6 +111,29 @@ def test_every_intervention_is_scored_for_both_kinds_and_none_is_the_evaluations
         assert projected["nll_per_token"] == pytest.approx(text["nll_per_token"], rel=1e-4), "tokens stay themselves"
         moved = by[llm, "text", "whitening"]
         assert abs(moved["nll_per_token"] - text["nll_per_token"]) > 1e-3
+
+
+def test_an_interventions_difference_is_what_it_has_more_than_none(monkeypatch):
+    asked = [SimpleNamespace(id=str(i), paragraph=str(i)) for i in range(4)]
+    subject = SimpleNamespace(
+        shared=SimpleNamespace(questions=asked), config=SimpleNamespace(seed=0), slots=lambda *_: [torch.randn(3, 4)]
+    )
+    reader = SimpleNamespace(llm=SimpleNamespace(name="x", embedding_table=lambda: torch.randn(9, 4)))
+
+    def scored(subject, reader, kind, change, *_):
+        return {q.id: {"f1": float(change[0] == "none")} for q in asked}
+
+    monkeypatch.setattr(embeddings, "_answers", scored)
+    monkeypatch.setattr(embeddings, "summarise", lambda *_: dict.fromkeys(embeddings._KEPT))
+    rows = embeddings._interventions(subject, reader, None)
+    others = [row for row in rows if row["intervention"] != "none"]
+    assert others and all((row["f1_minus_none"], row["f1_minus_none_ci95"]) == (-1, [-1, -1]) for row in others)
+
+
+def test_an_intervention_leaves_the_constant_vectors_as_they_are():
+    slot = Slot(torch.randn(20, 4), 0, constant=16)
+    changed = embeddings._changed(slot, lambda rows, _: rows + 1, None)
+    assert torch.equal(changed[:16], slot.embeds[:16]) and torch.equal(changed[16:], slot.embeds[16:] + 1)
 
 
 def test_latents_name_their_words_and_neighbours(finished):

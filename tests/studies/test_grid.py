@@ -22,7 +22,7 @@ from latentwire.data.squad import load
 from latentwire.evaluation.scores import mean_ci
 from latentwire.studies.grid import _programs, _resolved, _resources, sweep
 from latentwire.studies.programs import Program, run_kept
-from latentwire.studies.ranking import Ranking
+from latentwire.studies.ranking import Ranking, _best
 from latentwire.studies.settings import SweepSettings
 from latentwire.utils.cli import parse
 from latentwire.utils.runs import RunFolder
@@ -509,6 +509,12 @@ def test_the_ranking_follows_the_predictions(ranking):
     assert summary["failed"] == [{"name": grid[2].name, "error": "it broke"}] and summary["baselines"] == []
     assert summary["n"] == 6 and summary["split"] == "held_out"
     assert [configuration.is_finished(ranking.folder) for configuration in grid] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("metric", "best"), [("first_token_acc", "b"), ("f1", "b"), ("bits_per_answer_byte", "a")])
+def test_more_is_better_but_of_bits(metric, best):
+    ranked = [{"name": name, "llms": {"x": {metric: value}}} for name, value in (("a", 0.1), ("b", 0.9))]
+    assert _best(ranked, metric) == best
 
 
 def test_the_table_has_a_row_for_all_that_ended(ranking):

@@ -230,6 +230,17 @@ def test_the_program_writes_what_it_prints(runs, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_programs_flags_reach_the_comparison(tmp_path, monkeypatch):
+    a, b = ([evaluation(tmp_path / f"{name}{s}", [s, 1, 1, 0, 0, 1]) for s in range(2)] for name in "ab")
+    monkeypatch.setattr(paired, "answer_is_sent", lambda checkpoint, source, questions, m: np.arange(6) >= 4)
+    monkeypatch.setattr(paired, "read_config", lambda checkpoint: {"latent_len": 4})
+    flags = ["--pair_seeds", "--margin", "0.9", "--selection", "checkpoint", "--save_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *(",".join(map(str, run)) for run in (a, b)), *flags])
+    main()
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert (found["pair_seeds"], found["margin"], len(found["parts"])) == (True, 0.9, 2)
+
+
 def test_a_run_is_called_by_what_tells_it_from_the_others(tmp_path):
     runs = [evaluation(tmp_path / name / "eval", [0] * 6) for name in ("base", "M8", "M64")]
     found = compared(*runs)

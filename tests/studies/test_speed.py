@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,14 @@ ROOT = Path(__file__).parents[2]
 NAMES = ["llama", "qwen"]
 RATIOS = ("train_step_vs_plain", "text_eval_vs_loop", "text_eval_vs_batched", "prefill_text_vs_z_40",
           "answer_text_vs_z_80_at_once", "mfu_share_of_ceiling")  # fmt: skip
+
+
+def test_ways_are_measured_in_turns_and_the_first_round_is_not_counted():
+    times, order = iter([9.0, 9.0, 1.0, 3.0, 2.0, 4.0]), []
+    bench = SimpleNamespace(config=SimpleNamespace(repeats=2), seconds=lambda work: work())
+    ways = {name: lambda name=name: order.append(name) or next(times) for name in ("ours", "other")}
+    assert room.Bench.side_by_side(bench, ways) == [{"ours": 1.0, "other": 3.0}, {"ours": 2.0, "other": 4.0}]
+    assert order == ["ours", "other"] * 3
 
 
 @pytest.mark.parametrize(("recompute", "deep"), [(False, False), (True, False), (False, True)])
