@@ -18,8 +18,9 @@ from latentwire.data.relevance import in_whole_words, sentence_spans
 def selected_words(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """selected_text in whole words, with " ... " where something was left out, in at most M of the LLM's tokens.
 
-    The encoder is asked for the most places, M or fewer, whose words still fit: its own order of importance decides
-    what goes, and a question in the slot stays whole. Where one place takes more than M already, the end is cut.
+    The encoder is asked for as many places, M or fewer, as its words still fit (found by halving: with one more they do
+    not): its own order of importance decides what goes, and a question in the slot stays whole. Where one place takes
+    more than M already, the end is cut.
     """
     choosing = shared.sender.encoder.choosing(questions, reader.prompts.source)
     return [text_slot(reader, _words(reader, q, m, chosen)) for q, chosen in zip(questions, choosing, strict=True)]

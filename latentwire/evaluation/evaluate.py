@@ -274,13 +274,14 @@ def _soft_prompts(config: EvalSettings, condition: Condition, m: int) -> dict[st
     """Those of a tuned rival, by LLM; ValueError where they were trained for other texts or prompts."""
     folder = Path(config.tuned) / condition.name / "checkpoint_best"
     made, wanted = read_config(folder), {"source": config.source, "wordings": config.llm_wordings}
-    if "wire" in condition.uses and config.ckpt:
-        wanted["wire"] = wire_id(Path(config.ckpt)).hex()
+    if "wire" in condition.uses:
+        wanted["wire"] = wire_id(Path(config.ckpt)).hex() if config.ckpt else None
     several = listed(made.get("settings", {}).get("latent_lens") or str(made.get("latent_len", m)))
     wanted |= {"latent_len": m} if "m" in condition.uses and str(m) not in several else {}
     found = {name: made.get(name, value) for name, value in wanted.items()}  # older ones do not say
     found["wordings"] = {name: found["wordings"].get(name) for name in config.llm_names}
-    require(found == wanted, "tuned", str(folder), f"was trained for {found}, and is asked for {wanted}; train it anew")
+    remedy = "name the checkpoint whose selection it read (--ckpt), or train it anew"
+    require(found == wanted, "tuned", str(folder), f"was trained for {found}, and is asked for {wanted}; {remedy}")
     return load_soft_prompts(folder, config.llm_ids)
 
 

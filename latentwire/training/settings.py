@@ -131,7 +131,8 @@ class TrainSettings(LLMSettings, DataSettings):
         require_train_split(self.dataset)
         share, remedy = self.continuation_share, f"it needs source context, this is {self.source}"
         require(unknown or share == 0, "continuation_share", share, remedy)
-        require(share <= 1, "continuation_share", share, "it is a share: at most 1")
+        for name in ("continuation_share", "warmup"):
+            require(getattr(self, name) <= 1, name, getattr(self, name), "it is a share: at most 1")
         require(bool(self.kd_weight) or not self.teacher, "teacher", self.teacher, "it needs a kd_weight above 0")
         if self.stage == "all":
             return

@@ -16,8 +16,10 @@ from latentwire.conditions.base import (
     require_positions,
 )
 from latentwire.conditions.pca import fitted
+from latentwire.conditions.texts import content_ids
 from latentwire.conditions.tuned import TUNED
 from latentwire.data.content import SOURCES
+from latentwire.data.relevance import in_whole_words
 from latentwire.llms.prompts import PromptBuilder
 from latentwire.models import wire
 from latentwire.models.backbones import load_backbone
@@ -171,6 +173,27 @@ def test_pca_keeps_only_the_principal_part(at, questions):
     assert 0 < kept < 1 and CONDITIONS["pca"].explained(there.reader, M, there.shared) == kept
     assert CONDITIONS["pca_rank"].explained(there.reader, M, there.shared) == found.explained_variance(M) < kept
     assert CONDITIONS["latentwire"].explained is None
+
+
+def test_pca_is_fitted_on_the_tokens_of_train_text(at):
+    there = at()
+    found, llm = fitted(*there), there.reader.llm
+    ids = [i for text in there.shared.train_texts for i in llm.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    read = llm.embedding_table()[ids]
+    torch.testing.assert_close(found.mean, read.mean(dim=0), atol=1e-3, rtol=1e-3)
+    lost = (read - found.restore(found.project(read, D_Z))).square().sum() / (read - read.mean(dim=0)).square().sum()
+    assert float(1 - lost) == pytest.approx(found.explained_variance(D_Z), abs=1e-3)
+
+
+def test_what_pca_sends_has_as_many_directions_as_it_says(at, questions):
+    there = at()
+    found, whole = fitted(*there), slots(there, "text", questions[:1])[0].embeds
+    pooled = torch.stack([part.mean(dim=0) for part in whole.tensor_split(M)])
+    for name, embeds, directions in (("pca_rank", whole, M), ("pca_pool", pooled, D_Z)):
+        (slot,) = slots(there, name, questions[:1])
+        expected = found.restore(found.project(embeds, directions))
+        torch.testing.assert_close(slot.embeds, expected, atol=5e-3, rtol=5e-3)
+        assert slot.sent == 18 + 2 * len(embeds) * directions
 
 
 def test_pooling_averages_contiguous_windows(at, questions):
@@ -349,6 +372,20 @@ def test_selected_words_leave_out_what_the_encoder_wants_least(at, selecting, qu
     whole = len(there.reader.prompts.plain(f" {questions[0].context}"))
     everything = text_of(there, slots(there, "selected_words", questions[:1], whole)[0])
     assert everything == f" {questions[0].context}", "where all is chosen there is no gap"
+
+
+def test_selected_words_are_of_as_many_places_as_fit(at, selecting, questions):
+    there, m = at(source="aware", encoder=selecting), 24
+    for q in questions[:10]:
+        (chosen,) = selecting.choosing([q], "aware")
+
+        def of(places, q=q, chosen=chosen):
+            words = in_whole_words(q.context, chosen(places))
+            return content_ids(there.reader, dataclasses.replace(q, context=words))
+
+        sent = text_of(there, slots(there, "selected_words", [q], m)[0])
+        places = max(n for n in range(1, m + 1) if there.reader.llm.tokenizer.decode(of(n)) == sent)
+        assert places == m or len(of(places + 1)) > m
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen"])

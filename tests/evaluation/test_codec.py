@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import zlib
 
 import pytest
 import torch
@@ -109,6 +110,13 @@ def test_every_way_of_the_bytes_table_codes_the_same_texts(fitted, variables, mo
     found = {row["way"]: row["bytes"] for row in sizes.bytes_table(questions, "prompt", 12, shared, reader)}
     plain = sum(len(f"Context: {q.context}\nQuestion: {q.question}".encode()) for q in questions[:3]) / 3
     assert found["text, UTF-8"] == plain
+    asked = [f"Context: {q.context}\nQuestion: {q.question}" for q in questions[:3]]
+    tokens = [len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in asked]
+    assert found["text, 2 bytes per token"] == pytest.approx(2 * sum(tokens) / 3)
+    assert found["text, zlib"] == pytest.approx(sum(len(zlib.compress(text.encode(), 9)) for text in asked) / 3)
+    chosen = map(encoder.tokenizer.decode, encoder.select(questions[:3], "prompt", 12))
+    sent = sum(len(text.encode()) for text in chosen)
+    assert found["the selected tokens as text"] == pytest.approx(sent / 3)
     assert found["text, zstd with a dictionary of train text"] < found["text, zlib"] < plain
     assert found["the wire, fp16"] == 18 + 2 * 12 * 24
     llm, text = llms["llama"], questions[0].question

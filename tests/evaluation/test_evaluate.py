@@ -14,7 +14,7 @@ import torch
 from evaluation.evaluations import config, predictions, timeless
 
 from latentwire.conditions.base import CONDITIONS, Sender
-from latentwire.data.question import split_by_article
+from latentwire.data.question import split_by_article, subset
 from latentwire.data.squad import SAMPLE_DIR, load
 from latentwire.eval import main
 from latentwire.evaluation.evaluate import evaluate
@@ -107,6 +107,23 @@ def test_a_soft_prompt_for_another_selection_is_refused(trained, tmp_path, llms)
         save_soft_prompts(folder, soft, {"llms": ids, "wire": wire})
         with nullcontext() if number == 0 else pytest.raises(ValueError, match="'wire': 'of another encoder'"):
             evaluate(config(tmp_path / f"r{number}", **more))
+    more |= {"ckpt": "", "latent_len": 16, "d_z": 24}  # the closed form's selection
+    with pytest.raises(ValueError, match=r"'wire': 'of another encoder'.* asked for .*'wire': None"):
+        evaluate(config(tmp_path / "r2", **more))
+
+
+def test_the_vectors_of_a_soft_prompt_count_where_a_prompt_may_be_too_long(tmp_path, monkeypatch):
+    more = []
+    monkeypatch.setattr("latentwire.evaluation.evaluate.require_positions", lambda *given: more.append(given[-1]))
+    for conditions in ("text_tuned", "text"):
+        evaluate(config(tmp_path / conditions, conditions=conditions, tuned="not/there", samples=1, estimate=True))
+    assert more == [4 + 16, 4 + 16, 4, 4]
+
+
+def test_another_seed_draws_other_questions(tmp_path):
+    evaluate(config(tmp_path / "r", seed=1, samples=5, conditions="no_context", max_new_tokens=1))
+    drawn = [[q.id for q in subset(load("sample", "dev").questions, 5, seed)] for seed in (0, 1)]
+    assert json.loads((tmp_path / "r" / "manifest.json").read_text())["ids"] == drawn[1] != drawn[0]
 
 
 def test_bytes_by_other_means_are_counted_once(tmp_path, monkeypatch):

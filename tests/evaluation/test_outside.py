@@ -68,6 +68,15 @@ def test_the_whole_cache_answers_as_the_whole_text_and_is_paired_with_it(whole, 
     assert [row["diff"] for row in compared["rows"]] == [0.0] * 4
 
 
+def test_a_press_has_its_m_and_the_entries_that_it_kept(whole):
+    path = whole / "answers.jsonl"
+    other = {"condition": "kv_random", "entries": 7}
+    lines = [{key: value for key, value in line.items() if key != "crc32"} | other for line in read_lines(path)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = outside(config(whole, presses="kv_random"))["results"]
+    assert {(row["condition"], row["m"], row["llm_positions"]) for row in rows} == {("kv_random", 32, 7)}
+
+
 def test_what_was_answered_is_not_answered_again_and_a_line_cut_off_is(whole, answered):
     path = whole / "answers.jsonl"
     before = path.read_text().splitlines()
@@ -106,6 +115,11 @@ def test_each_head_keeps_the_prompts_head_and_exactly_m_of_the_context():
     press = kv_cache.keeping(SimpleNamespace(score=lambda *_: scores), head=2, entries=2)
     kept, values = press.compress(None, None, keys, -keys, None, {})
     assert kept[0, :, :, 0].tolist() == [[0, 1, 3, 5], [0, 1, 4, 2]] and torch.equal(values, -kept)
+    model = SimpleNamespace(model=SimpleNamespace(layers=[SimpleNamespace(self_attn=SimpleNamespace())]))
+    cache = SimpleNamespace(layers=[SimpleNamespace(keys=kept)])
+    kv_cache.require_kept(model, cache, 4)
+    with pytest.raises(AssertionError, match="8 entries are kept, not 10"):
+        kv_cache.require_kept(model, cache, 5)
     layer = SimpleNamespace(keys=keys, values=-keys)
     press = SimpleNamespace(_cache=SimpleNamespace(layers=[layer]), score_val=scores[None])
     kv_cache.uniform(press, head=2, entries=2).compress_post(None)

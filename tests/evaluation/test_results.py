@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
+from conftest import make_sentencepiece
 
 from latentwire.conditions.base import Reader
 from latentwire.data.question import Question
 from latentwire.evaluation.answering import said_line
 from latentwire.evaluation.results import compare, row_key, summarise
+from latentwire.evaluation.scores import difference_ci, mean_ci, ratio_ci
 from latentwire.llms.prompts import PromptBuilder
 
 BY_HAND = {
@@ -31,6 +34,18 @@ def test_a_row_is_what_its_lines_say():
     assert row["bits_per_answer_byte"] == pytest.approx(12 / math.log(2) / 20)
     assert (row["llm_positions"], row["constant_positions"], row["wire_bytes"], row["text_bytes"]) == (7, 16, 10, 150)
     assert (row["seconds"], row["examples_per_s"]) == (2.0, 2.0)
+    by = [q.paragraph for q in ASKED]
+    assert row["f1_ci95"] == mean_ci(BY_HAND["f1"], by, 0) != mean_ci(BY_HAND["f1"], [q.id for q in ASKED], 0)
+    assert row["em_ci95"] == mean_ci(BY_HAND["em"], by, 0) != row["f1_ci95"]
+
+
+def test_intervals_of_differences_and_ratios_are_by_paragraph():
+    f1s, by = {"latentwire": [1.0, 0.0, 1.0, 0.0], "text": [1.0, 1.0, 0.0, 1.0]}, ["p", "p", "q", "q"]
+    rows = [{"condition": name, "m": m, "llm": "a", "f1": sum(f1s[name]) / 4, "wire_bytes": 1, "llm_positions": 1}
+            for name, m in (("latentwire", 32), ("text", None))]  # fmt: skip
+    pair, third = compare(rows, {row_key(row): f1s[row["condition"]] for row in rows}, by, 0)
+    assert pair["ci95"] == difference_ci(*f1s.values(), by, 0) != difference_ci(*f1s.values(), list("abcd"), 0)
+    assert third["ci95"] == ratio_ci(*f1s.values(), by, 0)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen"])
@@ -43,6 +58,18 @@ def test_any_reference_may_begin_the_answer(llms, name):
     assert not wrong["first_token_correct"] and not wrong["first_informative_correct"]
     assert right["prediction"] == "the river"
     assert (right["answer_nll"], right["answer_tokens"]) == (1.5, len(ids("seven mills")))
+
+
+def test_a_lone_space_is_a_right_first_token_and_tells_nothing(texts):
+    tokenizer = make_sentencepiece(600, texts)
+    reader = SimpleNamespace(
+        prompts=PromptBuilder(tokenizer, "prompt", "plain"), llm=SimpleNamespace(text=tokenizer.decode)
+    )
+    space, five, word = map(tokenizer.convert_tokens_to_ids, ("\u2581", "5", "\u2581the"))
+    asked = dataclasses.replace(ASKED[0], answers=("5",))
+    told = [said_line(reader, asked, said, 1.0) for said in ([space, five], [space, word], [space])]
+    assert [line["first_token_correct"] for line in told] == [True] * 3
+    assert [line["first_informative_correct"] for line in told] == [True, False, False]
 
 
 @pytest.mark.parametrize(("pca", "pool", "better"), [(0.3, 0.1, "pca"), (0.1, 0.3, "pca_pool")])

@@ -81,6 +81,12 @@ def test_the_answers_of_one_of_two_llms_may_be_taken(finished, tmp_path, monkeyp
     assert [row["llm"] for row in results["results"]] == ["qwen"]
 
 
+def test_answers_of_another_model_of_the_same_name_are_not_taken(finished, tmp_path, monkeypatch, llm_folders):
+    monkeypatch.setenv("QWEN_ID", llm_folders["LLAMA_ID"])
+    with pytest.raises(ValueError, match="llm_ids: "):
+        evaluate(config(tmp_path / "r", conditions="text", reuse=str(finished[0])))
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

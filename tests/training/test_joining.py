@@ -43,6 +43,13 @@ def join(short, joint, third, monkeypatch, tmp_path):
     return run
 
 
+def test_a_new_reader_is_of_the_others_kind_unless_nothing_is_trained(join):
+    deep = str(join("deep", llms="llama", samples=16, adapter_type="deep", lr=1e-6) / "checkpoint_last")
+    trained, closed = join("trained", samples=16, init=deep), join("closed", samples=0, init=deep)
+    assert read_config(trained / "checkpoint_last")["adapters"]["third"] == "deep"
+    assert read_config(closed / "checkpoint_best")["adapters"]["third"] == "residual_mlp"
+
+
 def test_the_map_is_the_weighted_least_squares_one():
     drawn = torch.Generator().manual_seed(0)
     codebook, true = torch.randn(200, 6, generator=drawn), torch.randn(9, 6, generator=drawn)

@@ -114,7 +114,10 @@ def test_two_processes_train_as_one_with_the_same_global_batch(surroundings, tmp
     alone = steps(tmp_path / "1")
     assert len(alone) == 3
     weights = {
-        name: torch.load(tmp_path / name / "checkpoint_best" / "adapter_llama.pt", weights_only=True)
+        name: {
+            part: torch.load(tmp_path / name / "checkpoint_last" / f"{part}.pt", weights_only=True)
+            for part in ("adapter_llama", "encoder")
+        }
         for name in ("1", "2", "machines")
     }
     for name in ("2", "machines"):
@@ -122,8 +125,9 @@ def test_two_processes_train_as_one_with_the_same_global_batch(surroundings, tmp
             one, both = flat(one), flat(both)
             for key in ("loss", "ce llama", "ce qwen", "span", "grad_norm codebook", "grad_norm adapter qwen"):
                 assert both[key] == pytest.approx(one[key], rel=2e-3), key
-        for key, value in weights["1"].items():
-            torch.testing.assert_close(weights[name][key], value, rtol=1e-3, atol=1e-4)
+        for part, found in weights["1"].items():
+            for key, value in found.items():
+                torch.testing.assert_close(weights[name][part][key], value, rtol=1e-3, atol=1e-4, msg=f"{part} {key}")
 
 
 @pytest.mark.parametrize(("way", "says"), [("killed", "exitcode"), ("raises", "error: a damaged question")])

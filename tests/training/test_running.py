@@ -279,6 +279,7 @@ def test_memory_that_would_not_do_is_ignored_where_that_is_asked_for(short, code
         ({"kd_weight": -0.5}, "kd_weight=-0.5: must not be negative"),
         ({"span_weight": -1.0}, "span_weight=-1.0"),
         ({"warmup": -0.1}, "warmup=-0.1"),
+        ({"warmup": 5.0}, "warmup=5.0: it is a share"),
         ({"lr": 0.0}, "lr=0.0: must be above 0"),
         ({"clip": 0.0}, "clip=0.0"),
         ({"lr": float("nan")}, "lr=nan"),

@@ -31,6 +31,7 @@ from latentwire.reporting.charts import draw_curves
 from latentwire.training.jobs import _selection_figures
 from latentwire.training.running import train
 from latentwire.training.stages import ALL, STAGES, Stage, needed, stage
+from latentwire.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("surroundings")
 TUNED = [name for name, found in STAGES.items() if found.rival]
@@ -63,6 +64,10 @@ def test_an_answer_is_kept_where_all_of_its_tokens_are_sent_and_touched_where_on
         sent = [(want <= found, bool(want & found)) for want, found in zip(wanted, there, strict=True)]
         shares = [sum(column) / len(sent) for column in zip(*sent, strict=True)]
         assert [figures[m]["answer_kept"], figures[m]["answer_touched"]] == pytest.approx(shares)
+        read = zip(encoder.read(dev.questions), dev.questions, strict=True)
+        f1 = sum(dev.score(said, q.answers)["f1"] for said, q in read) / len(dev.questions)
+        assert figures[m]["encoder_f1"] == pytest.approx(f1)
+        assert figures[m]["score"] == pytest.approx(figures[m]["answer_kept"] + f1)
     assert figures[500]["answer_kept"] == 1 > figures[4]["answer_touched"] > figures[4]["answer_kept"]
 
 
@@ -129,6 +134,22 @@ def test_stage_joint_trains_everything(joint, adapters):
     assert len([name for name in moved if name.startswith("backbone.model.encoder")]) > 10
     for name in LLMS:
         assert len(changed(before, after, f"adapter_{name}")) == 6
+
+
+def test_a_training_that_changed_an_llm_is_an_error(joint_config, tmp_path, monkeypatch):
+    def spoil(self):
+        self.job.readers[0].llm.model.get_output_embeddings().weight.data += 1
+
+    monkeypatch.setattr(Trainer, "run", spoil)
+    with pytest.raises(AssertionError, match=r"frozen weights of \['llama'\] changed"):
+        train(joint_config(tmp_path / "r", kd_weight=0.0))
+
+
+def test_another_seed_begins_with_other_weights_and_questions(short, codebook, tmp_path):
+    jobs = [ready_trainer(short(tmp_path / f"r{s}", init=str(codebook), samples=8, seed=s)).job for s in (0, 1)]
+    one, other = (job.model.encoder.span.weight for job in jobs)
+    assert not torch.equal(one, other)
+    assert {q.id for q in jobs[0].questions} != {q.id for q in jobs[1].questions}
 
 
 def test_the_frozen_llms_stay_as_they_are_and_the_checkpoint_says_which_they_are(joint, codebook, llm_folders):

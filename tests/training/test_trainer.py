@@ -20,6 +20,7 @@ from latentwire.models.components import component
 from latentwire.models.encoders.selecting import SelectingEncoder
 from latentwire.models.weights import read_config
 from latentwire.training import jobs
+from latentwire.training.losses import answer_sums
 from latentwire.training.running import train
 from latentwire.training.stages import STAGES, Stage
 from latentwire.training.trainer import Batches, Trainer, rate_share, steps_of
@@ -55,6 +56,20 @@ def test_every_step_and_every_epoch_has_its_line(joint):
         assert all(figures.keys() == known for figures in held["llms"].values())
         f1, ce = (sum(held["llms"][name][key] for name in LLMS) / len(LLMS) for key in ("f1", "ce"))
         assert held["ce"] == pytest.approx(ce) and held["score"] == pytest.approx(f1 - 1e-4 * ce)
+
+
+def test_the_first_informative_label_counts_where_it_stands(joint_config, tmp_path, monkeypatch):
+    seen = []
+
+    def noted(scored, places=()):
+        seen.append(list(places))
+        return answer_sums(scored, places)
+
+    monkeypatch.setattr("latentwire.training.trainer.answer_sums", noted)
+    trainer = ready_trainer(joint_config(tmp_path / "r", kd_weight=0.0))
+    trainer._loss(0)
+    labels = trainer.job.readers[0].prompts.labels
+    assert seen[0] == [labels(q.answers[0], 3).informative for q in trainer.batches[0]]
 
 
 def test_the_first_step_learns_already_and_the_rate_falls_to_nothing():
