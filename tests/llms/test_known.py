@@ -53,6 +53,7 @@ def test_the_environment_names_a_model_before_the_checkpoint_and_the_checkpoint_
 def test_a_gpu_has_larger_models_by_default(ckpt, monkeypatch):
     monkeypatch.setattr(known, "has_gpu", lambda: True)
     assert LLMSettings().llm_ids == LARGE_LLMS
+    assert LLMSettings(device="cpu").llm_ids == DEFAULT_LLMS
     assert Begun(ckpt=ckpt, llms=BOTH).llm_ids == {"llama": LARGE_LLMS["llama"], "qwen": "some/qwen"}
 
 

@@ -7,18 +7,19 @@ import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from training.run_tools import LLMS, Stopped, files, ready_trainer, steps_in, trained_on
 
 from latentwire.data.registry import DATASETS
-from latentwire.data.squad import SAMPLE_DIR
+from latentwire.data.squad import SAMPLE_DIR, load
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.settings import CodecSettings, EvalSettings
 from latentwire.models.weights import read_config
 from latentwire.train import main
 from latentwire.training import memory
-from latentwire.training.running import stages_of, train
+from latentwire.training.running import _require_fits, stages_of, train
 from latentwire.training.settings import TRACKERS, TrainSettings
 from latentwire.training.trainer import Trainer
 from latentwire.utils.cli import parse
@@ -250,6 +251,13 @@ def test_a_tracker_that_is_not_installed_is_one_error_that_names_its_package(
     with pytest.raises(ValueError, match=remedy):
         train(short(tmp_path / "r", stage=stage, init=str(codebook), tracker=package))
     assert not (tmp_path / "r").exists()
+
+
+def test_one_process_alone_may_have_all_gpus(short, codebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEVICE_MAP", "auto")
+    config = short(tmp_path / "r", init=str(codebook))
+    with pytest.raises(ValueError, match="DEVICE_MAP='auto'.*NPROC=1"):
+        _require_fits(config, load("sample", "train"), SimpleNamespace(num_processes=2))
 
 
 def test_memory_that_would_not_do_is_ignored_where_that_is_asked_for(short, codebook, tmp_path, monkeypatch, capsys):
