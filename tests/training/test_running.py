@@ -256,7 +256,7 @@ def test_a_tracker_that_is_not_installed_is_one_error_that_names_its_package(
 def test_one_process_alone_may_have_all_gpus(short, codebook, tmp_path, monkeypatch):
     monkeypatch.setenv("DEVICE_MAP", "auto")
     config = short(tmp_path / "r", init=str(codebook))
-    with pytest.raises(ValueError, match="DEVICE_MAP='auto'.*NPROC=1"):
+    with pytest.raises(ValueError, match=r"DEVICE_MAP='auto'.*NPROC=1"):
         _require_fits(config, load("sample", "train"), SimpleNamespace(num_processes=2))
 
 
