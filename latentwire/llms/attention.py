@@ -142,6 +142,8 @@ def without_first(
     """Slots [P_i, d] and deltas [layers, 2, P_i, k] from position `constant` on: before it all slots are the same, and
     deltas are zero. What was one object still is."""
     slots, deltas = list(slots), list(deltas)
+    if not constant:
+        return slots, deltas
     assert all(torch.equal(slot[:constant], slots[0][:constant]) for slot in slots)
     assert all(delta is None or not delta[:, :, :constant].any() for delta in deltas)
     rest = {id(slot): slot[constant:] for slot in slots}

@@ -40,8 +40,8 @@ def test_an_exported_checkpoint_encodes_alike_from_half_the_bytes(trained, tmp_p
     before, after = (load_checkpoint(folder, ids) for folder in (trained, tmp_path / "shipped"))
     assert all(p.dtype == torch.float32 for p in after[0].parameters())
     for z, again in zip(*(found[0].encode(questions[:6], "prompt", 16) for found in (before, after)), strict=True):
-        apart = (z[:, None] - again).abs().amax(dim=2).amin(dim=1)  # of each latent to the nearest one of the export
-        assert (apart < 0.02).sum() >= len(z) - 1, "half precision may choose another token where two score alike"
+        there = torch.isclose(again, z[:, None], rtol=2e-3, atol=2e-3).all(dim=2).any(dim=1)  # each latent, somewhere
+        assert there.sum() >= len(z) - 1, "half precision may choose another token where two score alike"
     size, whole = ((folder / "encoder.safetensors").stat().st_size for folder in (tmp_path / "shipped", trained))
     assert size < 0.6 * whole and not list((tmp_path / "shipped").glob("*.pt")), "one form of the weights is shipped"
 
