@@ -26,14 +26,15 @@ def main() -> None:
     args = parser.parse_args()
     runs = [parse_run(text, args.condition) for text in args.runs]
     from latentwire.reporting.tables import table_markdown  # slow to import
-    from latentwire.studies.paired import compare, recompute, write
+    from latentwire.reporting.writing import write_comparison
+    from latentwire.studies.paired import compare, recompute
 
     if len(runs) == len(runs[0].folders) == 1:
         for name in ("save_dir", "margin", "pair_seeds", "selection"):
             require(not vars(args)[name], name, str(vars(args)[name]), "one RUN is only recomputed; name two or more")
         again = recompute(runs[0].folders[0])
         return print(table_markdown(again), *again["not_kept"], "equal to results.json", sep="\n")
-    write(compare(runs, args.margin, args.selection, args.pair_seeds), args.save_dir)
+    write_comparison(compare(runs, args.margin, args.selection, args.pair_seeds), args.save_dir)
 
 
 if __name__ == "__main__":

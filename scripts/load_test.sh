@@ -29,6 +29,10 @@ address() {
     echo "$found"
 }
 
+if [[ " $* " == *" -h "* || " $* " == *" --help "* ]]; then exec "$PYTHON" latentwire/load_test.py --help; fi
+"$PYTHON" -c 'from latentwire.service.settings import LoadSettings
+from latentwire.utils.cli import parse, run
+run(lambda: parse(LoadSettings))' "$@"  # a wrong setting is told before anything starts
 start together
 start one --batch 1
 url=$(address together "${pids[0]}")

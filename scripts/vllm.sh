@@ -5,9 +5,10 @@
 set -euo pipefail
 unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ ! -f .venv-vllm/.installed ]; then
+wanted=("${VLLM:-vllm>=0.10}" accelerate scikit-learn)
+if [ "$(cat .venv-vllm/.installed 2>/dev/null)" != "${wanted[*]}" ]; then
     "${BASE_PYTHON:-python3}" -m venv .venv-vllm
-    .venv-vllm/bin/python -m pip install --disable-pip-version-check "${VLLM:-vllm>=0.10}" accelerate scikit-learn
-    touch .venv-vllm/.installed
+    .venv-vllm/bin/python -m pip install --disable-pip-version-check "${wanted[@]}"
+    echo "${wanted[*]}" >.venv-vllm/.installed  # written last: an interrupted set-up is done again
 fi
 PYTHONPATH="$PWD" exec .venv-vllm/bin/python latentwire/engine.py "$@"

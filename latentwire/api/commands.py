@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, BinaryIO
 from tqdm import tqdm
 
 from latentwire.api.costs import break_even
-from latentwire.api.encoding import LatentWire, require_text
+from latentwire.api.encoding import LatentWire
 from latentwire.api.message import Wire
 from latentwire.api.settings import AnswerSettings, InspectSettings, SendSettings
 from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.models.wire import MAGIC
-from latentwire.utils.cli import require
+from latentwire.utils.cli import require, require_text
 from latentwire.utils.files import UNREADABLE
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ _BATCH = 64  # JSON lines that are encoded before their wires are written
 
 def send(config: SendSettings) -> None:
     """One wire, or one per JSON line."""
+    if config.context and config.out:
+        out = Path(config.out)
+        require(out.parent.is_dir() and not out.is_dir(), "out", config.out, "name a file in a folder that is there")
+    elif config.context:
+        require(not sys.stdout.isatty(), "out", config.out, "a wire is bytes, no text: add > FILE, | or --out FILE")
     lw = LatentWire.from_pretrained(config.ckpt, device=config.device)
     if not config.context:
         _send_lines(lw, config.how)
@@ -42,7 +47,6 @@ def send(config: SendSettings) -> None:
     if config.out:
         Path(config.out).write_bytes(wire)
     else:
-        require(not sys.stdout.isatty(), "out", config.out, "a wire is bytes, no text: add > FILE, | or --out FILE")
         sys.stdout.buffer.write(wire)
 
 

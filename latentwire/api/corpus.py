@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import zstandard
 from tqdm import tqdm
 
-from latentwire.api.encoding import LatentWire, require_text
+from latentwire.api.encoding import LatentWire
 from latentwire.api.message import Wire
 from latentwire.api.settings import CorpusSettings
 from latentwire.api.words import words_of
@@ -37,7 +37,7 @@ from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.rows import Row, Source, sources
 from latentwire.models.wire import COMPACT
 from latentwire.reporting.charts import documents, growth
-from latentwire.utils.cli import SCHEMA, reason, require
+from latentwire.utils.cli import SCHEMA, reason, require, require_text
 from latentwire.utils.cluster import start_ray
 from latentwire.utils.files import read_json, sha256_of, write_json
 from latentwire.utils.machine import device_of, give_memory_back, peak_memory_mb
@@ -109,7 +109,8 @@ class _Progress:
     def __init__(self, run: RunFolder, config: CorpusSettings):
         self.folder, self._path, self._started = run.path, run.path / "results.json", 0.0
         begun = {"schema": SCHEMA, **run.origin, "ckpt": config.ckpt, "codec": config.codec, "runs": []}
-        self.record = read_json(self._path) if self._path.is_file() else begun
+        before = read_json(self._path) if self._path.is_file() else begun
+        self.record = before | run.origin | {"ckpt": config.ckpt}  # the checkpoint may lie elsewhere now
         write_json(self._path, self.record)  # from here on the folder belongs to this corpus
         (self.folder / "shards").mkdir(exist_ok=True)
         for left in (self.folder / "shards").glob(".*"):  # of a part that a kill interrupted
@@ -269,7 +270,7 @@ class _Encoder:
             "rows": len(table), "errors": errors, "rows_sha256": _sha256(table),
             "text_bytes": sum(table["text_bytes"].to_pylist()), "wire_bytes": sum(table["wire_bytes"].to_pylist()),
             "text_zstd_bytes": len(zstandard.ZstdCompressor(level=_ZSTD).compress(said)) if said else 0,
-            "encoder_seconds": time.time() - started, "memory_mb": peak_memory_mb(),
+            "encoder_seconds": time.time() - started, "memory_mb": peak_memory_mb(self.device),
         }  # fmt: skip
         table = table.replace_schema_metadata({_FOOTER: json.dumps(footer)})
         _write(table, Path(self.config.output) / "shards" / str(name))
@@ -303,7 +304,8 @@ class _Encoder:
             if len(rows) == 1:
                 errors.append({"place": rows[0][0], "id": rows[0][1], "error": str(error)})
                 return {}
-        return {place: wire for row in rows for place, wire in self._encoded([row], errors).items()}
+        half = len(rows) // 2
+        return self._encoded(rows[:half], errors) | self._encoded(rows[half:], errors)
 
     def _table(self, rows: Sequence[tuple[str, ...]], wires: Mapping[str, bytes]) -> pa.Table:
         kept = [row[1] for row in rows if row[0] in wires]
@@ -375,7 +377,7 @@ def _footer(path: Path) -> dict:
     """What the encoder said of a part."""
     try:
         return json.loads(pq.read_schema(path).metadata[_FOOTER])
-    except (pa.ArrowException, KeyError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({reason(error)}); remove it, and encode again") from error
 
 

@@ -24,7 +24,7 @@ from latentwire.data.question import Question
 from latentwire.data.relevance import relevance
 from latentwire.models.weights import FORMS, TABLES, asked, read_config, wire_id
 from latentwire.models.wire import CODECS, COMPACT, SCALAR
-from latentwire.utils.cli import reason, require
+from latentwire.utils.cli import reason, require, require_text
 from latentwire.utils.machine import device_of
 from latentwire.utils.surroundings import hub_answers
 
@@ -92,12 +92,6 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         """Codecs that this checkpoint can send: those that need tables, where they were fitted (fit_codec.py)."""
         return tuple(CODECS) if (self.folder / TABLES).is_file() else SCALAR
 
-    @cached_property
-    def _compact(self) -> "Compact":
-        from latentwire.models.wire.compact import tables_of  # imports torch
-
-        return tables_of(self.folder)
-
     @overload
     def encode(self, context: str, question: str | None = None, **how: object) -> bytes: ...
     @overload
@@ -130,7 +124,7 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         fit = f"; compact ones need tables: python latentwire/fit_codec.py --ckpt {self.folder}"
         more = "" if CODECS.keys() == set(self.codecs) else fit
         require(codec in self.codecs, "codec", codec, f"choose one of {', '.join(self.codecs)}{more}")
-        compact = self._compact if codec in COMPACT else None
+        compact = self._compact() if codec in COMPACT else None
         require(m is None or m > 0, "m", m, "must be at least 1")
         require(budget is None or budget > 0, "budget", budget, "must be above 0 latents per 100 words")
         require(m is None or budget is None, "budget", budget, f"m={m} says already how many latents; leave one out")
@@ -162,6 +156,12 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
 
         return WireReader(self.folder, llm, device or self.device, dtype)
 
+    def _compact(self) -> "Compact":
+        """The tables of compact codecs, also where they were fitted anew since."""
+        from latentwire.models.wire.compact import tables_of  # imports torch
+
+        return tables_of(self.folder)
+
     def _most(self, blocks: int | None) -> int | None:
         """How many parts of a long text are sent at most."""
         return blocks or (1 if encoder_reads_question(self.source) else None)
@@ -177,14 +177,10 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
     ) -> list[bytes]:
         parts = [(number, part) for number, q in enumerate(questions) for part in _fitting(q, self._parts(q), most)]
         sizes = [_places(part.context, budget) if budget else m for _, part in parts]
-        latents = {}
-        for size in set(sizes):
-            rows = [row for row, other in enumerate(sizes) if other == size]
-            found = self.encoder.encode([parts[row][1] for row in rows], self.source, size)
-            latents |= {row: z.cpu().numpy() for row, z in zip(rows, found, strict=True)}
+        latents = self.encoder.encode([part for _, part in parts], self.source, sizes)
         blocks: list[list] = [[] for _ in questions]
-        for row, (number, _) in enumerate(parts):
-            blocks[number].append(latents[row])
+        for (number, _), z in zip(parts, latents, strict=True):
+            blocks[number].append(z.cpu().numpy())
         return [bytes(self._packed(q, some, codec, compact)) for q, some in zip(questions, blocks, strict=True)]
 
     def _packed(self, q: Question, blocks: list, codec: str, compact: "Compact | None") -> Wire:
@@ -232,15 +228,6 @@ class LatentWire(ModelHubMixin, library_name="latentwire", tags=["prompt-compres
         as_safetensors(self.folder, save_directory)
         if (self.folder / TABLES).is_file():
             shutil.copy(self.folder / TABLES, save_directory / TABLES)
-
-
-def require_text(name: str, text: object) -> None:
-    """ValueError unless there is text that can be sent."""
-    require(isinstance(text, str) and bool(text.strip()), name, text, "empty; give a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: sign {error.start} is half of a pair (a lone surrogate), no text") from error
 
 
 def require_readable(wire: Wire, folder: Path, encoder: str, source: str) -> Wire:

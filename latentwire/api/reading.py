@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentwire.api.encoding import require_readable, require_text
+from latentwire.api.encoding import require_readable
 from latentwire.api.message import Wire
 from latentwire.data.content import question_in_tail
 from latentwire.llms.known import CHOSEN_WORDINGS, LLMSettings, llm_id
 from latentwire.llms.loading import load_llm
 from latentwire.llms.prompts import PromptBuilder
 from latentwire.models.weights import asked, load_adapters, read_config, wire_id
-from latentwire.utils.cli import require
+from latentwire.utils.cli import require, require_text
 from latentwire.utils.machine import on_this_machine
 
 Sent = bytes | Wire
@@ -51,7 +51,8 @@ class WireReader:
         return require_readable(wire, self.folder, self.wire_id, self.source)
 
     def prefix(self, z: Sent) -> Tensor:
-        """Input embeddings [P, d] of the latents, for a loop of one's own.
+        """Input embeddings [P, d] of the adapter's constant vectors, where it has some, and of the latents, for a loop
+        of one's own.
 
         Raises ValueError for an adapter that adds to keys and values, too.
         """
@@ -62,11 +63,18 @@ class WireReader:
         )  # fmt: skip
         return self._slot(self.wire(z))[0]
 
-    @torch.no_grad()
     def _slot(self, wire: Wire) -> tuple[Tensor, Tensor | None]:
-        """Input embeddings [P, d] of the latents, and what is added to their keys and values."""
-        z = torch.from_numpy(wire.z)
+        """Input embeddings [P, d], constant ones first, and what is added to the keys and values of the latents."""
+        return self._slot_of(torch.from_numpy(wire.z))
+
+    @torch.no_grad()
+    def _slot_of(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.adapter(z).to(self.llm.dtype), self.adapter.deltas(z)
+
+    def read_opening(self) -> None:
+        """Read what all prompts with a wire begin with, so that the first answer need not wait for it."""
+        slot, _ = self._slot_of(torch.zeros(0, self.d_z))
+        self.llm.prefill(self.prompts.head, [slot], [self.prompts.tail("")], constant=self.adapter.constant)
 
     def answer(
         self, z: Sent | Sequence[Sent], question: str | Sequence[str | None] | None = None, max_new_tokens: int = 12

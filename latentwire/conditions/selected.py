@@ -1,6 +1,5 @@
 """What the encoder chose or read, as text that a person would write: whole words, whole sentences."""
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -18,9 +17,8 @@ from latentwire.data.relevance import in_whole_words, sentence_spans
 def selected_words(reader: Reader, questions: Sequence[Question], m: int, shared: Shared) -> list[Slot]:
     """selected_text in whole words, with " ... " where something was left out, in at most M of the LLM's tokens.
 
-    The encoder is asked for as many places, M or fewer, as its words still fit (found by halving: with one more they do
-    not): its own order of importance decides what goes, and a question in the slot stays whole. Where one place takes
-    more than M already, the end is cut.
+    The encoder is asked for the most places, M or fewer, whose words fit: its own order of importance decides what
+    goes, and a question in the slot stays whole. Where one place takes more than M already, the end is cut.
     """
     choosing = shared.sender.encoder.choosing(questions, reader.prompts.source)
     return [text_slot(reader, _words(reader, q, m, chosen)) for q, chosen in zip(questions, choosing, strict=True)]
@@ -44,10 +42,10 @@ def _words(reader: Reader, question: Question, m: int, chosen: Callable[[int], l
     def of(places: int) -> list[int]:
         return content_ids(reader, replace(question, context=in_whole_words(question.context, chosen(places))))
 
-    if len(ids := of(m)) <= m:  # also where the whole context is chosen: half of it has gaps, and can take more
-        return ids
-    fitting = bisect_right(range(1, m), m, key=lambda places: len(of(places)))
-    return of(max(fitting, 1))[:m]
+    for places in range(m, 0, -1):  # more places may take fewer tokens, where a gap closes
+        if len(ids := of(places)) <= m:
+            return ids
+    return ids[:m]
 
 
 def _sentence(context: str, begin: int, end: int) -> str:

@@ -1,7 +1,7 @@
 """Rows of files of many forms, one by one: what a corpus is made of.
 
-A row is a mapping of columns, or a text that says why it is none. Its place is FILE:NUMBER, counted from 1; lines that
-are empty are no rows, but they count. What is damaged beyond a row ends the reading with a ValueError.
+A row is a mapping of columns, or a text that says why it is none. Its place is FILE:NUMBER, counted from 1; of JSON
+lines, empty ones are no rows, but they count. What is damaged beyond a row ends the reading with a ValueError.
 """
 
 import csv
@@ -11,20 +11,24 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import latentwire.data
 from latentwire.data.question import Question
 from latentwire.data.registry import DATASETS
-from latentwire.data.squad import load, read_squad_file
+from latentwire.data.squad import load, read_squad_file, why
 from latentwire.utils.cli import listed, reason
 from latentwire.utils.files import UNREADABLE, sha256_of
 from latentwire.utils.registry import import_all
 from latentwire.utils.runs import digest
 from latentwire.utils.surroundings import hub_answers
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 Row = Mapping[str, object] | str
 _TEXTS = "texts"  # the name of all text files together, each of them a row
@@ -51,7 +55,8 @@ class Source:
         if self.form is lines:
             return sum(1 for _ in _numbered(self.names[0]))
         if self.form is parquet:
-            return _parquet_file(self.names[0]).metadata.num_rows
+            with _parquet_file(self.names[0]) as file:
+                return file.metadata.num_rows
         return len(self.names) if self.form is texts else None
 
     def digest(self) -> str:
@@ -118,28 +123,36 @@ def table(source: Source) -> Iterator[tuple[str, Row]]:
     (name,) = source.names
     csv.field_size_limit(sys.maxsize)
     decoded = (line.decode("utf-8-sig" if n == 1 else "utf-8", "surrogateescape") for n, line in _numbered(name))
-    reader = csv.DictReader(decoded, strict=True)  # else a quote that is never closed would hide all rows behind it
+    reader = csv.DictReader(decoded, strict=True)
+    try:
+        _ = reader.fieldnames
+    except csv.Error as error:
+        raise ValueError(f"{name}: its header is no CSV ({error})") from error
     for number in itertools.count(1):
+        first = reader.reader.line_num + 1
         try:
             row = next(reader)
             yield f"{name}:{number}", "no CSV (more fields than the header has)" if any(row.get(None, ())) else row
         except StopIteration:
             return
         except csv.Error as error:
-            yield f"{name}:{number}", f"no CSV ({error}, at line {reader.line_num})"
+            if "unexpected end" in str(error):
+                raise ValueError(f"{name}: a quote that opens in line {first} or later is never closed") from error
+            yield f"{name}:{number}", f"no CSV ({error}, from line {first} on)"
 
 
 def parquet(source: Source) -> Iterator[tuple[str, Row]]:
     """A Parquet file."""
     (name,) = source.names
     number = 0
-    for batch in _parquet_file(name).iter_batches(_BATCH):
-        for i in range(batch.num_rows):
-            number += 1
-            try:
-                yield f"{name}:{number}", {column: batch[column][i].as_py() for column in batch.schema.names}
-            except UnicodeDecodeError as error:
-                yield f"{name}:{number}", f"no UTF-8 text ({error})"
+    with _parquet_file(name) as file:
+        for batch in file.iter_batches(_BATCH):
+            for i in range(batch.num_rows):
+                number += 1
+                try:
+                    yield f"{name}:{number}", {column: batch[column][i].as_py() for column in batch.schema.names}
+                except UnicodeDecodeError as error:
+                    yield f"{name}:{number}", f"no UTF-8 text ({error})"
 
 
 def squad_form(source: Source) -> Iterator[tuple[str, Row]]:
@@ -201,14 +214,17 @@ def _opened(name: str) -> BinaryIO:
     return gzip.open(name, "rb") if name.endswith(".gz") else open(name, "rb")
 
 
-def _parquet_file(name: str) -> object:
+@contextmanager
+def _parquet_file(name: str) -> Iterator["ParquetFile"]:
+    """The file, open; ValueError with its name where damage is found while it is read."""
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(name)
-    except pa.ArrowException as error:
-        raise ValueError(f"{name}: no Parquet file ({reason(error)})") from error
+        with pq.ParquetFile(name) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:  # damage within a file may be either
+        raise ValueError(f"{name}: no Parquet file, or a damaged one ({reason(error)})") from error
 
 
 def _of_hub(source: Source) -> object:
@@ -220,8 +236,8 @@ def _of_hub(source: Source) -> object:
         datasets.config.HF_HUB_OFFLINE = True  # the local cache may still hold it
     try:
         return datasets.load_dataset(name, configuration or None, split=source.split)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"input: {name!r} is no file, folder or data set ({', '.join(DATASETS)}), and the hub gave none "
-            f"({reason(error)})"
+            f"({why(error)})"
         ) from error

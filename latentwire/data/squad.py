@@ -115,7 +115,7 @@ def _checked(rows: Iterable[tuple], source: str) -> list[Question]:
     questions, seen = [], set()
     paragraphs: dict[str, str] = {}  # by context: intervals are drawn by paragraph, however often a file repeats it
     for title, paragraph, context, id_, question, answers in rows:
-        where = f"{source}: question {id_ if isinstance(id_, str) else shown(id_)}"
+        where = f"{source}: question {id_ if isinstance(id_, str) and id_.isprintable() else shown(id_)}"
         if not isinstance(id_, str):
             raise ValueError(f"{where}: the id must be a string")
         if not isinstance(title, str):
@@ -124,7 +124,7 @@ def _checked(rows: Iterable[tuple], source: str) -> list[Question]:
             raise ValueError(f"{where}: its context is empty, or holds only signs that nobody sees")
         if not (isinstance(question, str) and question.strip()):
             raise ValueError(f"{where}: the question is empty")
-        for what, text in (("title", title), ("context", context), ("question", question)):
+        for what, text in (("id", id_), ("title", title), ("context", context), ("question", question)):
             if _HALF.search(text):
                 raise ValueError(f"{where}: its {what} holds half of a surrogate pair, which no text can; repair it")
         if id_ in seen:
@@ -161,6 +161,14 @@ def _find_split(folder: Path, split: str) -> Path:
     return found[0]
 
 
+def why(error: Exception) -> str:
+    """What a hub, or `datasets`, says; where a data set was fetched and cannot be made, what that came from."""
+    from datasets.exceptions import DatasetGenerationError
+
+    unmade = isinstance(error, DatasetGenerationError)
+    return reason(error.__cause__ if unmade and error.__cause__ else error)
+
+
 def _load_from_hub(split: str) -> list[Question] | None:
     """SQuAD through `datasets`; None where no hub answers and no cache holds the data. ValueError with the reason where
     a hub answers and does not give it."""
@@ -171,11 +179,11 @@ def _load_from_hub(split: str) -> list[Question] | None:
         datasets.config.HF_HUB_OFFLINE = True  # the local cache may still hold it
     try:
         rows = datasets.load_dataset(HUB_ID, split="validation" if split == "dev" else "train")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if not reachable:
             return None
         raise ValueError(
-            f"the hub did not give {HUB_ID} ({reason(error)}); try again, set SQUAD_DIR, or name --dataset sample"
+            f"the hub did not give {HUB_ID} ({why(error)}); try again, set SQUAD_DIR, or name --dataset sample"
         ) from error
     return _checked(
         (

@@ -8,7 +8,7 @@ from latentwire.evaluation.settings import DemoSettings
 from latentwire.models.checkpoint import load_checkpoint
 from latentwire.models.wire import COMPACT
 from latentwire.models.wire.compact import tables_of
-from latentwire.utils.cli import require
+from latentwire.utils.cli import require, require_text
 from latentwire.utils.machine import on_this_machine
 
 _SHOWN = {"text": "text", "latentwire": "wire"}  # conditions, and what they are called here
@@ -28,7 +28,7 @@ class Demo:
     def answers(self, context: str, question: str) -> str:
         """Printable lines: each LLM's answer from the text and from the wire, with positions and bytes, and the words
         that the latents came from. Raises ValueError for an empty question or a text beyond an LLM's window."""
-        require(bool(question.strip()), "question", question, "ask something")
+        require_text("question", question)
         # Nothing scores these answers, so any reference will do.
         asked = Question(f"{context}\n{question}", "demo", "demo", context, question.strip(), ("-",))
         lines = [line for reader in self.readers for line in self._both(reader, asked)]

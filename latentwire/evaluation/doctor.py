@@ -125,7 +125,8 @@ def _environment(root: Path) -> Finding:
 def _in_date(root: Path) -> bool:
     """As scripts/setup_env.sh decides it."""
     stamp, wanted = root / ".venv" / ".installed-requirements", [root / "requirements.txt", root / "pyproject.toml"]
-    return stamp.is_file() and stamp.read_bytes() == b"".join(path.read_bytes() for path in wanted)
+    alive = (root / ".venv" / "bin" / "python").exists()  # no link to a Python that is gone
+    return alive and stamp.is_file() and stamp.read_bytes() == b"".join(path.read_bytes() for path in wanted)
 
 
 def _has_to_fetch(root: Path) -> bool:
@@ -187,11 +188,15 @@ def _disk(root: Path) -> Iterator[Finding]:
     to_make = MODELS_MB if any(not is_cached(name) for name in _offline_ids(root)) else 0
     venv = 0 if os.environ.get("PYTHON") or (root / ".venv").is_dir() else ENVIRONMENT_MB
     places = {
-        "runs/": (Path(os.environ.get("OUTPUT_DIR") or root / "runs"), 100 + venv, "OUTPUT_DIR"),
+        "runs/": (Path(os.environ.get("OUTPUT_DIR") or root / "runs"), 100, "OUTPUT_DIR"),
+        **({"room for .venv": (root, venv, "PYTHON")} if venv else {}),
         "cache": (cache_dir(), to_make, "LATENTWIRE_CACHE"),
     }
+    beside: dict[int, int] = {}  # megabytes that are needed of each disk
     for what, (folder, needed, variable) in places.items():
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        disk = there.stat().st_dev
+        needed = beside[disk] = beside.get(disk, 0) + needed
         free = shutil.disk_usage(there).free // 10**6
         text = f"{folder}: {free / 1000:.0f} GB free"
         if not writable(there):

@@ -55,6 +55,7 @@ from latentwire.utils.runs import RunFolder, digest, identity
 LONG_ANSWERS = 2000  # an evaluation of this many answers or more is timed before it starts
 PROBE_QUESTIONS = 16
 _RESTART = "with --fresh_eval (FRESH_EVAL=1 for the scripts)"
+_ELSEWHERE = ("batch_size", "ckpt", "tuned")  # settings that may change: hashes tell checkpoints apart
 # Settings that do not make two evaluations different ones, or whose questions' digest does.
 _NO_PART = ("save_dir", "fresh_eval", "conditions", "llms", "reuse", "skip", "ids", "estimate", "json")
 
@@ -99,13 +100,14 @@ def evaluate(config: EvalSettings) -> dict | None:
     set_seed(config.seed)
     plan = resolve(config)
     config = plan.config
+    reused = reusable(config.reuse, plan.identity, plan.conditions, config.llm_names) if config.reuse else []
     if config.estimate:
         ready, shared, _ = _ready(plan, None)
         predictions = Predictions(Path(config.save_dir) / "predictions.jsonl", read_only=True)
+        predictions.keep(reused)
         _announce(predictions, ready, shared, plan)
         return None
-    reused = reusable(config.reuse, plan.identity, plan.conditions, config.llm_names) if config.reuse else []
-    with RunFolder(config.save_dir, plan.identity, config.fresh_eval, _RESTART, may_differ=("batch_size",)) as run:
+    with RunFolder(config.save_dir, plan.identity, config.fresh_eval, _RESTART, may_differ=_ELSEWHERE) as run:
         write_manifest(run.path, config, plan.chosen)
         predictions = Predictions(run.path / "predictions.jsonl")
         results = _evaluate(plan, predictions, reused) | run.origin
@@ -155,7 +157,7 @@ def choose(config: AnsweringSettings, out: TextIO = sys.stdout) -> QuestionSet:
 def manifest_ids(path: Path) -> list[str]:
     """Ids of the questions that a manifest.json, or a file with one id per line, names."""
     if path.suffix != ".json":
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     found = read_json(path)
     ids = found.get("ids") if isinstance(found, dict) else None
     require(isinstance(ids, list), "ids", str(path), "it has no list `ids`; name the manifest.json of an evaluation")

@@ -27,7 +27,7 @@ class Predictions:
     def __init__(self, path: Path, read_only: bool = False):
         self.path = path
         self._lines: dict[tuple, dict[str, dict]] = {}
-        self._keep(found := read_lines(path))
+        self.keep(found := read_lines(path))
         if read_only:
             return
         if not path.is_file() and found:  # a record's, packed, which further lines are added to
@@ -60,9 +60,10 @@ class Predictions:
     def append(self, lines: list[dict]) -> None:
         """Write lines so that they survive a crash of the machine."""
         append_lines(self.path, lines)
-        self._keep(lines)
+        self.keep(lines)
 
-    def _keep(self, lines: list[dict]) -> None:
+    def keep(self, lines: list[dict]) -> None:
+        """Take lines for finished, and write nothing."""
         for line in lines:
             lacking = [key for key in _KEYS if key not in line]
             remedy = f"a line lacks {', '.join(lacking)}; evaluate again with --fresh_eval"

@@ -44,10 +44,10 @@ def difference_draws(
 
     a [S_a, n], b [S_b, n]: scores of the same n questions, a row per training seed. counts: [n], how much each score is
     of, such as an answer's tokens, so that the means are per token; default: 1. same_seeds: the rows of a and b belong
-    together, so what varies is the difference within each. One row is not drawn. unseen: four questions more are drawn
-    from, two wholly lost and two wholly won. Without them scores that all tie would differ by [0, 0], however few they
-    are, and equivalence would be shown by too few questions (the idea is that of A. Agresti and B. Caffo, "Simple and
-    effective confidence intervals for proportions", The American Statistician 54, 2000).
+    together, so what varies is the difference within each. One row is not drawn. unseen: four groups of mean size more
+    are drawn from, two wholly lost and two wholly won. Without them scores that all tie would differ by [0, 0], however
+    few they are, and equivalence would be shown by too few groups (the idea is that of A. Agresti and B. Caffo, "Simple
+    and effective confidence intervals for proportions", The American Statistician 54, 2000).
 
     Every seed answers every question: two crossed effects, drawn one by one and added. Groups are drawn with
     replacement, the same ones for all rows. Seeds are too few for that: of three, hardly more than their range would
@@ -65,7 +65,8 @@ def difference_draws(
     shift = _seed_shift(by_seed, [means[0] - means[1]] if same_seeds else means)
     difference = sums[0].mean(axis=0) - sums[1].mean(axis=0)
     if unseen:
-        difference, counts = np.append(difference, [-1, -1, 1, 1]), np.append(counts, [1] * 4)
+        size = counts.mean()
+        difference, counts = np.append(difference, [-size, -size, size, size]), np.append(counts, [size] * 4)
     found = []
     for _ in range(DRAWS // _BATCH):
         drawn = by_group.integers(len(counts), size=(_BATCH, len(counts)))

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from filelock import FileLock
+
 from latentwire.data.question import Question
 from latentwire.llms.arithmetic import Prompt, Shape, answer_flops
 from latentwire.llms.known import cache_dir
@@ -53,7 +55,8 @@ class Work:
         path = cache_dir() / "pace.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, _kept() | {self._name: {"stored": self.stored(operations), "took": took}})
+            with FileLock(path.with_name(f"{path.name}.lock")):  # trainings that begin together note it together
+                write_json(path, _kept() | {self._name: {"stored": self.stored(operations), "took": took}})
         except OSError as error:
             print(f"note: the next estimate will not know how fast this was ({error})", file=sys.stderr)
 

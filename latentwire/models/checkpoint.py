@@ -5,6 +5,7 @@
     FOLDER/adapter_NAME.safetensors state dict, one per LLM; adapter_NAME.pt beside it holds the same
     FOLDER/wire_tokenizer/          the tokenizer that the encoder reads with
     FOLDER/backbone/                config and tokenizer of a pretrained backbone
+    FOLDER/codec/tables.safetensors what compact codecs need, once it is fitted (see `wire.compact`)
     FOLDER/training.pt              only in checkpoint_last: optimizer, scheduler and step, to continue exactly
 
 Tuned rivals are kept alike: config.json and soft_prompt_NAME. A checkpoint with .pt files alone, as older ones are,
@@ -13,6 +14,7 @@ Loading is strict: a mismatch is an error that names the file and the keys, neve
 code of a checkpoint is run, and what it claims to hold is compared with its files before that takes memory.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,6 +137,9 @@ def _replaced(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
+        for path in (path for path in part.rglob("*") if path.is_file()):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())  # before the old one goes
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors report a full disk as their own
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(

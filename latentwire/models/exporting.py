@@ -24,7 +24,9 @@ from latentwire.utils.cli import reason, require
 from latentwire.utils.files import read_json, sha256_of, write_sealed
 
 # What a checkpoint on a user's machine says that nobody else needs.
-_PRIVATE = ("init", "save_dir", "resume", "save_minutes", "tensorboard", "tracker", "ignore_memory", "device")
+_PRIVATE = (
+    "init", "save_dir", "teacher", "resume", "save_minutes", "tensorboard", "tracker", "ignore_memory", "device",
+)  # fmt: skip
 _OF_ITS_READERS = ("step", "validation")  # which others take the place of
 _MADE_ANEW = ("encoder", "adapters", "widths", "sha256", "parts_sha256")
 
@@ -51,7 +53,7 @@ def export(checkpoint: Path, folder: Path, readers: Sequence[Path] = ()) -> dict
         taken |= dict.fromkeys(trained, other)
         adapters |= trained
         made = {key: value for key, value in made.items() if key not in _OF_ITS_READERS}
-        made |= {key: made.get(key, {}) | value for key, value in found.items()}
+        made |= {key: (made.get(key) or {}) | value for key, value in found.items()}
     joined = made["stage"] == "joint" or own.keys() <= made.get("joined", {}).keys()
     require(joined, "checkpoint", str(checkpoint), remedy)
     origin = getattr(getattr(encoder, "backbone", None), "origin", None)
@@ -60,8 +62,8 @@ def export(checkpoint: Path, folder: Path, readers: Sequence[Path] = ()) -> dict
     require(not here, "checkpoint", str(checkpoint), lacking)
     for module in (encoder, *adapters.values()):
         module.to(torch.float16)
-    kept = {key: value for key, value in made.items() if key not in (*_MADE_ANEW, *_PRIVATE)}
-    kept["settings"] = _public(made["settings"])
+    kept = _public({key: value for key, value in made.items() if key not in ("llms", "settings", *_MADE_ANEW)})
+    kept |= {"llms": made["llms"], "settings": _public(made["settings"])}
     if "joined" in made:
         kept["joined"] = {llm: how | {"settings": _public(how["settings"])} for llm, how in made["joined"].items()}
     tables = tables_of(checkpoint) if (checkpoint / TABLES).is_file() else None
@@ -101,8 +103,15 @@ def _alike(one: Adapter, other: Adapter) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _public(settings: Mapping) -> dict:
-    return {key: value for key, value in settings.items() if key not in _PRIVATE}
+def _public(said: Mapping) -> dict:
+    """Without what is private, and of a file or folder, such as an encoder's, the name alone."""
+    return {key: _named(value) for key, value in said.items() if key not in _PRIVATE}
+
+
+def _named(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _named(one) for key, one in value.items()}
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def as_safetensors(checkpoint: Path, folder: Path) -> None:

@@ -27,6 +27,7 @@ PARTS = ("wire_tokenizer", "backbone")  # folders of what an encoder reads with
 OF_EACH_LLM = ("llms", "wordings", "frozen_sha256")  # what every config keeps by LLM
 TABLES = Path("codec", "tables.safetensors")  # of compact codecs
 _WIRE_ID = 8  # bytes
+_PIECE = 2**20  # of a file, in bytes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -63,7 +64,13 @@ def checkpoint_sha256(folder: Path) -> str:
     parts = ("*.safetensors", "*.pt", *(f"{part}/**/*" for part in PARTS))
     files = [path for part in parts for path in folder.glob(part) if path.is_file()]
     for path in sorted([own, *files]):
-        digest.update(path.name.encode() + (json_text(config).encode() if path == own else path.read_bytes()))
+        digest.update(path.name.encode())
+        if path == own:
+            digest.update(json_text(config).encode())
+            continue
+        with open(path, "rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
     return digest.hexdigest()
 
 
@@ -177,6 +184,7 @@ def load_strict(build: Callable[[], M], folder: Path, stem: str, what: str) -> M
         claimed.load_state_dict(
             {**state}, strict=True, assign=True
         )  # torch notes in a state itself that it is assigned
+        del claimed  # with LoRA it holds a whole backbone
         module = build()
         module.load_state_dict(state, strict=True)
     except (RuntimeError, TypeError) as error:

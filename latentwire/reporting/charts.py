@@ -49,9 +49,7 @@ def hierarchy(results: Mapping, llms: Sequence[str | None]) -> Figure:
         _f1_axis(panel, 1)
         ids = [row["llm_id"] for row in rows if row["llm"]]
         panel.set_title(f"{describe_llm(ids[0])} ({llm})" if ids else "no LLM", fontsize=10)
-    figure.suptitle(
-        f"{results['dataset']} {results['split']}, n={results['n']}, source {results['source']}", fontsize=11
-    )
+    figure.suptitle(_of_data(results), fontsize=11)
     return figure
 
 
@@ -61,7 +59,7 @@ def comparison(compared: Mapping) -> Figure:
     LLM."""
     llms = llms_of(compared["rows"])
     several = len({row["m"] for row in compared["rows"] if row["m"]}) > 1
-    shown = {llm: [row for row in compared["rows"] if row["llm"] == llm][::-1] for llm in llms}
+    shown = {llm: [row for row in compared["rows"] if row["llm"] in (llm, None)][::-1] for llm in llms}
     first, others = colour_of(compared["condition"]), colour_of("others")
     size = (6 * len(llms), 1.6 + 0.36 * max(map(len, shown.values())))
     figure = Figure(figsize=size, layout="constrained")
@@ -77,10 +75,7 @@ def comparison(compared: Mapping) -> Figure:
         panel.set_yticks(range(len(names)), names)
         _f1_axis(panel)
         panel.set_title(llm, fontsize=10)
-    figure.suptitle(
-        f"{compared['condition']}: {compared['dataset']} {compared['split']}, n={compared['n']}, source "
-        f"{compared['source']}", fontsize=11,
-    )  # fmt: skip
+    figure.suptitle(f"{compared['condition']}: {_of_data(compared)}", fontsize=11)
     return figure
 
 
@@ -94,7 +89,8 @@ def rates(compared: Mapping) -> Figure:
         rows = sorted(sent, key=lambda row: row["wire_bytes"])
         colour = f"C{number}"
         for row in rows:
-            low, high = row["f1_ci95"] or (row["f1"], row["f1"])
+            ci = shown_ci(row["f1"], row["f1_ci95"], row.get("paragraphs", compared["n"]))
+            low, high = ci or (row["f1"], row["f1"])
             spread = [[row["f1"] - low], [high - row["f1"]]]
             panel.errorbar(row["wire_bytes"], row["f1"], spread, fmt="o", ms=4, color=colour, lw=1)
             panel.annotate(
@@ -110,6 +106,7 @@ def rates(compared: Mapping) -> Figure:
     panel.spines[["top", "right"]].set_visible(False)
     found = dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
     panel.legend(found.values(), found, frameon=False)
+    figure.suptitle(_of_data(compared), fontsize=11)
     return figure
 
 
@@ -347,6 +344,11 @@ def _bar(panel: Axes, y: float, row: Mapping, n: int, colour: str, height: float
     error = [[max(0, row["f1"] - low)], [max(0, high - row["f1"])]]
     panel.barh(y, row["f1"], xerr=error, color=colour, height=height, error_kw={"capsize": 3, "lw": 1})
     panel.text(max(high, row["f1"]) + 0.01, y, f"{row['f1']:.2f}", va="center", fontsize=8)
+
+
+def _of_data(record: Mapping) -> str:
+    """Which questions a chart is of."""
+    return f"{record['dataset']} {record['split']}, n={record['n']}, source {record['source']}"
 
 
 def _f1_axis(panel: Axes, most: float | None = None) -> None:

@@ -80,7 +80,8 @@ def judge_results(results: Mapping) -> list[Sign]:
         if names == ("latentwire", "token_budget") and "critical" not in pair:  # the critical test repeats it
             found.append(_sign(_BUDGET, pair, _side(ci), measured))
         if names == ("shuffled_z", "no_context"):
-            found.append(_sign(_SHUFFLED, pair, _floor(ci), measured))
+            paragraphs = min(row.get("paragraphs", results["n"]) for row in results["results"])
+            found.append(_sign(_SHUFFLED, pair, _floor(ci, paragraphs), measured))
     for row in results["results"]:
         if row["condition"] == "latentwire":
             share, (low, high) = row["first_token_acc"], _FIRST_TOKEN
@@ -151,8 +152,9 @@ def _side(ci: Sequence[float] | None) -> str:
     return {"PASS": GOOD, "FAIL": BAD}.get(difference_verdict(ci), UNDECIDED)
 
 
-def _floor(ci: Sequence[float] | None) -> str:
-    if ci and ci[1] <= _FLOOR:
+def _floor(ci: Sequence[float] | None, n: int) -> str:
+    """n: paragraphs. Where all of them tie, the rule of three says how far above the floor others may be."""
+    if ci and (ci[1] if any(ci) else 3 / n) <= _FLOOR:
         return GOOD
     return BAD if ci and ci[0] > 0 else UNDECIDED
 

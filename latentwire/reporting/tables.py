@@ -117,7 +117,7 @@ def comparison_markdown(compared: Mapping) -> str:
     about = (
         f"Data: {compared['dataset']} {compared['split']}, n={compared['n']}, seed {compared['seed']}; source "
         f"{compared['source']}; {compared['dtype']}; condition {compared['condition']}; commit {commits}; "
-        f"{machine_line(compared['machine'])}."
+        f"{'; '.join(compared.get('machines') or [machine_line(compared['machine'])])}."  # older records name the first
     )
     lines = [about, "", *_compared(compared["rows"], compared["n"])]
     for part in compared.get("parts", ()):
@@ -197,13 +197,13 @@ def speed_markdown(results: Mapping) -> str:
     gpu = "" if results["hardware"]["gpus"] else " No GPU."
     checkpoint = f" Checkpoint: {results['checkpoint']}." if results.get("checkpoint") else ""
     ratios = [
-        (name, *(f"{found[key]:.2f}" for key in ("median", "min", "max")))
+        (name, *(f"{found[key]:.2f}" for key in ("median", "min", "max")), _repeats(results["raw"], name))
         for name, found in results.get("ratios", {}).items()
     ]
     lines = [
         f"{machine_line(results['hardware'])}.{checkpoint}{gpu}",
         "",
-        *markdown(("ratio", "median", "smallest", "largest"), ratios),
+        *markdown(("ratio", "median", "smallest", "largest", "repeats"), ratios),
     ]
     if served := [line for line in results["raw"] if line["part"] == "serving"]:
         lines += ["", "Medians; a first token from Z waits for the encoding, once per context:", "", *_served(served)]
@@ -222,6 +222,12 @@ def speed_markdown(results: Mapping) -> str:
         ]  # fmt: skip
         lines += ["", *markdown(("grows", "to", "seconds", "peak memory"), rows)]
     return "\n".join(lines) + "\n"
+
+
+def _repeats(lines: Sequence[Mapping], name: str) -> int:
+    """How often a ratio was measured of all LLMs."""
+    mine = [line.get("llm") for line in lines if line["name"] == name and "other" in line]
+    return len(mine) // max(1, len(set(mine)))
 
 
 def _served(lines: Sequence[Mapping]) -> list[str]:

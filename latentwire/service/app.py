@@ -85,14 +85,15 @@ class Service:
         )
         waiting = prometheus.Gauge("waiting", "texts or wires that wait", ["kind"], **made)
 
-        def batcher(name: str, work: batching.Work) -> batching.Batcher:
-            found = batching.Batcher(name, work, config.batch, config.queue, sizes.labels(name).observe)
+        def batcher(name: str, work: batching.Work, **limits: object) -> batching.Batcher:
+            found = batching.Batcher(name, work, config.batch, config.queue, sizes.labels(name).observe, **limits)
             waiting.labels(name).set_function(lambda: found.waiting)
             return found
 
         self.encoding = None if config.role == "reader" else batcher("encode", self._encode)
+        limits = {"size": lambda item: item[0].m, "room": _MOST_LATENTS * config.batch}
         self.answering = {
-            name: batcher(f"answer {name}", batching.answers_of(reader)) for name, reader in readers.items()
+            name: batcher(f"answer {name}", batching.answers_of(reader), **limits) for name, reader in readers.items()
         }
 
     def about(self) -> dict:
@@ -169,9 +170,9 @@ async def _encoded(service: Service, body: EncodeBody, request: Request) -> Resp
     wires = await batching.results(futures, request.receive)
     if isinstance(body.context, str) and RAW in request.headers.get("accept", ""):
         return Response(wires[0], media_type=RAW)
+    latents = await asyncio.to_thread(lambda: [service.lw.wire(wire).m for wire in wires])  # decoding takes its time
     told = {
-        "wire": [base64.b64encode(wire).decode() for wire in wires], "bytes": [*map(len, wires)],
-        "latents": [service.lw.wire(wire).m for wire in wires],
+        "wire": [base64.b64encode(wire).decode() for wire in wires], "bytes": [*map(len, wires)], "latents": latents,
     }  # fmt: skip
     return JSONResponse({name: found[0] for name, found in told.items()} if isinstance(body.context, str) else told)
 
@@ -311,7 +312,8 @@ def load_readers(config: ServeSettings, lw: LatentWire) -> dict[str, "WireReader
     for name in filter(None, config.llm.split(",")) if config.llm else lw.llms:
         _status(f"loading the LLM {name.strip()}")
         reader = readers[name.strip()] = lw.reader(name.strip(), dtype=config.dtype)
-        reader.llm.prefill(reader.prompts.head, [reader.llm.embed([])], [reader.prompts.tail("")])
+        reader.llm.prefill(reader.prompts.head, [reader.llm.embed([])], [reader.prompts.tail("")])  # of text
+        reader.read_opening()
     return readers
 
 

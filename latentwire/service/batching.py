@@ -5,6 +5,7 @@ While a batch is worked on the next one gathers, so no request waits for others 
 """
 
 import asyncio
+import itertools
 import math
 import time
 from collections import deque
@@ -60,10 +61,21 @@ Work = Callable[[Hashable, Sequence[Job]], Sequence[object]]
 
 class Batcher:
     """One kind of work. work(key, jobs), in a thread of its own: a result for each job. batch: jobs worked on together
-    at most; queue: jobs that may wait; seen: told the size of each batch."""
+    at most; queue: jobs that may wait; seen: told the size of each batch; size(item): what it takes of `room`, which a
+    batch of several does not exceed."""
 
-    def __init__(self, name: str, work: Work, batch: int, queue: int, seen: Callable[[int], None] = lambda size: None):
+    def __init__(
+        self,
+        name: str,
+        work: Work,
+        batch: int,
+        queue: int,
+        seen: Callable[[int], None] = lambda size: None,
+        size: Callable[[object], int] = lambda item: 0,
+        room: int = 0,
+    ):
         self.name, self._work, self._batch, self._queue, self._seen = name, work, batch, queue, seen
+        self._size, self._room = size, room
         self._waiting: deque[Job] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._runner: asyncio.Task | None = None
@@ -116,9 +128,11 @@ class Batcher:
                 self._seconds = time.monotonic() - begun
 
     def _taken(self) -> list[Job]:
-        """The next batch: the first job that waits, and others of its key in their order."""
+        """The next batch: the first job that waits, and others of its key in their order, as far as there is room."""
         waiting = [job for job in self._waiting if job.wanted]
-        batch = [job for job in waiting if job.key == waiting[0].key][: self._batch]
+        alike = [job for job in waiting if job.key == waiting[0].key][: self._batch]
+        sizes = itertools.accumulate(0 if job.key is _CALL else self._size(job.item) for job in alike)
+        batch = alike[: max(1, sum(size <= self._room for size in sizes))]
         taken = set(batch)
         self._waiting = deque(job for job in waiting if job not in taken)
         return batch

@@ -3,6 +3,7 @@
 It asks the service's own queues, and loads nothing from anywhere else.
 """
 
+import asyncio
 import html
 import os
 import time
@@ -14,11 +15,12 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio
 from fastapi import FastAPI
 
-from latentwire.api.encoding import LatentWire, require_text
+from latentwire.api.encoding import LatentWire
 from latentwire.api.message import Wire
 from latentwire.data.content import encoder_reads_question, question_in_tail
 from latentwire.data.question import Question
 from latentwire.service.batching import ClosingError, FullError
+from latentwire.utils.cli import require_text
 
 if TYPE_CHECKING:
     from latentwire.api.reading import WireReader
@@ -130,7 +132,7 @@ async def _answers(
     known, later = encoder_reads_question(service.lw.source), question_in_tail(service.lw.source)
     key = (not known, ("m", m), ("codec", codec))
     packed, encoding_s = await _timed(service.encoding.submit(key, [(context, question if known else None)])[0])
-    wire = service.lw.wire(packed)
+    wire = await asyncio.to_thread(service.lw.wire, packed)
     marked = await service.encoding.call(lambda: _marked(service.lw, wire, context, question))
     rows = [_Row(name, reads) for name in service.readers for reads in ("text", "wire")]
     yield _table(service, rows, wire, encoding_s), marked

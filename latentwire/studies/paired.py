@@ -28,16 +28,16 @@ from latentwire.evaluation.scores import (
 )
 from latentwire.models.checkpoint import load_encoder
 from latentwire.models.weights import read_config
-from latentwire.reporting.charts import comparison, rates
-from latentwire.reporting.tables import comparison_markdown
 from latentwire.studies.settings import Run
 from latentwire.utils.cli import SCHEMA, require
-from latentwire.utils.files import read_json, read_lines, write_json, write_text
+from latentwire.utils.files import read_json, read_lines
+from latentwire.utils.machine import machine_line
 
 _SAME = ("dataset", "split", "n", "source", "dtype")  # what evaluations must share to be paired
 _OF_DIFFERENCE = ("diff_over", "diff_ci95", "diff_ci90", "diff_ci95_by_article", "verdict", "equivalence")
 # Of a prediction line.
 _READ = ("f1", "first_token_correct", "first_informative_correct", "answer_nll", "answer_tokens", "wire_bytes")
+_AT_ONCE = 32  # texts that an encoder reads together
 _NO_FIGURE = ("seconds", "examples_per_s", "taken_from")  # of a row: times, which no second look repeats
 
 
@@ -117,8 +117,14 @@ def recompute(folder: Path) -> dict:
 
 def _among(rows: Sequence[Mapping], comparisons: Sequence[Mapping]) -> list[Mapping]:
     """The comparisons of which both sides are among the rows."""
-    there = {(row["condition"], row["llm"]) for row in rows}
-    return [c for c in comparisons if all({(c[side], c["llm"]), (c[side], None)} & there for side in ("a", "b"))]
+    there = {row_key(row) for row in rows}
+    return [
+        pair for pair in comparisons
+        if all(
+            {(pair[side], m, llm) for m in (pair["m"], None) for llm in (pair["llm"], None)} & there
+            for side in ("a", "b")
+        )
+    ]  # fmt: skip
 
 
 def _equal(a: object, b: object) -> bool:
@@ -128,21 +134,6 @@ def _equal(a: object, b: object) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_equal, a, b))
     return bool(np.isclose(a, b, rtol=1e-9, atol=1e-12)) if isinstance(a, float) and isinstance(b, float) else a == b
-
-
-def write(compared: Mapping, folder: Path | None) -> None:
-    """Print the table; where there is a folder for them, comparison.json, .md and .png, and bytes.png if runs send
-    several sizes."""
-    print(comparison_markdown(compared), end="")
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "comparison.json", compared)
-    write_text(folder / "comparison.md", comparison_markdown(compared))
-    comparison(compared).savefig(folder / "comparison.png", dpi=130)
-    if len({row["wire_bytes"] for row in compared["rows"]}) > 2:
-        rates(compared).savefig(folder / "bytes.png", dpi=130)
-    print(f"wrote {folder / 'comparison.md'}, comparison.json and comparison.png")
 
 
 def compare(
@@ -172,7 +163,8 @@ def compare(
     parts = _parts(selection, base["source"], systems, terms) if selection else []
     conditions = ", ".join(dict.fromkeys(run.condition for run in runs))
     about = {"schema": SCHEMA, "condition": conditions, "margin": margin, "pair_seeds": pair_seeds}
-    about |= {name: base[name] for name in ("machine", *_SAME, "seed")}
+    about |= {name: base[name] for name in (*_SAME, "seed")}
+    about["machines"] = sorted({machine_line(one["machine"]) for one in found.values()})
     return about | {"rows": _rows(systems, terms), "parts": parts}
 
 
@@ -204,11 +196,12 @@ def answer_is_sent(checkpoint: Path, source: str, questions: Sequence[Question],
     encoder = load_encoder(checkpoint)
     require(encoder.chooses_tokens, "selection", str(checkpoint), f"{encoder.name!r} chooses no tokens; name another")
     found = []
-    for question in tqdm(questions, desc="what is sent", unit="q", mininterval=1):
-        (spans,) = encoder.chosen_spans([question], source, m)
-        there = {place for span in spans for place in range(*span)}
-        answers = zip(question.starts, question.answers, strict=True)
-        found.append(any(there.issuperset(range(start, start + len(text.rstrip()))) for start, text in answers))
+    for at in tqdm(range(0, len(questions), _AT_ONCE), desc="what is sent", unit="batch", mininterval=1):
+        some = questions[at : at + _AT_ONCE]
+        for question, spans in zip(some, encoder.chosen_spans(some, source, m), strict=True):
+            there = {place for span in spans for place in range(*span)}
+            answers = zip(question.starts, question.answers, strict=True)
+            found.append(any(there.issuperset(range(start, start + len(text.rstrip()))) for start, text in answers))
     return np.array(found)
 
 
@@ -221,17 +214,20 @@ def _systems(run: Run, found: Mapping[Path, Mapping], ids: Sequence[str]) -> lis
 
 def _rows(systems: Sequence[System], terms: Terms) -> list[dict]:
     """A row per system, each paired with the first run's of its LLM and M, or where that has none of this M, with the
-    first of its LLM."""
+    first of its LLM. Who answers without an LLM stands beside the LLM, if there is but one."""
     names, firsts, rows = _names([*terms.found]), {}, []
+    llms = {system.row["llm"] for system in systems} - {None}
     several = len({system.run.condition for system in systems}) > 1
     for system in systems:
         llm, m = system.row["llm"], system.row["m"]
+        if llm is None and len(llms) == 1:
+            (llm,) = llms
         first = firsts.setdefault(llm, system)
         if system.run == systems[0].run:
             firsts[llm, m] = system
         before = firsts.get((llm, m), first)
-        others = f"is of {system.row['llm_id']}, not of {before.row['llm_id']} as the first run"
-        require(system.row["llm_id"] == before.row["llm_id"], "llm", str(llm), others)
+        ids = {system.row["llm_id"], before.row["llm_id"]} - {None}
+        require(len(ids) < 2, "llm", str(llm), f"is of {' and '.join(sorted(ids))}; compare runs of one model")
         name = _together([names[folder] for folder in system.run.folders])
         rows.append(
             {"name": f"{name}: {system.run.condition}" if several else name}

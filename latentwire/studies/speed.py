@@ -60,7 +60,7 @@ def benchmark(config: BenchmarkSettings) -> dict:
     with RunFolder(config.save_dir, identity(config, _NO_PART, llm_ids=config.llm_ids)) as run:
         path = run.path / "results.json"
         results = read_json(path) if path.is_file() else {
-            "schema": SCHEMA, "hardware": machine(), "checkpoint": config.ckpt, "raw": [],
+            "schema": SCHEMA, "hardware": machine(config.device), "checkpoint": config.ckpt, "raw": [],
         }  # fmt: skip
         bench = Bench(config)
         for part in config.part_names:
@@ -261,7 +261,7 @@ def mfu_part(bench: Bench) -> list[dict]:
     steps = bench.side_by_side({"step": lambda: _take(trainer, 0)})
     return [
         {"name": "mfu_share_of_ceiling", "unit": "FLOP/s", "flops": flops, "seconds": found["step"],
-         "ours": max(ceilings), "other": flops / found["step"], "peak_memory_mb": peak_mb(config.device)}
+         "ours": max(ceilings), "other": flops / found["step"]}
         for found in steps
     ]  # fmt: skip
 

@@ -60,6 +60,8 @@ def _latentwire(start: Start) -> Job:
     read = {name: adapters[name] for name in adapters if start.readers}  # where no LLM reads, adapters only take time
     model = LatentWire(encoder, read, config.source, config.latent_len)
     origin = start.origin | {"interface": made.get("interface"), "init": config.init}
+    if made["encoder"]["type"] != "codebook":  # which has no backbone: there the settings name one
+        origin["encoder_id"] = made.get("encoder_id")
 
     def validate() -> dict:
         if not start.readers:
@@ -128,7 +130,7 @@ def _answer_figures(
     for reader in readers:
         lines = [
             line
-            for batch in batches(held.questions, config.batch_size)
+            for batch in batches(held.questions, config.micro_batch or config.batch_size)
             for line in answer(
                 CONDITIONS[condition], config.latent_len, reader, shared, held.score, batch, config.max_new_tokens
             )
@@ -148,7 +150,7 @@ def _selection_figures(encoder: Encoder, held: QuestionSet, config: TrainSetting
     where it has one to this question. An encoder that has none is judged by "answer_touched"."""
     kept = [
         _sent_of_answer(one, q).cpu()
-        for some in batches(held.questions, config.batch_size)
+        for some in batches(held.questions, config.micro_batch or config.batch_size)
         for one, q in zip(encoder.encoded(some, config.source, config.latent_len), some, strict=True)
     ]
     figures = {"answer_kept": float(np.mean([bool(sent.all()) for sent in kept]))}

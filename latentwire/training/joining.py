@@ -46,6 +46,7 @@ def begin(config: TrainSettings, readers: Sequence[Reader]) -> tuple[Encoder, di
     for llm, head in ((reader.llm, reader.prompts.head) for reader in readers if reader not in fresh):
         check_llms(folder, made["llms"], {llm.name: llm.id})
         adapters[llm.name] = grown(others[llm.name], kind or type(others[llm.name]), llm, head)
+    adapters = {reader.llm.name: adapters[reader.llm.name] for reader in readers}  # as a continued run has them
     return encoder, adapters, made | {"interface": (made.get("interface") or {}) | figures}
 
 

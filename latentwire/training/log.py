@@ -14,11 +14,11 @@ from latentwire.utils.files import read_lines, write_text
 
 class TrainingLog:
     """Appends to metrics.jsonl; whatever was written after step `kept` is dropped first, to be computed again. -1 drops
-    all, also the validation before the first step."""
+    all, also the validation before the first step. judged: whether the validation of step `kept` stays."""
 
-    def __init__(self, path: Path, kept: int):
+    def __init__(self, path: Path, kept: int, judged: bool = True):
         self.path = path
-        lines = [line for line in read_lines(path) if line["step"] <= kept]
+        lines = [line for line in read_lines(path) if line["step"] <= kept - ("validation" in line and not judged)]
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 

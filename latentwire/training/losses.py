@@ -1,7 +1,7 @@
 """What training minimises. Every function returns sums, so that the caller can divide by the counts of the whole
 batch, whichever processes share it.
 
-Shapes: B batch, A answer tokens (right-aligned, see `llm`), V vocabulary, N kept teacher tokens, T wire tokens.
+Shapes: B batch, A answer tokens (see `llms.frozen.PrefixLoss`), V vocabulary, N kept teacher tokens, T wire tokens.
 """
 
 from collections.abc import Sequence

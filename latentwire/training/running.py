@@ -32,7 +32,7 @@ from latentwire.training.memory import within_memory
 from latentwire.training.settings import TrainSettings, require_first_gpu
 from latentwire.training.stages import ALL, STAGES, Stage, needed
 from latentwire.training.teacher import teach
-from latentwire.training.trainer import Job, Trainer, steps_of
+from latentwire.training.trainer import Job, Trainer, is_judged, steps_of
 from latentwire.utils.cli import SCHEMA, refuse_long, require
 from latentwire.utils.machine import now, on_this_machine
 from latentwire.utils.runs import RunFolder, digest, identity
@@ -136,7 +136,7 @@ def _run(
         _say(config, accelerator, f"{folder / 'checkpoint_best'} is there already")
         return None
     steps = 0 if closed else steps_of(config, len(questions.questions), accelerator.num_processes)[1]
-    if state and state["step"] == steps:
+    if state and state["step"] == steps and is_judged(state):
         _say(config, accelerator, f"{folder} is finished already")
         return None
     if state and config.micro_batch is None and "micro_batch" in (made := _settings_of(last, config)):
@@ -260,6 +260,7 @@ def _closed_form(config: TrainSettings, ready: list[Reader], origin: dict, run: 
             before.name == config.encoder_type, "encoder_type", config.encoder_type, f"that of --init is {before.name}"
         )
         encoder = before.with_codes_of(encoder, config.encoder)
+        origin = origin | {"encoder_id": read_config(Path(config.init)).get("encoder_id")}
     save_checkpoint(run.path / "checkpoint_best", encoder, adapters, origin | {"interface": figures})
 
 
@@ -280,6 +281,7 @@ def _estimate(
     """
     steps, each = trainer.total - trainer.step, trainer.seconds_per_step()
     seconds = steps * each
+    validations = config.epochs - trainer.step // trainer.per_epoch + (not trainer.judged)
     if accelerator.is_main_process and not config.first_latent_len:  # whose steps differ
         work_of(config).note(config.batch_size * question_flops(config, text_tokens(job.questions))[0], each)
     teaching = sum(_teaching_seconds(reader, job) for reader in job.readers) if config.kd_weight else 0.0
@@ -287,7 +289,7 @@ def _estimate(
     _say(
         config, accelerator,
         f"estimate: {(seconds + teaching) / 60:.0f} minutes for {steps} steps ({teaching / 60:.0f} of them for the "
-        f"teacher, unless its cache holds them), and {config.epochs} validations on {held} questions",
+        f"teacher, unless its cache holds them), and {validations} validations on {held} questions",
     )  # fmt: skip
     by_hand = config.samples is not None or config.estimate
     refuse_long(seconds + teaching, config.device, by_hand, f"{len(job.questions)} questions")

@@ -1,7 +1,7 @@
 """The training loop: steps, validation, saving, and continuing exactly where a killed run stopped.
 
 Everything random in a step follows from the seed and the step's number, and the order of the questions from the seed
-and the epoch, so the only state to keep is that of model, optimizer and schedule.
+and the epoch, so the only state to keep is that of model, optimizer and schedule, and the best score so far.
 """
 
 import math
@@ -72,7 +72,8 @@ class Batches:
     def __init__(self, config: TrainSettings, questions: Sequence[Question], processes: int):
         self.questions, self.seed, self.size = questions, config.seed, config.batch_size * processes
         self.together = not encoder_reads_question(config.source)
-        self.continuation_share = config.continuation_share
+        learns = "answers" in STAGES[config.stage].losses  # else from spans, which a continuation has none of
+        self.continuation_share = config.continuation_share if learns else 0.0
         self.per_epoch, _ = steps_of(config, len(questions), processes)
         self._epoch, self._batches = -1, []
 
@@ -129,15 +130,16 @@ class Trainer:
         total = self.total  # a function that knew self would keep the LLMs in memory until they are collected
         self.schedule = LambdaLR(optimizer, lambda step: rate_share(step, rising, total))
         self.model, self.optimizer = accelerator.prepare(job.model, optimizer)
-        self.step, self.best = 0, None
+        self.step, self.best, self.judged = 0, None, False  # judged: this step was validated, or need not be
         if state is not None:
-            self.step, self.best = state["step"], state["best"]
+            self.step, self.best, self.judged = state["step"], state["best"], is_judged(state)
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
 
     def run(self) -> None:
         """All steps that are left. Raises Terminated after SIGTERM, ValueError at a loss that is not finite."""
-        log = TrainingLog(self.folder / "metrics.jsonl", self.step or -1) if self.accelerator.is_main_process else None
+        main, path = self.accelerator.is_main_process, self.folder / "metrics.jsonl"
+        log = TrainingLog(path, self.step or -1, self.judged) if main else None
         with Stop(self.accelerator) as stopping:
             self._run(stopping, log)
         if log:
@@ -148,9 +150,8 @@ class Trainer:
         bar = tqdm(
             total=self.total, initial=self.step, desc=self.stage.name, unit="step", mininterval=1, disable=log is None
         )
+        self._judge(log)  # before the first step, or what a kill cut short
         while self.step < self.total:
-            if self.step == 0 and log:
-                self._validate(log)
             line = self._within_memory(self.take_step)
             self.step += 1
             if log:
@@ -158,21 +159,32 @@ class Trainer:
                 bar.set_postfix(_short(line), refresh=False)
                 bar.update()
             stop = stopping.asked()
-            at_end = self.step % self.per_epoch == 0
-            if at_end and log:
-                self._validate(log)
+            self.judged = self.step % self.per_epoch > 0
             late = time.monotonic() - saved > 60 * self.job.config.save_minutes
-            if log and (at_end or stop or late):
+            if log and (stop or late or not self.judged):
                 self._save()
                 saved = time.monotonic()
-            if stop and self.step < self.total:
+            if stop:
                 raise Terminated
+            self._judge(log)
         bar.close()
-        if stopping.asked():  # in the last step, or while that was validated: no next stage begins
+        if stopping.asked():  # while the last step was validated: no next stage begins
             raise Terminated
+
+    def _judge(self, log: TrainingLog | None) -> None:
+        """Validate what was not validated yet. It is saved already: a validation may outlast whoever ends this
+        program."""
+        if self.judged:
+            return
+        self.judged = True
+        if log:
+            self._validate(log)
+            if self.step:
+                self._save()
 
     def seconds_per_step(self, steps: int = 2) -> float:
         """Measured on the first batches, or where M is in the middle of its fall; nothing is changed by it."""
+        self._in_training()
         first = self.total // 3 if self.job.config.first_latent_len else 0
         for step in range(first - (self.accelerator.device.type == "cuda"), first + steps):  # a GPU's first one is slow
             if step == first:
@@ -184,8 +196,7 @@ class Trainer:
     def take_step(self) -> dict:
         """Step number `self.step`; what metrics.jsonl says of it."""
         started, config = time.perf_counter(), self.job.config
-        self.model.train()
-        _without_dropout(self.job.model)
+        self._in_training()
         self.optimizer.zero_grad()
         parts, ids = self._backward(self.step)
         device = self.accelerator.device
@@ -209,8 +220,16 @@ class Trainer:
             "step": self.step + 1, "epoch": self.step // self.per_epoch + 1,
             **{key: value for (llm, key), value in figures.items() if not llm},
             "llms": llms, "grad_norms": dict(zip(norms, values[len(parts) :], strict=True)), "lr": rate,
-            "examples_per_s": len(ids) / (time.perf_counter() - started), "memory_mb": peak_memory_mb(),
+            "examples_per_s": len(ids) / (time.perf_counter() - started), "memory_mb": peak_memory_mb(str(device)),
         }  # fmt: skip
+
+    def _in_training(self) -> None:
+        """Everything as it learns; what is frozen works as it will in use, without dropout."""
+        self.model.train()
+        for module in self.job.model.modules():
+            params = list(module.parameters())
+            if params and not any(param.requires_grad for param in params):
+                module.eval()
 
     def _within_memory(self, work: Callable[..., T], *given: object) -> T:
         try:
@@ -339,10 +358,15 @@ class Trainer:
 
     def _save(self) -> None:
         state = {
-            "step": self.step, "best": self.best, "optimizer": self.optimizer.state_dict(),
+            "step": self.step, "best": self.best, "judged": self.judged, "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }  # fmt: skip
         self.job.save(self.folder / "checkpoint_last", state, {"step": self.step})
+
+
+def is_judged(state: Mapping) -> bool:
+    """Whether a saved step was validated, or need not be; older runs saved after the validation."""
+    return state.get("judged", True)
 
 
 def rate_share(step: int, rising: int, total: int) -> float:
@@ -352,14 +376,6 @@ def rate_share(step: int, rising: int, total: int) -> float:
         return (step + 1) / (rising + 1)
     done = (step - rising) / max(1, total - rising)
     return 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def _without_dropout(model: torch.nn.Module) -> None:
-    """What is frozen works as it will in use."""
-    for module in model.modules():
-        params = list(module.parameters())
-        if params and not any(param.requires_grad for param in params):
-            module.eval()
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

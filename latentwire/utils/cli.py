@@ -33,6 +33,7 @@ VARIABLES = {
     "QWEN_ID": "model of the LLM called qwen; any other name X in LLMS has its X_ID",
     "PYTHON": "for scripts: another interpreter that has what requirements.txt names",
     "BASE_PYTHON": "for scripts: the Python that makes .venv; default: python3",
+    "VLLM": "for vllm.sh: the package to install as vLLM, such as a build for CPUs; default: vllm>=0.10",
     "KVPRESS_PYTHON": "for kv_cache_baseline.sh: an interpreter that has kvpress; default: that of .venv-kvpress",
 }
 
@@ -202,6 +203,15 @@ def require(holds: bool, name: str, value: object, remedy: str) -> None:
     """Raise a ValueError that names the setting, its value and the remedy unless `holds`."""
     if not holds:
         raise ValueError(f"{name}={value!r}: {remedy}")
+
+
+def require_text(name: str, text: object) -> None:
+    """ValueError unless there is text that can be sent."""
+    require(isinstance(text, str) and bool(text.strip()), name, text, "empty; give a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: sign {error.start} is half of a pair (a lone surrogate), no text") from error
 
 
 def require_there(name: str, value: str) -> None:

@@ -83,10 +83,11 @@ def _lives(pid: int) -> bool:
 
 
 def allocator() -> str:
-    """jemalloc, which Ray brings; "" where Ray is not installed. With the C library's own, a training on a CPU becomes
-    slower as it goes on, and takes more memory (LOG.md, entry 36)."""
+    """jemalloc, which Ray brings; "" where Ray is not installed, or lies where LD_PRELOAD cannot name it. With the C
+    library's own, a training on a CPU becomes slower as it goes on, and takes more memory (LOG.md, entry 36)."""
     ray = find_spec("ray")
-    return "".join(map(str, Path(ray.origin).parent.glob("core/libjemalloc.so"))) if ray else ""
+    found = "".join(map(str, Path(ray.origin).parent.glob("core/libjemalloc.so"))) if ray else ""
+    return "" if set(found) & set(": ") else found
 
 
 if __name__ == "__main__":

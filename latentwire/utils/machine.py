@@ -58,24 +58,25 @@ def now(device: object) -> float:
     return time.perf_counter()
 
 
-def machine() -> dict:
-    """Processor or accelerators and library versions: what times and last digits depend on."""
+def machine(device: str = "") -> dict:
+    """Processor or accelerators and library versions: what times and last digits depend on. device: "cpu" leaves the
+    accelerators out."""
     import torch
 
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": [torch.cuda.get_device_name(i) for i in range(0 if device == "cpu" else torch.cuda.device_count())],
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "numpy")},
     }
 
 
-def peak_memory_mb() -> float:
-    """Most memory so far, in MB: of the GPU where there is one, else of the process."""
+def peak_memory_mb(device: str) -> float:
+    """Most memory so far, in MB: of the GPU, if it is one, else of the process."""
     import torch
 
-    if torch.cuda.is_available():
+    if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 

@@ -117,7 +117,7 @@ class RunFolder:
         if found or begun:
             for name in OUTPUTS:
                 (self.path / name).unlink(missing_ok=True)
-        self.origin = {"git": git_sha(), "machine": machine()}
+        self.origin = {"git": git_sha(), "machine": machine(identity.get("device", ""))}
         write_json(record, {"schema": SCHEMA, "config": identity} | self.origin)
 
     def _require_same(self, before: dict, now: dict) -> None:

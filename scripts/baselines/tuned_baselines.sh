@@ -12,7 +12,7 @@ if [ -n "${CKPT:-}" ]; then export LLMS=${LLMS:-$(setting eval llms)}; fi  # of 
 show train
 rivals=(text_tuned token_budget_tuned)  # the first one needs the most memory, and says so at once
 for rival in "${rivals[@]}"; do
-    train --stage "$rival" --init '' --save_dir "$OUTPUT_DIR/$rival"
+    train --stage "$rival" --init "${CKPT:-}" --save_dir "$OUTPUT_DIR/$rival"  # whose LLMs they are
 done
 if [ -n "${CKPT:-}" ]; then
     train --stage selected_text_tuned --init "$CKPT" --save_dir "$OUTPUT_DIR/selected_text_tuned"

@@ -2,8 +2,8 @@
 # What latents add to the tokens that they stand on. All arms are trained alike: the selection of CKPT, which stays as it
 # is, the same questions in the same order, loss, steps, and 16 learned vectors per LLM before everything. The encoder
 # knows the question, which stands as text behind the wire (SOURCE=aware): all M places are the context's. Judged on dev
-# questions behind the first SKIP. AT_ONCE of them run at a time. Killed and started again it continues. ARMS and SEEDS
-# choose among
+# questions behind the first SKIP, or on those of IDS. AT_ONCE of them run at a time. Killed and started again it
+# continues. ARMS and SEEDS choose among
 #   ids                  the tokens alone
 #   ids_marked           the tokens, and a mark on those of the encoder's own answer
 #   latentwire           the tokens, and a residual on each
@@ -15,7 +15,9 @@ set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 show arms
 export SOURCE LLMS EPOCHS K OUTPUT_DIR
+export -n SAMPLES  # of the arms alone
 judged=(--skip "$SKIP" --samples "$EVAL_SAMPLES")
+[ -z "$IDS" ] || judged=(--ids "$IDS")
 UNTRAINED="text token_budget selected_text selected_words pca_selected no_context" control=shuffled_z
 [ "$SOURCE" = context ] || { UNTRAINED+=" sentence encoder_only" && control=shuffled_context_z; }
 # An arm's smaller wires, the fewest bytes first.

@@ -12,8 +12,8 @@
 # Which token leads a window begins as the rarest. It is learned first, without an LLM, from the answer spans of all questions
 # on a text at once (SCORES_SAMPLES of them), and, with SPAN_WEIGHT, while an arm is trained. The teacher (KD_WEIGHT above 0)
 # reads the whole text behind a soft prompt that is tuned first. On a GPU: all questions, three passes; on a CPU 16,000
-# questions, one pass; it prints which before it starts. Judged on dev questions behind the first SKIP, beside plain text, whole
-# and of as many tokens. AT_ONCE arms run at a time. Killed and started again it continues.
+# questions, one pass; it prints which before it starts. Judged on dev questions behind the first SKIP, or on those of IDS,
+# beside plain text, whole and of as many tokens. AT_ONCE arms run at a time. Killed and started again it continues.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 export DTYPE=${DTYPE:-native}
@@ -42,6 +42,7 @@ at() { echo "$1@${LATENT_LENS//,/,$1@}"; }
 IFS=, read -ra each <<<"$LATENT_LENS"
 middle=${each[${#each[@]} / 2]}  # M of the validations
 judged=(--samples "$EVAL_SAMPLES" --skip "$SKIP")
+[ -z "$IDS" ] || judged=(--ids "$IDS")
 program eval --conditions "text,$(at token_budget)" "${judged[@]}" --save_dir "$OUTPUT_DIR/rivals"
 how=(--samples "$SAMPLES" --epochs "$EPOCHS" --kd_weight "$KD_WEIGHT")
 lens=(--latent_len "$middle" --latent_lens "$LATENT_LENS")

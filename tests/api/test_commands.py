@@ -5,6 +5,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -83,6 +84,26 @@ def test_a_long_text_is_sent_in_as_many_parts_as_the_flag_allows(call, lw, short
     (tmp_path / "d.txt").write_text(document)
     sent, _ = call(send, "--context", str(tmp_path / "d.txt"), "--question", question, "--blocks", "2")
     assert len(lw.wire(sent).blocks) == 2 and sent == lw.encode(document, question, blocks=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "error: out='': a wire is bytes, no text"),
+        (["--out", "no/such/z.lwir"], "error: out='no/such/z.lwir': there is no such folder"),
+    ],
+)
+def test_where_no_wire_can_go_is_told_before_the_checkpoint_is_loaded(call, files, monkeypatch, flags, says):
+    monkeypatch.setattr(LatentWire, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    out, said = call(send, "--context", str(files / "text.txt"), "--question", "Who?", *flags, fails=True)
+    assert said.startswith(says) and not out
+
+
+def test_a_terminal_may_show_what_goes_to_a_file(call, files, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    call(send, "--context", str(files / "text.txt"), "--question", "Who?", "--out", str(tmp_path / "z.lwir"))
+    assert (tmp_path / "z.lwir").is_file()
 
 
 def test_a_text_may_come_through_a_pipe_that_the_shell_names(call, lw, short_questions, tmp_path):

@@ -4,18 +4,20 @@ import contextlib
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from latentwire import LatentWire, answer
-from latentwire.api.corpus import _cause, _pool, encode_corpus
+from latentwire.api.corpus import _cause, _Encoder, _pool, encode_corpus
 from latentwire.api.settings import CorpusSettings
 from latentwire.reporting.charts import documents, growth
 from latentwire.utils import cli
@@ -102,6 +104,53 @@ def test_a_wire_is_found_by_its_id(whole, rows, lw, checkpoint_of):
         LatentWire.open_corpus(whole[0], checkpoint_of("prompt", 1))
     with pytest.raises(FileNotFoundError, match="no corpus in"):
         LatentWire.open_corpus(lw.folder)
+
+
+@pytest.fixture
+def copied(whole, tmp_path, monkeypatch):
+    """A copy of the corpus that a test may change; nothing is left to do."""
+    monkeypatch.setattr("latentwire.api.corpus._ray", lambda: pytest.fail("Ray was started"))
+    return shutil.copytree(whole[0], tmp_path / "corpus")
+
+
+def test_a_corpus_says_where_its_checkpoint_lies_by_now(copied, flags, rows, lw, tmp_path, monkeypatch):
+    moved = shutil.copytree(lw.folder, tmp_path / "moved")
+    told = json.loads((copied / "results.json").read_text())
+    (copied / "results.json").write_text(json.dumps(told | {"ckpt": str(tmp_path / "where it lay")}))
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*where it lay"):
+        LatentWire.open_corpus(copied)
+    monkeypatch.setattr("latentwire.utils.runs.git_sha", lambda: "another commit")
+    found = encode_corpus(CorpusSettings(**(flags | {"ckpt": str(moved)}), output=str(copied)))
+    assert json.loads((copied / "results.json").read_text()) == found and found["ckpt"] == str(moved)
+    assert found["git"] == f"{told['git']}, then another commit"
+    assert found["git"] == json.loads((copied / "config.json").read_text())["git"] and found["runs"] == told["runs"]
+    assert bytes(LatentWire.open_corpus(copied)["n7"]) == lw.encode(rows[7]["body"], rows[7]["ask"])
+
+
+def test_a_part_whose_footer_is_damaged_is_named_with_the_remedy(copied, flags):
+    path = min(copied.glob("shards/*"))
+    data = path.read_bytes()
+    size = int.from_bytes(data[-8:-4], "little")
+    path.write_bytes(data[: -8 - size] + bytes(size) + data[-8:])
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged \(.+\); remove it, and encode again"):
+        encode_corpus(CorpusSettings(**flags, output=str(copied)))
+
+
+def test_one_bad_text_among_many_is_found_by_halving(flags):
+    encoder, calls, errors = object.__new__(_Encoder), [], []
+
+    def encode(contexts, asked, **how):
+        calls.append(len(contexts))
+        if "bad" in contexts:
+            raise ValueError("too long")
+        return [f"{context} {question}".encode() for context, question in zip(contexts, asked, strict=True)]
+
+    encoder.config, encoder.lw = CorpusSettings(**flags, output="o"), SimpleNamespace(source="prompt", encode=encode)
+    texts = ["bad" if n == 37 else f"text {n}" for n in range(64)]
+    wires = encoder._encoded([(f"f:{n}", f"n{n}", text, "?") for n, text in enumerate(texts)], errors)
+    good = [(f"f:{n}", f"{text} ?".encode()) for n, text in enumerate(texts) if text != "bad"]
+    assert [*wires.items()] == good, "in their order"
+    assert errors == [{"place": "f:37", "id": "n37", "error": "too long"}] and len(calls) <= 13
 
 
 def test_answer_reads_a_corpus(whole, rows, lw, monkeypatch, capsys):

@@ -15,6 +15,8 @@ from latentwire.api.costs import break_even
 from latentwire.conditions.base import Sender, Shared, readers
 from latentwire.conditions.latents import latents
 from latentwire.llms.known import LLMSettings
+from latentwire.llms.prompts import PromptBuilder
+from latentwire.models.adapters import SOFT_VECTORS, PreambleAdapter, grown
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.weights import read_config
 from latentwire.models.wire import pack
@@ -45,6 +47,16 @@ def test_a_text_has_the_same_bytes_alone_and_among_others(lw, short_questions, m
     assert together == [lw.encode(c, q, blocks=99) for c, q in zip(contexts, asked, strict=True)]
     assert together[::-1] == lw.encode(contexts[::-1], asked[::-1], blocks=99)
     assert len(lw.wire(together[3]).blocks) > 1
+
+
+def test_texts_of_any_number_of_latents_are_read_together(lw, short_questions, monkeypatch):
+    contexts, asked = [q.context for q in short_questions[:10]], [q.question for q in short_questions[:10]]
+    contexts[3] = "A text."
+    alone = [lw.encode(c, q, budget=20) for c, q in zip(contexts, asked, strict=True)]
+    assert len({lw.wire(wire).m for wire in alone}) > 1
+    counts, ready = [], lw.encoder.ready
+    monkeypatch.setattr(lw.encoder, "ready", lambda some, source: counts.append(len(some)) or ready(some, source))
+    assert lw.encode(contexts, asked, budget=20) == alone and counts == [10]
 
 
 def test_its_latents_are_those_of_an_evaluation(lw, short_questions):
@@ -120,6 +132,19 @@ def test_the_whole_prompt_as_embeddings_is_continued_with_the_answer(reader, lw,
     (ids,) = reader.llm.model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=6, do_sample=False)
     found = reader.llm.tokenizer.decode(ids, skip_special_tokens=True)
     assert found.lstrip(" ").split("\n")[0].strip() == reader.answer(z, max_new_tokens=6)
+
+
+def test_a_prefix_begins_with_the_vectors_that_all_wires_share(lw, llms, reader, short_questions, tmp_path):
+    encoder, adapters, made = load_checkpoint(lw.folder, lw.llms)
+    heads = {name: PromptBuilder(llm.tokenizer, lw.source, "chat").head for name, llm in llms.items()}
+    kept = {name: grown(one, PreambleAdapter, llms[name], heads[name]) for name, one in adapters.items()}
+    save_checkpoint(tmp_path / "preamble", encoder, kept, made)
+    ready = LatentWire(tmp_path / "preamble").reader("qwen")
+    z = lw.encode(short_questions[0].context, short_questions[0].question)
+    found = ready.prefix(z)
+    assert len(found) == ready.adapter.constant + M == SOFT_VECTORS + M
+    assert torch.equal(found[:SOFT_VECTORS], ready.llm.embed(heads["qwen"][:SOFT_VECTORS]))
+    assert torch.equal(found[SOFT_VECTORS:], reader.prefix(z))
 
 
 def test_budget_and_m_say_how_many_latents(lw, short_questions):
@@ -248,6 +273,18 @@ def test_saved_again_it_reads_its_compact_wires(checkpoint_of, short_questions, 
     assert np.array_equal(again.wire(wire).z, lw.wire(wire).z)
     (tmp_path / "copy" / "codec" / "tables.safetensors").unlink()
     assert "compact2" in lw.codecs and "compact2" not in LatentWire(tmp_path / "copy").codecs
+
+
+def test_tables_that_were_fitted_anew_are_used_at_once(checkpoint_of, short_questions):
+    lw = LatentWire.from_pretrained(checkpoint_of("prompt", seed=8))
+    codes, wires = codebook_of(lw.folder), []
+    for q in short_questions[:2]:
+        latents = torch.from_numpy(lw.wire(lw.encode(q.context, q.question)).z)
+        Compact.fit(codes, latents, torch.ones(len(codes))).save(lw.folder)
+        wires.append(lw.encode(short_questions[0].context, short_questions[0].question, codec="compact2"))
+        assert lw.wire(wires[-1]).m == M
+    with pytest.raises(ValueError, match="tables of another checkpoint"):
+        lw.wire(wires[0])
 
 
 def test_a_hub_id_is_fetched_and_what_is_nowhere_is_said_in_one_line(lw, monkeypatch):

@@ -389,6 +389,19 @@ def test_selected_words_are_of_as_many_places_as_fit(at, selecting, questions):
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen"])
+def test_selected_words_are_of_the_most_places_also_where_fewer_take_more(at, selecting, questions, llm, monkeypatch):
+    there, context = at(llm, "aware", encoder=selecting), "the of in and to is it"
+    order = [context.index(word) for word in ("the", "to", "in", "of", "and", "it")]  # gaps close with the 4th and 5th
+    monkeypatch.setattr(
+        selecting, "choosing", lambda *_: [lambda places: [(begin, begin + 1) for begin in sorted(order[:places])]]
+    )
+    (slot,) = slots(there, "selected_words", [dataclasses.replace(questions[0], context=context)], 6)
+    assert text_of(there, slot) == " the of in and to"
+    taken = [there.reader.prompts.plain(text) for text in (" the ... to", " the ... in ... to", " the of in ... to")]
+    assert len(taken[0]) <= 6 < min(len(taken[1]), len(taken[2])), "2 places fit, 3 and 4 do not"
+
+
+@pytest.mark.parametrize("llm", ["llama", "qwen"])
 def test_pca_of_the_selection_takes_a_place_for_each_selected_token(at, questions, llm):
     there = at(llm, "aware", d_z=64)
     assert there.reader.llm.width <= 64, "all directions: nothing is lost but by the wire's half precision"

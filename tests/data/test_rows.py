@@ -32,17 +32,29 @@ def test_lines_count_from_one_and_empty_ones_are_no_rows(tmp_path):
 def test_a_table_has_a_header_and_its_damage_is_told(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(
-        b'text,n\n"two\nlines",1\nshort\nlatin \xe9,2\n' + b"x" * 200_000 + b',3\n"never closed,4\nmore,5\n'
+        b'text,n\n"two\nlines",1\nshort\nlatin \xe9,2\n' + b"x" * 200_000 + b',3\n"closed" early,4\nmore,5\n'
     )
     found = [row for _, row in rows(path)]
     assert found[0] == {"text": "two\nlines", "n": "1"} and found[1] == {"text": "short", "n": None}
     assert found[2]["text"] == "latin \udce9" and len(found[3]["text"]) == 200_000
-    assert found[4].startswith("no CSV (unexpected end of data") and len(found) == 5
+    assert found[4].startswith("no CSV (") and found[4].endswith(", lines 7 to 7)")
+    assert found[5:] == [{"text": "more", "n": "5"}]
     path.write_text("id,text\n1,one\n2,The mill, built in 1794\n3,three\n")
     found = [row for _, row in rows(path)]
     assert found[1] == "no CSV (more fields than the header has)" and found[2] == {"id": "3", "text": "three"}
     path.write_text("id,text\n1,one,\n")
     assert rows(path)[0][1]["text"] == "one", "a last comma says nothing"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [('text,n\n"two\nlines",1\n"never closed,4\nmore,5\n', 4), ('"text,n\none,1\n', 1)]
+)
+def test_a_quote_that_is_never_closed_ends_the_reading_and_hides_no_rows(tmp_path, text, line):
+    (tmp_path / "a.csv").write_text(text)
+    found = sources(str(tmp_path / "a.csv"), "")[0].rows()
+    with pytest.raises(ValueError, match=rf"a\.csv: a quote that opens in line {line} or later is never closed"):
+        for _, row in found:
+            assert row == {"text": "two\nlines", "n": "1"}
 
 
 def test_parquet_rows_and_bytes_that_are_no_text(tmp_path):
@@ -55,6 +67,22 @@ def test_parquet_rows_and_bytes_that_are_no_text(tmp_path):
     path.write_bytes(b"PAR1 nothing")
     with pytest.raises(ValueError, match=r"a\.parquet: no Parquet file"):
         rows(path)
+
+
+def test_a_parquet_file_with_a_damaged_page_or_footer_is_named(tmp_path):
+    path, damaged = tmp_path / "a.parquet", r"a\.parquet: no Parquet file, or a damaged one \(.+\)$"
+    pq.write_table(pa.table({"text": [f"text {n}" for n in range(9)]}), path)
+    data = path.read_bytes()
+    end = len(data) - 8  # of the footer, whose size and a mark stand behind it
+    begin = end - int.from_bytes(data[-8:-4], "little")
+    path.write_bytes(data[:4] + bytes(begin - 4) + data[begin:])
+    assert sources(str(path), "")[0].count() == 9
+    with pytest.raises(ValueError, match=damaged):
+        rows(path)
+    path.write_bytes(data[:begin] + bytes(end - begin) + data[end:])
+    for read in (rows, lambda path: sources(str(path), "")[0].count()):
+        with pytest.raises(ValueError, match=damaged):
+            read(path)
 
 
 def test_a_folder_a_pattern_and_files_with_commas(tmp_path):
@@ -126,3 +154,22 @@ def test_a_hub_id_is_read_through_datasets(monkeypatch):
     assert asked == [(("some/set", "part"), {"split": "train"})]
     with pytest.raises(ValueError, match=r"'no/thing' is no file, .* the hub gave none \(no such data set\)"):
         rows("no/thing")
+
+
+@pytest.mark.parametrize(
+    ("kind", "why", "says"),
+    [
+        ("RuntimeError", None, "scripts are no longer supported"),
+        ("DatasetGenerationError", ValueError("column n is no number\nmore"), "column n is no number"),
+    ],
+)
+def test_a_data_set_that_cannot_be_made_is_told_with_the_reason(monkeypatch, kind, why, says):
+    import datasets
+
+    def load_dataset(*_, **__):
+        raise getattr(datasets.exceptions, kind, RuntimeError)("scripts are no longer supported\nmore") from why
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("latentwire.data.rows.hub_answers", lambda: True)
+    with pytest.raises(ValueError, match=rf"'some/set' is no file, .* the hub gave none \({says}\)$"):
+        rows("some/set")

@@ -229,13 +229,13 @@ def test_a_question_that_squad_v2_calls_impossible_is_refused_as_one_without_ans
     assert len(read_squad_file(tmp_path / "good.json")) == 1
 
 
-@pytest.mark.parametrize("what", ["title", "context", "question"])
+@pytest.mark.parametrize("what", ["id", "title", "context", "question"])
 def test_half_of_a_surrogate_pair_is_refused_before_a_tokenizer_meets_it(tmp_path, what):
-    texts = {"title": "Lodz", "context": CONTEXT, "question": "How far?"}
+    texts = {"id": "q7", "title": "Lodz", "context": CONTEXT, "question": "How far?"}
     texts[what] += "\ud83d"
-    document = squad(qa("q7") | {"question": texts["question"]}, context=texts["context"], title=texts["title"])
+    document = squad(qa(texts["id"]) | {"question": texts["question"]}, context=texts["context"], title=texts["title"])
     (tmp_path / "bad.json").write_text(json.dumps(document))
-    with pytest.raises(ValueError, match=rf"question q7: its {what} holds half of a surrogate pair"):
+    with pytest.raises(ValueError, match=rf"question q7\ud83d?: its {what} holds half of a surrogate pair"):
         read_squad_file(tmp_path / "bad.json")
 
 
@@ -398,6 +398,7 @@ FAILURES = [
     FileNotFoundError("not in the cache"),
     ValueError("no such split"),
     OSError("?"),
+    RuntimeError("scripts are no longer supported"),
 ]
 
 
@@ -415,6 +416,18 @@ def test_a_hub_that_answers_and_does_not_give_the_data_is_not_taken_for_none(fai
         ValueError, match=rf"the hub did not give rajpurkar/squad \({re.escape(str(error))}\); .*SQUAD_DIR"
     ):
         _load_from_hub("dev")
+
+
+def test_data_that_the_hub_gave_and_that_cannot_be_made_is_told_with_the_reason(failing_hub):
+    from datasets.exceptions import DatasetGenerationError
+
+    error = DatasetGenerationError("An error occurred while generating the dataset")
+    error.__cause__ = ValueError("column n is no number")
+    failing_hub(error, reachable=True)
+    with pytest.raises(ValueError, match=r"the hub did not give rajpurkar/squad \(column n is no number\); try again"):
+        _load_from_hub("dev")
+    failing_hub(error, reachable=False)
+    assert _load_from_hub("dev") is None
 
 
 def test_held_out_are_the_questions_of_train_on_articles_that_no_training_sees(sample):

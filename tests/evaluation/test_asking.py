@@ -67,6 +67,14 @@ def test_a_conversation_outlives_mistakes(checkpoint, question, text_file, monke
     assert said.count("from wire") == 4 and next(typed, None) is None
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"), [("\udcff", "question: sign 0 is half of a pair"), (" \n", "question=.*: empty; give a text")]
+)
+def test_a_question_that_is_no_text_is_refused(checkpoint, question, asked, says):
+    with pytest.raises(ValueError, match=says):
+        Demo(DemoSettings(ckpt=checkpoint, llms="qwen")).answers(question.context, asked)
+
+
 def test_the_end_of_input_ends_a_conversation(monkeypatch):
     def end(prompt):
         raise EOFError

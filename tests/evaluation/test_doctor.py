@@ -28,7 +28,8 @@ def place(tmp_path, monkeypatch):
     """A checkout on a machine that has everything, without a GPU; `place.cache` and `place.squad` are its folders."""
     for name in ("requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").touch()
     wanted = [(tmp_path / name).read_bytes() for name in ("requirements.txt", "pyproject.toml")]
     (tmp_path / ".venv" / ".installed-requirements").write_bytes(b"".join(wanted))
     write_checkpoint(tmp_path / module.SHIPS)
@@ -148,7 +149,7 @@ AMISS = [
     (setting("MODELS_DIR", "/no/such"), "model", NOTE, "MODELS_DIR=/no/such is not a folder; unset it"),
     (setting("LATENTWIRE_CACHE", "/proc/nothing"), "cache", MISSING, "cannot be written; set LATENTWIRE_CACHE"),
     (setting("OUTPUT_DIR", "/proc/nothing"), "runs/", MISSING, "/proc/nothing cannot be written; set OUTPUT_DIR"),
-    (on_a_full_disk, "cache", MISSING, "1 GB free, 4.0 are needed; make room, or set LATENTWIRE_CACHE"),
+    (on_a_full_disk, "cache", MISSING, "1 GB free, 4.1 are needed; make room, or set LATENTWIRE_CACHE"),
     (without_library, "libraries", MISSING, "needs gguf<1,>=0.17 (4.0 here), scipy<2,>=1.15 (none here); pip install"),
     (has("memory_mb", 2_000), "machine", MISSING, "2 GB of memory; the quickstart needs about"),
     (has("memory_mb", 7_000), "training", NOTE, "wants 10 GB of memory; python latentwire/train.py --stage all"),
@@ -170,6 +171,24 @@ def test_what_is_amiss_is_told_with_its_remedy(place, monkeypatch, change, what,
     (told,) = [one for one in found(place, what) if text in one[1]] or [found(place, what)]
     assert told[0] == sign and text in told[1]
     assert doctor(DoctorSettings(gpu=False)) == (1 if sign == MISSING else 0)
+
+
+def test_what_one_disk_must_hold_is_added_up(place, monkeypatch):
+    shutil.rmtree(place / ".venv")
+    without("cache/smollm2-135m-instruct")(place, monkeypatch)
+    monkeypatch.setattr(module, "index_is_there", lambda: True)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9e9, 2e9, 7e9))
+    assert found(place, "room for .venv")[0][0] == OK
+    ((sign, text),) = found(place, "cache")
+    assert sign == MISSING and "7 GB free, 10.1 are needed" in text
+
+
+def test_an_environment_whose_python_is_gone_is_out_of_date(place, monkeypatch):
+    python = place / ".venv" / "bin" / "python"
+    python.unlink()
+    python.symlink_to(place / "no-python")
+    monkeypatch.setattr(module, "index_is_there", lambda: True)
+    assert "out of date; any script makes it" in found(place, ".venv")[0][1]
 
 
 def test_an_environment_out_of_date_is_made_again_and_needs_the_index(place, monkeypatch):

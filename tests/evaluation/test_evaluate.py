@@ -17,7 +17,7 @@ from latentwire.conditions.base import CONDITIONS, Sender
 from latentwire.data.question import split_by_article, subset
 from latentwire.data.squad import SAMPLE_DIR, load
 from latentwire.eval import main
-from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.evaluate import evaluate, manifest_ids
 from latentwire.evaluation.results import further_lines
 from latentwire.evaluation.settings import EvalSettings
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint, save_soft_prompts
@@ -284,6 +284,20 @@ def test_an_evaluation_goes_on_in_batches_of_another_size(run):
     assert len(predictions(run)) == len(lines)
     noted = json.loads((run / "config.json").read_text())["config"]
     assert noted["batch_size"] == config(run).batch_size, "what it was begun with"
+
+
+def test_an_ids_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfq1\r\n\r\nq2\r\n")
+    assert manifest_ids(tmp_path / "ids.txt") == ["q1", "q2"]
+
+
+def test_an_evaluation_goes_on_where_its_checkpoint_lies_by_now(trained, tmp_path, monkeypatch):
+    how = {"conditions": "no_context", "samples": 2, "max_new_tokens": 1}
+    before = evaluate(config(tmp_path / "r", ckpt=str(trained), **how))
+    monkeypatch.setattr("latentwire.evaluation.answering.answer", lambda *a: pytest.fail("computed again"))
+    for ckpt in (f"{trained}/", str(shutil.copytree(trained, tmp_path / "moved"))):
+        again = evaluate(config(tmp_path / "r", ckpt=ckpt, **how))
+        assert again == before | {"checkpoint": ckpt}
 
 
 def test_the_context_source_asks_the_question_as_text(tmp_path):

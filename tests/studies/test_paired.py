@@ -16,6 +16,7 @@ from latentwire.evaluation.results import compare as pairs_of
 from latentwire.evaluation.results import row_key, summarise
 from latentwire.reporting.charts import comparison, rates
 from latentwire.reporting.tables import comparison_markdown
+from latentwire.reporting.writing import write_comparison
 from latentwire.studies import paired
 from latentwire.studies.paired import answer_is_sent, compare, recompute
 from latentwire.studies.settings import parse_run
@@ -27,14 +28,16 @@ MACHINE = {"gpus": [], "processor": "P", "threads": 2, "torch": "2", "transforme
 
 def evaluation(folder, scores, weights=None, others=None, nll=(), **more):
     """A finished evaluation of one LLM with these F1s. weights: of its checkpoint, else its own; others: F1s of further
-    conditions, NAME or NAME@M; nll: of each answer, of which question i has i + 1 tokens; without, no LLM was asked."""
+    conditions, NAME or NAME@M, `encoder_only` without an LLM; nll: of each answer, of which question i has i + 1
+    tokens; without, no LLM was asked."""
     folder.mkdir(parents=True)
     rows, lines = [], []
     for condition, f1s in {"latentwire": scores, **(others or {})}.items():
         condition, _, m = condition.partition("@")
-        key = {"condition": condition, "llm": "llama", "m": int(m or 4)}
+        llm, model = (None, None) if condition == "encoder_only" else ("llama", "offline:a-model")
+        key = {"condition": condition, "llm": llm, "m": int(m or 4)}
         rows.append(key | {
-            "llm_id": "offline:a-model", "f1": sum(f1s) / len(f1s), "first_token_acc": 0.5, "nll_per_token": 2.0,
+            "llm_id": model, "f1": sum(f1s) / len(f1s), "first_token_acc": 0.5, "nll_per_token": 2.0,
             "wire_bytes": 7,
         })  # fmt: skip
         by_llm = [{"answer_nll": each, "answer_tokens": i + 1} for i, each in enumerate(nll)] or [{}] * len(f1s)
@@ -99,15 +102,34 @@ def test_seeds_are_averaged_by_question_and_their_spread_is_told(runs):
     assert "0.500, 0.333 (sd 0.118)" in table
 
 
+def test_who_answers_without_an_llm_is_paired_and_drawn_beside_the_one_llm(tmp_path):
+    one = evaluation(tmp_path / "base", [0, 0, 1, 1, 0, 1], others={"encoder_only": [1, 1, 1, 1, 0, 1]})
+    found = compared(one, f"{one}:encoder_only")
+    first, alone = found["rows"]
+    assert alone["diff"] == pytest.approx(2 / 6) and alone["diff_ci95"] and not first["diff_ci95"]
+    (panel,) = comparison(found).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == [alone["name"], first["name"]]
+
+
+def test_all_machines_of_a_comparison_are_named(tmp_path):
+    here = evaluation(tmp_path / "here", [0] * 6)
+    there = evaluation(tmp_path / "there", [1] * 6, machine=MACHINE | {"gpus": ["H200"]})
+    assert "; 1 x H200, torch 2, transformers 5; P, 2 threads, torch 2, transformers 5.\n" in comparison_markdown(
+        compared(here, there)
+    )
+
+
 def test_seeds_go_by_what_their_folders_share(tmp_path):
     seeds = [evaluation(tmp_path / f"seed{seed}" / "lead" / "eval", [0] * 6) for seed in (0, 1)]
     rows = compared(seeds, evaluation(tmp_path / "rivals", [1] * 6))["rows"]
     assert [row["name"] for row in rows] == ["lead/eval (2 seeds)", "rivals"]
 
 
-def test_an_answer_is_sent_if_all_its_tokens_are(trained):
+def test_an_answer_is_sent_if_all_its_tokens_are(trained, monkeypatch):
     for m, sent in ((1, False), (500, True)):
         assert set(answer_is_sent(trained, "prompt", QUESTIONS, m)) == {sent}
+    monkeypatch.setattr(paired, "_AT_ONCE", 4)
+    assert answer_is_sent(trained, "prompt", QUESTIONS, 500).tolist() == [True] * 6, "the last batch is smaller"
 
 
 def test_all_of_one_answer_must_be_sent_whichever_it_is(monkeypatch):
@@ -176,7 +198,7 @@ def test_what_is_averaged_or_paired_is_of_one_llm_and_codec_and_of_seeds_in_one_
     results = json.loads((small / "results.json").read_text())
     results["results"][0]["llm_id"] = "offline:another"
     (small / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ValueError, match=r"llm='llama': is of offline:another, not of offline:a-model"):
+    with pytest.raises(ValueError, match=r"llm='llama': is of offline:a-model and offline:another; compare"):
         compared(a[0], small)
 
 
@@ -379,13 +401,17 @@ def test_zeros_alone_are_shown_by_the_rule_of_three(tmp_path):
     assert comparison_markdown(found).count(f"| 0.000 [0.000, {shown:.3f}] |") == 2
     (panel,) = comparison(found).axes
     assert max(bar.get_segments()[0][1][0] for bar in panel.collections) == pytest.approx(shown)
+    chart = rates(found)
+    bars = [bar for bar in chart.axes[0].collections if len(bar.get_segments()) == 1]
+    assert [bar.get_segments()[0][1][1] for bar in bars] == pytest.approx([shown, shown])
+    assert "n=6" in chart.get_suptitle()
 
 
 def test_the_bytes_of_the_same_weights_are_joined_and_drawn_where_there_are_several(tmp_path):
     scores = {"fp16": [1] * 6, "compact8": [0, 1, 1, 1, 1, 1], "coarse8": [0, 0, 1, 1, 1, 1]}
     runs = [evaluation(tmp_path / codec, f1, "weights", codec=codec) for codec, f1 in scores.items()]
     found = compared(*runs, f"{evaluation(tmp_path / 'text', [0] * 6, others={'text': [0, 0, 0, 1, 1, 1]})}:text")
-    paired.write(found, tmp_path / "one size")
+    write_comparison(found, tmp_path / "one size")
     assert not (tmp_path / "one size" / "bytes.png").exists()
     for row, size in zip(found["rows"], (16402, 110, 58, 870), strict=True):
         row["wire_bytes"] = size
@@ -394,7 +420,7 @@ def test_the_bytes_of_the_same_weights_are_joined_and_drawn_where_there_are_seve
     assert joined == [[[58, pytest.approx(4 / 6)], [110, pytest.approx(5 / 6)], [16402, 1]]], "the text stands alone"
     assert {text.get_text() for text in panel.texts} == {"fp16", "compact8", "coarse8", "text: text"}
     assert [text.get_text() for text in panel.get_legend().texts] == ["llama"]
-    paired.write(found, tmp_path / "sizes")
+    write_comparison(found, tmp_path / "sizes")
     assert (tmp_path / "sizes" / "bytes.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -469,6 +495,15 @@ def test_a_row_whose_predictions_were_not_kept_is_named_and_the_others_are_recom
     assert again["not_kept"] == ["no predictions were kept: llama text"] and [
         row["condition"] for row in again["results"]
     ] == ["latentwire"]
+    record = json.loads((whole / "results.json").read_text())
+    one_m, others = record["results"][0], record["comparisons"]
+    record["results"].append(one_m | {"m": 8})
+    record["comparisons"] = others + [pair | {"m": 8} for pair in others]
+    (whole / "results.json").write_text(json.dumps(record))
+    packed.write_bytes(gzip.compress("".join(lines).encode()))
+    recompute.__globals__["_lines"].cache_clear()
+    again = recompute(whole)
+    assert again["comparisons"] == others and again["not_kept"] == ["no predictions were kept: llama latentwire"]
     packed.write_bytes(gzip.compress("".join(lines[:-1]).encode()))
     recompute.__globals__["_lines"].cache_clear()
     with pytest.raises(ValueError, match=r"lacks the predictions of .*'text'.* for 1 questions"):

@@ -179,6 +179,14 @@ def test_what_is_answered_at_once_is_told_per_second():
     assert table.splitlines()[-1] == "| 40 | a | 6 | 4.00 | 2.00 |"
 
 
+def test_a_ratio_says_of_how_many_repeats_it_is():
+    hardware = {"gpus": ["G"], "torch": "2", "transformers": "5"}
+    line = {"part": "train", "name": "train_step", "ours": 1.0}
+    raw = [line | {"llm": llm, "other": 2.0} for llm in "ab" for _ in range(3)]
+    table = speed_markdown({"hardware": hardware, "raw": raw, "ratios": room.ratios(raw)})
+    assert "| train_step | 2.00 | 2.00 | 2.00 | 3 |" in table
+
+
 def test_a_chart_of_growth_has_a_panel_for_each_thing_and_a_line_of_proportion():
     lines = [
         {"name": f"growth_{kind}", "value": n, "seconds": 2.0 * n, "peak_memory_mb": memory}

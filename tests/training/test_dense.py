@@ -117,6 +117,15 @@ def test_as_many_continuations_are_asked_for_as_are_wanted(dense, tmp_path):
     assert {q.id.removesuffix(" continued") for q in asked} == {q.id for q in plain}
 
 
+def test_only_where_answers_are_learned_does_a_step_ask_how_texts_go_on(short, tmp_path):
+    def asked(stage, share):
+        config = short(tmp_path, stage=stage, init="x", source="context", continuation_share=share)
+        return Batches(config, trained_on(config)[0], 1)[0]
+
+    assert asked("scores", 1.0) == asked("scores", 0.0) == asked("joint", 0.0), "from spans, which it has none of"
+    assert all(q.id.endswith("continued") for q in asked("joint", 1.0))
+
+
 def test_it_is_trained_with_all_of_it(dense, tuned, tmp_path):
     config = dense(
         tmp_path / "r", kd_weight=0.5, teacher=str(tuned), continuation_share=0.5, first_latent_len=12,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_llm
 from safetensors.torch import load_file
-from training.run_tools import Stopped, changed, read, stop_in_step
+from training.run_tools import Stopped, changed, lines_of, read, stop_in_step, timeless
 
 from latentwire import LatentWire
 from latentwire.models.closed_form import least_squares_map
@@ -15,6 +15,7 @@ from latentwire.models.exporting import export
 from latentwire.models.weights import read_config
 from latentwire.reporting.card import card
 from latentwire.training.running import train
+from latentwire.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("surroundings")
 NAMES = ("encoder", "adapter_llama", "adapter_qwen")
@@ -155,14 +156,28 @@ def test_an_encoder_without_a_joint_stage_is_exported_once_every_reader_has_join
     assert "**Made by** stage `scores`" in card(made, tmp_path / "shipped", "")
 
 
-def test_killed_and_started_again_it_ends_with_the_same_adapter(join, monkeypatch):
-    whole = join("whole", samples=16) / "checkpoint_last"
+@pytest.mark.parametrize("who", ["third", "llama,third"])
+def test_killed_and_started_again_it_ends_with_the_same_adapters(join, joint, monkeypatch, who):
+    """Also where one of two LLMs reads the wire already, and the other joins it."""
+    run, learned = Trainer.run, []
+
+    def noted(self):
+        learned.append([found.name for found in self.components])
+        assert learned[-1] == learned[0], "each has its own state of the optimizer, which asks for no shape"
+        run(self)
+
+    monkeypatch.setattr(Trainer, "run", noted)
+    whole = join("whole", samples=16, llms=who) / "checkpoint_last"
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_in_step(patch, 1)
-        join("parts", samples=16)
-    parts = join("parts", samples=16) / "checkpoint_last"
-    assert not changed(whole, parts, "adapter_third")
-    assert read(whole / "adapter_third.pt").keys() == read(parts / "adapter_third.pt").keys()
+        join("parts", samples=16, llms=who)
+    parts = join("parts", samples=16, llms=who) / "checkpoint_last"
+    lines = [timeless(lines_of(folder.parent)) for folder in (whole, parts)]
+    assert [line["step"] for line in lines[0]] == [0, 1, 2, 2] and lines[0] == lines[1]
+    for name in who.split(","):
+        assert not changed(whole, parts, f"adapter_{name}")
+        assert read(whole / f"adapter_{name}.pt").keys() == read(parts / f"adapter_{name}.pt").keys()
+    assert bool(changed(joint / "checkpoint_best", parts, "adapter_llama")) == ("llama" in who)
 
 
 def test_continued_it_reads_as_many_questions_at_once_as_before(join, monkeypatch):

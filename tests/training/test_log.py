@@ -51,6 +51,11 @@ def test_steps_after_the_kept_one_are_dropped_to_be_computed_again(path):
     assert [p.name for p in path.parent.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_validation_that_the_kept_step_was_saved_before_is_dropped_to_be_made_again(path):
+    TrainingLog(path, 4, judged=False).close()
+    assert seen(path) == [(0, True), (1, False), (2, False), (3, False), (4, False)]
+
+
 def test_a_run_that_saved_nothing_starts_its_record_over(path):
     TrainingLog(path, -1).close()
     assert read_lines(path) == []

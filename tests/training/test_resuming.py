@@ -23,7 +23,7 @@ from training.run_tools import (
 
 from latentwire.models import checkpoint
 from latentwire.models.checkpoint import load_checkpoint, save_checkpoint
-from latentwire.models.weights import read_config
+from latentwire.models.weights import load_training, read_config
 from latentwire.training.running import train
 from latentwire.training.trainer import Batches, Trainer
 from latentwire.utils.files import read_sealed, write_sealed
@@ -85,12 +85,36 @@ def between_renames(count):
     Path.rename = dying
 
 
+def in_validation():
+    validate = Trainer._validate
+
+    def dying(self, log):
+        if self.step:
+            self.job.validate = kill
+        validate(self, log)
+
+    Trainer._validate = dying
+
+
+def after_validation():
+    note = Trainer._note
+
+    def dying(self, log, line):
+        note(self, log, line)
+        if line["step"] and "validation" in line:
+            kill()
+
+    Trainer._note = dying
+
+
 ways = {
     "first_step": lambda: in_step(0),
     "step": lambda: in_step(4),
     "write": lambda: in_write(3),
     "renames": lambda: between_renames(3),
     "terminated": lambda: in_step(3, signal.SIGTERM),
+    "validation": in_validation,
+    "validated": after_validation,
 }
 runs, threads = json.loads(sys.argv[1])
 pids = {}
@@ -107,7 +131,9 @@ for way, flags in runs.items():
         os._exit(0)
 print(json.dumps({way: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for way, pid in pids.items()}))
 """
-WAYS = {"first_step": -9, "step": -9, "write": -9, "renames": -9, "terminated": 143}
+WAYS = {
+    "first_step": -9, "step": -9, "write": -9, "renames": -9, "terminated": 143, "validation": -9, "validated": -9,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +178,16 @@ def flags(config):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_killed_run_continues_to_the_same_bits(killed, joint_config, joint, way):
+def test_a_killed_run_continues_to_the_same_bits(killed, joint_config, joint, way, capsys):
     folder, status = killed[way]
     assert status == WAYS[way]
-    done = {"first_step": None, "step": 4, "write": 2, "renames": 2, "terminated": 4}[way]
-    last = folder / "checkpoint_last"
+    done = {
+        "first_step": None, "step": 4, "write": 2, "renames": 2, "terminated": 4, "validation": 3, "validated": 3,
+    }[way]  # fmt: skip
+    last, judged = folder / "checkpoint_last", [0, 3] if done == 4 or way == "validated" else [0]
+    assert [line["step"] for line in lines_of(folder) if "validation" in line] == judged
+    if way in ("validation", "validated"):
+        assert not load_training(last)["judged"], "a step is saved before it is validated"
     if way == "renames":
         assert not last.exists() and (folder / ".checkpoint_last.old").is_dir()
     if way == "write":
@@ -168,6 +199,8 @@ def test_a_killed_run_continues_to_the_same_bits(killed, joint_config, joint, wa
     with open(folder / "metrics.jsonl", "a") as metrics:
         metrics.write('{"step": 6, "lo')  # a kill may cut a line
     train(joint_config(folder))
+    left = {"first_step": 3, "step": 1, "terminated": 1}.get(way, 2)
+    assert f"and {left} validations on" in capsys.readouterr().out
     assert_same_run(folder, joint)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training.run_tools import LLMS, Stopped, files, ready_trainer, steps_in, trained_on
+from training.run_tools import LLMS, Stopped, files, lines_of, ready_trainer, steps_in, trained_on
 
 from latentwire.data.registry import DATASETS
 from latentwire.data.squad import SAMPLE_DIR, load
@@ -160,6 +160,12 @@ def test_an_estimate_trains_nothing_and_leaves_nothing(short, scores, tmp_path, 
     assert not list(tmp_path.iterdir()) and files(scores) == there
     assert found.keys() == {"joint"} and found["joint"]["steps"] == 3 and found["joint"]["seconds"] > 0
     assert found["joint"]["teacher_seconds"] == 0
+
+
+def test_an_estimate_counts_the_validations_that_a_run_writes(joint_config, joint, tmp_path, capsys):
+    train(joint_config(tmp_path / "a", estimate=True))
+    written = ["validation" in line for line in lines_of(joint)]
+    assert f"and {sum(written)} validations on 5 questions" in capsys.readouterr().out
 
 
 def test_the_time_of_a_teacher_is_part_of_an_estimate(short, scores, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 
 import pytest
 import torch
@@ -113,6 +114,20 @@ def test_the_codebook_of_a_checkpoint_begins_anew_and_its_selection_stays(joint,
     assert read_config(tmp_path / "r" / "checkpoint_best")["adapters"] == dict.fromkeys(LLMS, "preamble")
     with pytest.raises(ValueError, match="'codebook' has no choice of tokens to keep"):
         train(short(tmp_path / "other", stage="codebook", init=str(codebook)))
+
+
+def test_a_checkpoint_names_the_backbone_that_it_has_whatever_the_settings_name(
+    short, run_of, codebook, scores, encoder_folder, tmp_path
+):
+    other = str(shutil.copytree(encoder_folder, tmp_path / "other"))
+    named = {"encoder": ENCODERS["hf"].Settings(encoder_id=other)}
+    for init, expected in ((codebook, other), (scores / "checkpoint_best", encoder_folder)):
+        job = ready_trainer(short(tmp_path / "r", stage="scores", init=str(init), **named)).job
+        job.save(tmp_path / "saved", None, {})
+        assert read_config(tmp_path / "saved")["encoder_id"] == expected
+        shutil.rmtree(tmp_path / "r")
+    again = short(tmp_path / "again", stage="codebook", init=str(scores / "checkpoint_best"), **named)
+    assert read_config(run_of(again) / "checkpoint_best")["encoder_id"] == encoder_folder
 
 
 def test_stage_adapters_trains_codebook_residual_and_adapters_alone(adapters, scores):

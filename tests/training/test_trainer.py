@@ -120,6 +120,29 @@ def test_held_out_articles_are_never_trained_on_and_choose_the_checkpoint(joint_
     assert {q.id for q in asked} == {q.id for q in held}, "a checkpoint is chosen by what was not trained on"
 
 
+def test_a_validation_reads_no_more_questions_at_once_than_a_step(joint_config, tmp_path, monkeypatch):
+    trainer = ready_trainer(joint_config(tmp_path / "r", kd_weight=0.0, micro_batch=2))
+    sizes = []
+    monkeypatch.setattr(jobs, "answer", lambda *given: sizes.append(len(given[5])) or answer(*given))
+    for trainer.job.config.micro_batch, most in ((2, 2), (None, 5)):
+        sizes.clear()
+        trainer.job.validate()
+        assert max(sizes) == most and sum(sizes) == 5 * len(LLMS)
+
+
+def test_a_validation_of_what_is_sent_reads_no_more_questions_at_once_than_a_step(short, scores, tmp_path, monkeypatch):
+    config = short(tmp_path / "r", stage="scores", init=str(scores / "checkpoint_best"), micro_batch=2)
+    trainer, encoded, sizes = ready_trainer(config), SelectingEncoder.encoded, []
+
+    def noted(self, questions, source, m, *more):
+        sizes.extend([len(questions)] if m == config.latent_len else [])
+        return encoded(self, questions, source, m, *more)
+
+    monkeypatch.setattr(SelectingEncoder, "encoded", noted)
+    trainer.job.validate()
+    assert sizes == [2, 2, 1]
+
+
 def test_a_step_takes_no_longer_gradient_than_is_allowed(joint_config, tmp_path, monkeypatch):
     trainer, lengths = ready_trainer(joint_config(tmp_path / "r", kd_weight=0.0, clip=0.01)), []
     step = trainer.optimizer.step
@@ -264,6 +287,23 @@ def test_timing_the_steps_changes_nothing(joint_config, tmp_path):
     assert all(p.grad is None for p in trainer.job.model.parameters())
 
 
+@pytest.mark.parametrize(("stage", "learns"), [("joint", True), ("adapters", False)])
+def test_steps_are_timed_in_the_mode_that_they_run_in(request, short, tmp_path, monkeypatch, stage, learns):
+    """A backbone that is loaded to be trained comes without dropout, one of a checkpoint with it."""
+    init = {"joint": "codebook", "adapters": "scores"}[stage]
+    init = request.getfixturevalue(init) / ("" if init == "codebook" else "checkpoint_best")
+    backward, modes = Trainer._backward, []
+
+    def noted(self, step):
+        modes.append(self.job.model.encoder.backbone.model.training)
+        return backward(self, step)
+
+    monkeypatch.setattr(Trainer, "_backward", noted)
+    trainer = ready_trainer(short(tmp_path / "r", stage=stage, init=str(init)))
+    trainer.take_step()
+    assert modes == [learns] * 3, "two that were timed, and the first"
+
+
 def test_what_is_frozen_drops_nothing_out(short, codebook, tmp_path):
     trainer = ready_trainer(short(tmp_path / "r", stage="adapters", init=str(codebook)))
     trainer.take_step()
@@ -325,5 +365,9 @@ def test_a_signal_in_the_last_step_begins_no_next_stage(short, scores, tmp_path,
         patch.setattr(Trainer, "_loss", told)
         train(short(tmp_path / "r", **settings))
     assert end.value.code == 143 and read_config(tmp_path / "r" / "checkpoint_last")["step"] == 1
+    assert ["validation" in line for line in lines_of(tmp_path / "r")] == [True, False]
+    train(short(tmp_path / "r", **settings))
+    assert "finished already" not in capsys.readouterr().out, "its last step is still to be validated"
+    assert ["validation" in line for line in lines_of(tmp_path / "r")] == [True, False, True]
     train(short(tmp_path / "r", **settings))
     assert "finished already" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -236,3 +237,13 @@ def test_what_it_starts_has_jemalloc_unless_another_allocator_was_chosen(tmp_pat
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, "a library that cannot be loaded is told there"
     assert ("libjemalloc.so" in done.stdout) == (chosen is None and not has_driver())
+
+
+def test_an_allocator_that_ld_preload_cannot_name_is_left_out(monkeypatch, tmp_path):
+    for folder, there in (("rays", True), ("my rays", False), ("a:b", False)):
+        library = tmp_path / folder / "core" / "libjemalloc.so"
+        library.parent.mkdir(parents=True)
+        library.touch()
+        spec = SimpleNamespace(origin=str(tmp_path / folder / "__init__.py"))
+        monkeypatch.setattr(launcher, "find_spec", lambda _, spec=spec: spec)
+        assert launcher.allocator() == (str(library) if there else "")

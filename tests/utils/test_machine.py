@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from latentwire.utils import machine as this
-from latentwire.utils.machine import git_sha, give_memory_back, machine, machine_line, on_this_machine
+from latentwire.utils.machine import (
+    git_sha,
+    give_memory_back,
+    machine,
+    machine_line,
+    on_this_machine,
+    peak_memory_mb,
+)
 
 
 @dataclass
@@ -80,6 +87,13 @@ def test_the_record_of_a_machine_says_what_times_depend_on(cards):
     assert record["torch"] == torch.__version__.partition("+")[0] or record["torch"] == torch.__version__
     assert record.keys() == {"processor", "threads", "gpus", "python", "torch", "transformers", "numpy"}
     assert machine_line(record).startswith("2 x Test GPU, torch ")
+
+
+def test_the_record_of_a_run_on_the_processor_names_no_card(cards, monkeypatch):
+    cards(2)
+    assert machine("cpu")["gpus"] == [] and "threads" in machine_line(machine("cpu"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5e6)
+    assert peak_memory_mb("cuda:1") == 5 and peak_memory_mb("cpu") > 5
 
 
 def test_a_machine_in_one_line():

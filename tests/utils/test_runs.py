@@ -35,10 +35,16 @@ def test_a_run_says_what_it_is_by_which_commit_and_on_which_machine(begun, monke
     found = record(begun)
     assert found["config"] == IDENTITY | {"llms": ["llama", "qwen"]} and found["schema"] == 1
     assert found["git"] == runs.git_sha() and found["machine"] == runs.machine()
-    monkeypatch.setattr(runs, "machine", lambda: pytest.fail("the first machine counts"))
+    monkeypatch.setattr(runs, "machine", lambda device: pytest.fail("the first machine counts"))
     with RunFolder(begun, IDENTITY) as run:
         assert run.origin == {"git": found["git"], "machine": found["machine"]}
     assert record(begun) == found and (begun / "predictions.jsonl").read_text() == "{}\n"
+
+
+def test_a_run_records_the_device_that_it_works_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "machine", lambda device: f"of {device}")
+    with RunFolder(tmp_path / "run", IDENTITY | {"device": "cpu"}) as run:
+        assert run.origin["machine"] == "of cpu"
 
 
 def test_a_run_of_another_identity_is_refused_and_what_differs_is_named(begun):

@@ -119,12 +119,13 @@ class Encoder(nn.Module):
         """Z of a batch; source: one of SOURCES; m: M."""
         raise NotImplementedError
 
-    def encode(self, questions: Sequence[Question], source: str, m: int) -> list[Tensor]:
-        """Z of each question: float32 [M, d_z], fewer rows where the text has fewer tokens.
+    def encode(self, questions: Sequence[Question], source: str, m: int | Sequence[int]) -> list[Tensor]:
+        """Z of each question: float32 [M, d_z], fewer rows where the text has fewer tokens. m: M, or that of each.
 
         A question's Z never depends on the batch that it came in: not a bit of it.
         """
-        return [one.z[0, one.used[0]].float() for one in self.encoded(questions, source, m)]
+        sizes = [m] * len(questions) if isinstance(m, int) else m
+        return [one.z[0, one.used[0]].float() for one in self._one_by_one(questions, source, sizes)]
 
     def select(self, questions: Sequence[Question], source: str, m: int) -> list[list[int]]:
         """For each question the wire token ids that lead its places, in the order they are sent; only where
@@ -167,12 +168,17 @@ class Encoder(nn.Module):
         self, questions: Sequence[Question], source: str, m: int, ready: Sequence[dict] = (), **how: bool
     ) -> list[Encoded]:
         """`forward` without dropout, one question at a time. ready: what `ready` gave for them, where it was asked."""
-        found = []
+        return [*self._one_by_one(questions, source, [m] * len(questions), ready, **how)]
+
+    def _one_by_one(
+        self, questions: Sequence[Question], source: str, sizes: Sequence[int], ready: Sequence[dict] = (), **how: bool
+    ) -> Iterator[Encoded]:
+        """The same with an M for each; a caller need not keep what comes, which is larger than Z."""
         with self.still():
             for some in (slice(at, at + _AT_ONCE) for at in range(0, len(questions), _AT_ONCE)):
                 mine = ready[some] or self.ready(questions[some], source)
-                found += [self([q], source, m, **one, **how) for q, one in zip(questions[some], mine, strict=True)]
-        return found
+                for q, m, one in zip(questions[some], sizes[some], mine, strict=True):
+                    yield self([q], source, m, **one, **how)
 
     @contextmanager
     def still(self) -> Iterator[None]:

@@ -107,13 +107,15 @@ class IdsEncoder(TokenEncoder):
 
     def _relevance(self, span: Tensor, tokens: Tokens, m: int) -> Tensor:
         """Starting scores [B, T] from span logits [B, T, 2]. What a long question has beyond its share comes last."""
-        likely = span.softmax(dim=1).mean(dim=2)  # [B, T], adds up to 1
-        kernel = torch.bartlett_window(2 * _REACH + 3, periodic=False, device=span.device)[1:-1]
-        near = conv1d(likely[:, None], kernel[None, None], padding=_REACH)[:, 0]
+        # In bfloat16, as trainings compute, scores would tie that the wire tells apart.
+        with torch.autocast(span.device.type, enabled=False):
+            likely = span.softmax(dim=1).mean(dim=2)  # [B, T], adds up to 1
+            kernel = torch.bartlett_window(2 * _REACH + 3, periodic=False, device=span.device)[1:-1]
+            near = (conv1d(likely[:, None], kernel[None, None], padding=_REACH)[:, 0] + _LEAST).log()
         others = tokens.mask & ~tokens.context
         within = others.cumsum(dim=1) <= max(1, int(m * QUESTION_SHARE))
         kept = torch.where(within, _KEPT, math.log(_LEAST))
-        return torch.where(tokens.context, (near + _LEAST).log(), kept)
+        return torch.where(tokens.context, near, kept)
 
 
 # A step moves a residual by what hundreds of weights change together; a lone vector needs steps of that size.

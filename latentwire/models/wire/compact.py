@@ -107,7 +107,7 @@ class Compact:
     def pack(self, z: np.ndarray, r: int, coarse: int = 1) -> bytes:
         """Words of the coder, for latents [P, d_z]."""
         latents, most = torch.from_numpy(np.ascontiguousarray(z, np.float32)), _most(coarse)
-        ids = nearest(latents, self.codes)
+        ids = nearest(latents, self.codes, self._half_squares)
         values = (latents - self.codes[ids] - self.mean) @ self.directions[:r].T / (self.step * coarse)  # [P, r]
         sent = values.round().clamp(-most, most).int() + most
         return self._coded(ids.int().numpy(), [column.contiguous().numpy() for column in sent.T], coarse)
@@ -146,6 +146,10 @@ class Compact:
     def id(self) -> bytes:
         """What names them in a payload."""
         return self.digest[:_ID]
+
+    @cached_property
+    def _half_squares(self) -> Tensor:
+        return half_squares(self.codes)
 
     @cached_property
     def _of_tokens(self) -> _Category:
@@ -195,10 +199,15 @@ def _most(coarse: int) -> int:
     return round(LEVELS / coarse)
 
 
-def nearest(latents: Tensor, codes: Tensor) -> Tensor:
+def half_squares(codes: Tensor) -> Tensor:
+    """|code|^2 / 2 of each code [V, d_z]: [V]."""
+    return torch.linalg.vector_norm(codes, dim=1).square() / 2
+
+
+def nearest(latents: Tensor, codes: Tensor, halves: Tensor | None = None) -> Tensor:
     """Token [P] whose code [V, d_z] lies nearest to each latent [P, d_z]: the least of |code|^2 / 2 - latent · code,
-    which takes a third of the time of all distances."""
-    halves = torch.linalg.vector_norm(codes, dim=1).square() / 2
+    which takes a third of the time of all distances. halves: `half_squares(codes)`, where that is known."""
+    halves = half_squares(codes) if halves is None else halves
     found = [torch.addmm(halves, some, codes.T, alpha=-1).argmin(dim=1) for some in latents.split(512)]
     return torch.cat(found or [torch.zeros(0, dtype=torch.long)])
 
