@@ -1,8 +1,7 @@
 """Evaluations of the same questions side by side, each paired with the first: ablations, seeds, codecs, conditions.
 
-    python latentwire/compare.py BASE OTHER ...
+    python latentwire/compare.py BASE OTHER ...     # RUN alone: its table again, held against its results.json
     python latentwire/compare.py A0,A1,A2 B0,B1,B2 A0:text --margin 0.01 --save_dir runs/compared
-    python latentwire/compare.py RUN        # its table again, from its predictions, held against its results.json
 
 Folders joined by commas are training seeds of one thing. docs/studies.md says how intervals and verdicts are made.
 """

@@ -90,7 +90,8 @@ def test_a_long_text_is_sent_in_as_many_parts_as_the_flag_allows(call, lw, short
     ("flags", "says"),
     [
         ([], "error: out='': a wire is bytes, no text"),
-        (["--out", "no/such/z.lwir"], "error: out='no/such/z.lwir': there is no such folder"),
+        (["--out", "no/such/z.lwir"], "error: out='no/such/z.lwir': name a file in a folder that is there"),
+        (["--out", "."], "error: out='.': name a file in a folder that is there"),
     ],
 )
 def test_where_no_wire_can_go_is_told_before_the_checkpoint_is_loaded(call, files, monkeypatch, flags, says):

@@ -37,7 +37,7 @@ def test_a_table_has_a_header_and_its_damage_is_told(tmp_path):
     found = [row for _, row in rows(path)]
     assert found[0] == {"text": "two\nlines", "n": "1"} and found[1] == {"text": "short", "n": None}
     assert found[2]["text"] == "latin \udce9" and len(found[3]["text"]) == 200_000
-    assert found[4].startswith("no CSV (") and found[4].endswith(", lines 7 to 7)")
+    assert found[4].startswith("no CSV (") and found[4].endswith(", from line 7 on)")
     assert found[5:] == [{"text": "more", "n": "5"}]
     path.write_text("id,text\n1,one\n2,The mill, built in 1794\n3,three\n")
     found = [row for _, row in rows(path)]
@@ -46,15 +46,19 @@ def test_a_table_has_a_header_and_its_damage_is_told(tmp_path):
     assert rows(path)[0][1]["text"] == "one", "a last comma says nothing"
 
 
-@pytest.mark.parametrize(
-    ("text", "line"), [('text,n\n"two\nlines",1\n"never closed,4\nmore,5\n', 4), ('"text,n\none,1\n', 1)]
-)
-def test_a_quote_that_is_never_closed_ends_the_reading_and_hides_no_rows(tmp_path, text, line):
-    (tmp_path / "a.csv").write_text(text)
+def test_a_quote_that_is_never_closed_ends_the_reading_and_hides_no_rows(tmp_path):
+    (tmp_path / "a.csv").write_text('text,n\n"two\nlines",1\n"never closed,4\nmore,5\n')
     found = sources(str(tmp_path / "a.csv"), "")[0].rows()
-    with pytest.raises(ValueError, match=rf"a\.csv: a quote that opens in line {line} or later is never closed"):
+    with pytest.raises(ValueError, match=r"a\.csv: a quote that opens in line 4 or later is never closed"):
         for _, row in found:
             assert row == {"text": "two\nlines", "n": "1"}
+
+
+@pytest.mark.parametrize("text", ['"text,n\none,1\n', '"te"xt,n\none,1\n'])
+def test_a_header_that_is_no_csv_gives_its_place_to_no_row(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.csv: its header is no CSV"):
+        rows(tmp_path / "a.csv")
 
 
 def test_parquet_rows_and_bytes_that_are_no_text(tmp_path):

@@ -235,7 +235,7 @@ def test_half_of_a_surrogate_pair_is_refused_before_a_tokenizer_meets_it(tmp_pat
     texts[what] += "\ud83d"
     document = squad(qa(texts["id"]) | {"question": texts["question"]}, context=texts["context"], title=texts["title"])
     (tmp_path / "bad.json").write_text(json.dumps(document))
-    with pytest.raises(ValueError, match=rf"question q7\ud83d?: its {what} holds half of a surrogate pair"):
+    with pytest.raises(ValueError, match=rf"question \W?q7.*: its {what} holds half of a surrogate pair"):
         read_squad_file(tmp_path / "bad.json")
 
 
