@@ -4,6 +4,10 @@
 set -euo pipefail
 takes_flags=1
 source "$(dirname "$0")/common.sh"
+if [[ " $* " == *" -h "* || " $* " == *" --help "* ]]; then exec "$PYTHON" latentwire/load_test.py --help; fi
+"$PYTHON" -c 'from latentwire.service.settings import LoadSettings
+from latentwire.utils.cli import parse, run
+run(lambda: parse(LoadSettings))' "$@"  # a wrong setting is told before anything starts
 needs serve fastapi gradio httpx prometheus_client psutil uvicorn
 show load_test
 export OUTPUT_DIR
@@ -29,10 +33,6 @@ address() {
     echo "$found"
 }
 
-if [[ " $* " == *" -h "* || " $* " == *" --help "* ]]; then exec "$PYTHON" latentwire/load_test.py --help; fi
-"$PYTHON" -c 'from latentwire.service.settings import LoadSettings
-from latentwire.utils.cli import parse, run
-run(lambda: parse(LoadSettings))' "$@"  # a wrong setting is told before anything starts
 start together
 start one --batch 1
 url=$(address together "${pids[0]}")

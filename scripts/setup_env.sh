@@ -12,14 +12,14 @@ if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
 fi
 
 stamp=.venv/.installed-requirements
-installed() { cmp -s <(cat requirements.txt pyproject.toml) "$stamp" && .venv/bin/python -c '' 2>/dev/null; }
+installed() { cmp -s <(cat requirements.txt pyproject.toml) "$stamp" && .venv/bin/python -c 'import pip' 2>/dev/null; }
 if ! installed && command -v flock >/dev/null; then
     exec 9>.venv.lock  # scripts that start together set it up once
     flock 9
 fi
 if ! installed; then
     echo "setting up .venv (a few minutes the first time) ..."
-    "$base" -m venv $(.venv/bin/python -c '' 2>/dev/null || echo --clear) .venv || { echo "error: cannot make .venv; install Python's venv module" >&2; exit 2; }
+    "$base" -m venv $(.venv/bin/python -c 'import pip' 2>/dev/null || echo --clear) .venv || { echo "error: cannot make .venv; install Python's venv module" >&2; exit 2; }
     .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
     .venv/bin/python -m pip install --disable-pip-version-check --no-deps --editable .
     # Written last: an interrupted set-up is done again.

@@ -80,7 +80,7 @@ def encode_corpus(config: CorpusSettings) -> dict:
     facts |= {"content": digest(*(source.digest() for source in given)), "tables": None}
     if config.codec in COMPACT:
         facts["tables"] = digest(*(sha256_of(path) for path in sorted((lw.folder / "codec").iterdir())))
-    with RunFolder(config.output, identity(config, _NO_PART, **facts)) as run:
+    with RunFolder(config.output, identity(config, _NO_PART, **facts), device=config.device) as run:
         corpus = _Progress(run, config)
         if len(corpus.footers) != corpus.record.get("shards"):  # else all of it is done
             _on_ray(config, given, corpus)
@@ -296,6 +296,8 @@ class _Encoder:
 
     def _encoded(self, rows: Sequence[tuple[str, ...]], errors: list[dict]) -> dict[str, bytes]:
         """The wires by place; a text that the encoder refuses has none, and is named in `errors`."""
+        if not rows:
+            return {}
         asked = [row[3] for row in rows] if encoder_reads_question(self.lw.source) else None
         try:
             wires = self.lw.encode([row[2] for row in rows], asked, **self.config.how)

@@ -19,7 +19,7 @@ from latentwire.reporting.labels import f1_label
 from latentwire.reporting.tables import markdown
 from latentwire.utils.cli import SCHEMA
 from latentwire.utils.files import write_json, write_text
-from latentwire.utils.machine import git_sha, machine, machine_line
+from latentwire.utils.machine import device_of, git_sha, machine, machine_line
 
 
 def document_of(words: int, each: int) -> tuple[str, list[Question]]:
@@ -72,7 +72,8 @@ def measure(config: DocumentSettings) -> dict:
     results = {
         "schema": SCHEMA, "dataset": "sample", "split": "dev", "n": len(questions), "words": len(document.split()),
         "source": lw.source, "checkpoint": config.ckpt, "codec": config.codec, "encode_seconds": seconds,
-        "encodings": len(questions) if known else 1, "git": git_sha(), "machine": machine(), "results": rows,
+        "encodings": len(questions) if known else 1, "git": git_sha(), "machine": machine(device_of(lw.device)),
+        "results": rows,
     }  # fmt: skip
     folder = Path(config.save_dir)
     folder.mkdir(parents=True, exist_ok=True)

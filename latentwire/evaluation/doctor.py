@@ -188,21 +188,21 @@ def _disk(root: Path) -> Iterator[Finding]:
     to_make = MODELS_MB if any(not is_cached(name) for name in _offline_ids(root)) else 0
     venv = 0 if os.environ.get("PYTHON") or (root / ".venv").is_dir() else ENVIRONMENT_MB
     places = {
-        "runs/": (Path(os.environ.get("OUTPUT_DIR") or root / "runs"), 100, "OUTPUT_DIR"),
-        **({"room for .venv": (root, venv, "PYTHON")} if venv else {}),
-        "cache": (cache_dir(), to_make, "LATENTWIRE_CACHE"),
+        "runs/": (Path(os.environ.get("OUTPUT_DIR") or root / "runs"), 100, "OUTPUT_DIR to another folder"),
+        **({"room for .venv": (root, venv, "PYTHON to an interpreter that has everything")} if venv else {}),
+        "cache": (cache_dir(), to_make, "LATENTWIRE_CACHE to another folder"),
     }
     beside: dict[int, int] = {}  # megabytes that are needed of each disk
-    for what, (folder, needed, variable) in places.items():
+    for what, (folder, needed, remedy) in places.items():
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         disk = there.stat().st_dev
         needed = beside[disk] = beside.get(disk, 0) + needed
         free = shutil.disk_usage(there).free // 10**6
         text = f"{folder}: {free / 1000:.0f} GB free"
         if not writable(there):
-            yield Finding(MISSING, what, f"{folder} cannot be written; set {variable} to a folder that can")
+            yield Finding(MISSING, what, f"{folder} cannot be written; set {remedy}")
         elif free < needed:
-            yield Finding(MISSING, what, f"{text}, {needed / 1000:.1f} are needed; make room, or set {variable}")
+            yield Finding(MISSING, what, f"{text}, {needed / 1000:.1f} are needed; make room, or set {remedy}")
         else:
             yield Finding(OK, what, text)
 

@@ -64,7 +64,8 @@ def comparison(compared: Mapping) -> Figure:
     size = (6 * len(llms), 1.6 + 0.36 * max(map(len, shown.values())))
     figure = Figure(figsize=size, layout="constrained")
     for panel, llm in zip(figure.subplots(1, len(llms), squeeze=False)[0], llms, strict=True):
-        base = shown[llm][-1]
+        own = [row for row in shown[llm] if row["llm"] == llm or len(llms) == 1]
+        base = own[-1]
         for y, row in enumerate(shown[llm]):
             _bar(panel, y, row, compared["n"], first if row["name"] == base["name"] else others, 0.7)
             if len(row["seed_f1"]) > 1:

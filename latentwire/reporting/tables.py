@@ -225,7 +225,7 @@ def speed_markdown(results: Mapping) -> str:
 
 
 def _repeats(lines: Sequence[Mapping], name: str) -> int:
-    """How often a ratio was measured of all LLMs."""
+    """Repeats of a ratio, each over all LLMs."""
     mine = [line.get("llm") for line in lines if line["name"] == name and "other" in line]
     return len(mine) // max(1, len(set(mine)))
 

@@ -252,7 +252,9 @@ class ArmsSettings(SeveralTrainings):
     k: int = option(12, "first tokens of an answer to learn; its end is learned, too", least=1)
     eval_samples: int = option(2800, "dev questions that judge an arm", least=1)
     skip: int = option(1000, "dev questions that are left out first: those that were looked at before", least=0)
-    ids: str = option("", "manifest.json of an evaluation: its questions judge an arm, not EVAL_SAMPLES behind SKIP")
+    ids: str = option(
+        "", "manifest.json of an evaluation; its questions judge the arms, in place of SKIP and EVAL_SAMPLES"
+    )
     save_dir: str = option("runs/arms", "output folder", env="OUTPUT_DIR")
 
 
@@ -286,7 +288,9 @@ class DenseSettings(SeveralTrainings):
     teacher_samples: int = option(3200, "train questions of the teacher's soft prompt", gpu=20_000, least=1)
     eval_samples: int = option(1000, "dev questions that judge an arm", least=1)
     skip: int = option(1000, "dev questions that are left out first: those that were looked at before", least=0)
-    ids: str = option("", "manifest.json of an evaluation: its questions judge an arm, not EVAL_SAMPLES behind SKIP")
+    ids: str = option(
+        "", "manifest.json of an evaluation; its questions judge the arms, in place of SKIP and EVAL_SAMPLES"
+    )
     save_dir: str = option("runs/experiments/dense", "output folder", env="OUTPUT_DIR")
 
 

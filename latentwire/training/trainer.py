@@ -161,19 +161,20 @@ class Trainer:
             stop = stopping.asked()
             self.judged = self.step % self.per_epoch > 0
             late = time.monotonic() - saved > 60 * self.job.config.save_minutes
-            if log and (stop or late or not self.judged):
+            keep = stop or late or not self.judged
+            if log and keep:
                 self._save()
-                saved = time.monotonic()
             if stop:
                 raise Terminated
             self._judge(log)
+            if keep:
+                saved = time.monotonic()
         bar.close()
         if stopping.asked():  # while the last step was validated: no next stage begins
             raise Terminated
 
     def _judge(self, log: TrainingLog | None) -> None:
-        """Validate what was not validated yet. It is saved already: a validation may outlast whoever ends this
-        program."""
+        """Validate what was not validated yet. It is saved already, so a kill meanwhile loses no step."""
         if self.judged:
             return
         self.judged = True

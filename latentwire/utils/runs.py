@@ -59,7 +59,8 @@ class RunFolder:
     An existing folder of the same identity is continued. Raises ValueError if it holds another one (the differing keys
     are named) or is in use by a live process (it is named); `fresh` starts over instead of continuing, and `restart`
     tells the user how to. `may_differ` names what is noted at the start, but makes no other run. `origin` tells the
-    commits that the run was begun and continued with, and the machine that it was begun on.
+    commits that the run was begun and continued with, and the machine that it was begun on, as `device` (the
+    identity's, unless it is given) sees it.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class RunFolder:
         fresh: bool = False,
         restart: str = "by removing it (rm -r)",
         may_differ: tuple[str, ...] = (),
+        device: str = "",
     ):
+        self.device = device or identity.get("device", "")
         self.path, self._restart, self._may_differ = Path(path), restart, may_differ
         self._locked = self.path / ".lock"  # its text names the process that holds it
         try:
@@ -117,7 +120,7 @@ class RunFolder:
         if found or begun:
             for name in OUTPUTS:
                 (self.path / name).unlink(missing_ok=True)
-        self.origin = {"git": git_sha(), "machine": machine(identity.get("device", ""))}
+        self.origin = {"git": git_sha(), "machine": machine(self.device)}
         write_json(record, {"schema": SCHEMA, "config": identity} | self.origin)
 
     def _require_same(self, before: dict, now: dict) -> None:

@@ -15,9 +15,12 @@ set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 show arms
 export SOURCE LLMS EPOCHS K OUTPUT_DIR
-export -n SAMPLES  # of the arms alone
+export -n SAMPLES SKIP  # of the arms alone
 judged=(--skip "$SKIP" --samples "$EVAL_SAMPLES")
-[ -z "$IDS" ] || judged=(--ids "$IDS")
+if [ -n "$IDS" ]; then
+    [ -f "$IDS" ] || { echo "error: IDS=$IDS: there is no such file" >&2 && exit 2; }
+    judged=(--ids "$IDS")
+fi
 UNTRAINED="text token_budget selected_text selected_words pca_selected no_context" control=shuffled_z
 [ "$SOURCE" = context ] || { UNTRAINED+=" sentence encoder_only" && control=shuffled_context_z; }
 # An arm's smaller wires, the fewest bytes first.

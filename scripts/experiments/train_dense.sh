@@ -19,7 +19,7 @@ source "$(dirname "$0")/../common.sh"
 export DTYPE=${DTYPE:-native}
 show dense
 export SOURCE=context LLMS K OUTPUT_DIR
-export -n SAMPLES LATENT_LENS FIRST_LATENT_LEN CONTINUATION_SHARE KD_WEIGHT TEACHER SCORES_SAMPLES  # of the arms alone
+export -n SAMPLES SKIP LATENT_LENS FIRST_LATENT_LEN CONTINUATION_SHARE KD_WEIGHT TEACHER SCORES_SAMPLES  # of the arms alone
 
 # kind_of ARM: what its adapters and its encoder are.
 kind_of() {

@@ -111,6 +111,16 @@ def test_who_answers_without_an_llm_is_paired_and_drawn_beside_the_one_llm(tmp_p
     assert [label.get_text() for label in panel.get_yticklabels()] == [alone["name"], first["name"]]
 
 
+def test_a_first_run_without_an_llm_is_the_line_of_no_llm_that_it_is_not_paired_with(tmp_path):
+    others = {"encoder_only": [1] * 6, "text": [1, 1, 1, 0, 0, 0]}
+    one = evaluation(tmp_path / "base", [0, 0, 1, 1, 0, 1], others=others)
+    found = compared(f"{one}:encoder_only", one)
+    assert found["rows"][1]["diff"] == pytest.approx(-0.5), "one LLM: it is what the others are paired with"
+    rows = [row | {"llm": "qwen"} for row in found["rows"][1:]]
+    first, second = comparison(found | {"rows": [*found["rows"], *rows]}).axes
+    assert [panel.lines[-1].get_xdata()[0] for panel in (first, second)] == [0.5, 0.5], "its own LLM's first run"
+
+
 def test_all_machines_of_a_comparison_are_named(tmp_path):
     here = evaluation(tmp_path / "here", [0] * 6)
     there = evaluation(tmp_path / "there", [1] * 6, machine=MACHINE | {"gpus": ["H200"]})
